@@ -1,0 +1,3 @@
+"""Continual pretraining with vocabulary expansion."""
+
+__version__ = "0.1.0"

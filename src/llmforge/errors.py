@@ -1,0 +1,17 @@
+"""The user's mistakes, told apart from faults of the program.
+
+Whatever is raised as a `UserError` reaches the terminal as one sentence; anything else is a bug and is
+reported as one. Sentences name the file, line or flag, and say what to do.
+"""
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. `str(error)` is the whole sentence shown; exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """A wrong flag or a contradiction between flags; exit code 2."""
+
+    exit_code = 2
