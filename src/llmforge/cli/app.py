@@ -1,0 +1,85 @@
+"""The Typer app: every command in pipeline order, each imported only when it is run or asked for help."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from llmforge.cli.options import ForgeCommand
+
+TOKENIZER, MODEL, DATA, TRAINING, RESULT, ALL = (
+    "1. Tokenizer",
+    "2. Model",
+    "3. Data",
+    "4. Training",
+    "5. Results",
+    "All of it",
+)
+# name: (panel, one line of help). The command `a-b` is the function `a_b` of llmforge/cli/a_b.py.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "learn-pieces": (TOKENIZER, "Learn new pieces from a corpus by continuing the tokenizer's own BPE."),
+    "init-tokenizer": (TOKENIZER, "Add pieces to a tokenizer, and prove that it still works."),
+    "init-model": (MODEL, "Grow a model's embeddings to a larger tokenizer."),
+    "prepare-data": (DATA, "Tokenize a corpus and splice it into balanced buckets of full rows."),
+    "train": (TRAINING, "Continue pretraining, in stages."),
+    "export": (RESULT, "Write a checkpoint as an ordinary Hugging Face model."),
+    "evaluate": (RESULT, "Compare models in bits per byte on the same documents."),
+    "generate": (RESULT, "Continue a prompt."),
+    "run": (ALL, "Run every step of a recipe, skipping what is done."),
+}
+
+
+class Pipeline(TyperGroup):
+    """Lists commands from the table above; imports one only when it is resolved by name."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        panel, line = COMMANDS[cmd_name]
+        return TyperCommand(cmd_name, callback=None, help=line, rich_help_panel=panel)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        args = [args[0].replace("_", "-"), *args[1:]] if args else args
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if name else command, rest
+
+
+def load_command(name: str) -> Any:
+    """The Typer command `name`, its file imported."""
+    module = import_module(f"llmforge.cli.{name.replace('-', '_')}")
+    function: Callable[..., None] = getattr(module, name.replace("-", "_"))
+    single = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    single.command(name, cls=ForgeCommand, no_args_is_help=True)(function)
+    return typer.main.get_command(single)
+
+
+app = typer.Typer(
+    cls=Pipeline,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from llmforge import __version__
+
+        typer.echo(f"llmforge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _llmforge(
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_show_version, is_eager=True),
+) -> None:
+    """Teach an existing language model a new language or domain.
+
+    Each command is one step: it reads the output directory of the step before and writes its own.
+    """

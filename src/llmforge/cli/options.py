@@ -1,0 +1,93 @@
+"""Options that commands share, and the command class that reads flags as the ancestor's users write them."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that llmforge made before.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is left to chance.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def debug_wanted(arguments: Sequence[str]) -> bool:
+    """Whether the command line asks for tracebacks; read where parsing itself may have failed."""
+    return "--debug" in arguments
+
+
+class ForgeCommand(TyperCommand):
+    """A command whose options may be spelled with underscores, and whose repeatable options take several words.
+
+    `--dataset a b c` means `--dataset a --dataset b --dataset c`: such an option takes every word up to the next
+    option. This is how the ancestor's scripts pass their bash arrays.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        repeatable = {
+            name for parameter in self.get_params(ctx) if getattr(parameter, "multiple", False) for name in parameter.opts
+        }
+        return super().parse_args(ctx, repeat_flags([dashed(word) for word in args], repeatable))
+
+
+def dashed(word: str) -> str:
+    """`--a_b=c_d` as `--a-b=c_d`; anything but a long option as it is."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def repeat_flags(words: Sequence[str], repeatable: set[str]) -> list[str]:
+    """Writes each flag of `repeatable` again before every further word that follows it."""
+    result: list[str] = []
+    flag, values = "", 0
+    for position, word in enumerate(words):
+        if word == "--":
+            return [*result, *words[position:]]
+        if word.startswith("-") and len(word) > 1:
+            flag, values = (word, 0) if word in repeatable else ("", 0)
+        elif flag:
+            values += 1
+            if values > 1:
+                result.append(flag)
+        result.append(word)
+    return result
+
+
+def example(*lines: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Ends the help of a command with a real example of its use."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        command.__doc__ = f"{(command.__doc__ or '').rstrip()}\n\nExample:\n\n\b\n" + " \\\n    ".join(lines)
+        return command
+
+    return add
+
+
+def show_finished(finished: Any, as_json: bool, summary: str = "") -> None:
+    """Prints the end of a step: where the output is, and `summary`, or the manifest as JSON."""
+    if as_json:
+        from dataclasses import asdict
+
+        print(json.dumps({"output": str(finished.output), "skipped": finished.skipped, **asdict(finished.manifest)}, ensure_ascii=False))
+        return
+    state = "already done, nothing changed" if finished.skipped else "done"
+    print(f"{finished.manifest.step}: {state}: {finished.output}")
+    if summary:
+        print(summary)
+    sys.stdout.flush()
+
+
+def words(values: Sequence[str]) -> list[str]:
+    """The items of options that take several words, comma-separated words, or both."""
+    return [item for value in values for item in value.split(",") if item]
+
+
+def paths(values: Sequence[str]) -> list[Path]:
+    """`words` as paths."""
+    return [Path(item).expanduser() for item in words(values)]
