@@ -1,0 +1,5 @@
+"""Tokenizers: load, learn pieces, expand, verify, compare (docs/tokenizer.md). Imports no torch."""
+
+from llmforge.tokenizer.load import Tokenizer, load
+
+__all__ = ["Tokenizer", "load"]

@@ -1,0 +1,35 @@
+"""GPT-2's alphabet: every byte as one printable character, so that byte strings can be pieces."""
+
+from functools import lru_cache
+
+
+@lru_cache(maxsize=1)
+def byte_to_character() -> dict[int, str]:
+    """The character that stands for each byte: printable Latin-1 as itself, the rest from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {
+        **{byte: chr(byte) for byte in printable},
+        **{byte: chr(0x100 + i) for i, byte in enumerate(others)},
+    }
+
+
+@lru_cache(maxsize=1)
+def character_to_byte() -> dict[str, int]:
+    """The inverse of `byte_to_character`."""
+    return {character: byte for byte, character in byte_to_character().items()}
+
+
+def to_piece(text: bytes) -> str:
+    """The piece that stands for the bytes `text`."""
+    table = byte_to_character()
+    return "".join(table[byte] for byte in text)
+
+
+def to_bytes(piece: str) -> bytes | None:
+    """The bytes that `piece` stands for; None if it has a character outside the alphabet."""
+    table = character_to_byte()
+    try:
+        return bytes(table[character] for character in piece)
+    except KeyError:
+        return None

@@ -1,0 +1,151 @@
+"""A tokenizer ready to use: ids for text in which special tokens are never recognised."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from llmforge.errors import UserError
+from llmforge.tokenizer import bytelevel
+from llmforge.tokenizer.definition import Definition, Family, read_definition, token_content
+from llmforge.tokenizer.sentencepiece_model import SPACE
+from llmforge.workspace import fingerprint_json
+
+BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A BPE or unigram tokenizer.
+
+    `size` is the highest id + 1, added tokens included. `bos_id` is the id that this tokenizer itself puts
+    before a text, None if it puts none; `eos_id` and `pad_id` are the ones its configuration names.
+    `fingerprint` is that of the vocabulary (pieces by id, merges or scores): equal for every copy, however
+    its files are laid out. `backend` reads special tokens in text as text.
+    """
+
+    directory: Path
+    family: Family
+    size: int
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+    special_ids: frozenset[int]
+    fingerprint: str
+    backend: tokenizers.Tokenizer
+    definition: Definition
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Flat int32 ids of `texts`, and int64 offsets (len(texts) + 1); nothing before or after a text."""
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        ids = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+        offsets = np.zeros(len(ids) + 1, dtype=np.int64)
+        np.cumsum([len(one) for one in ids], out=offsets[1:])
+        return np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32), offsets
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens included."""
+        return str(self.backend.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    def pieces(self) -> list[str]:
+        """Pieces by id, as they stand in `tokenizer.json`; "" where an id is unused."""
+        return pieces_of(self.definition.json)
+
+    def token_bytes(self) -> list[bytes]:
+        """By id, the UTF-8 bytes that a token stands for in text; b"" for special tokens and unused ids."""
+        result = [self._bytes_of(piece) for piece in self.pieces()]
+        for token in self.definition.json["added_tokens"]:
+            result[token["id"]] = b"" if token["special"] else token["content"].encode()
+        return result
+
+    def _bytes_of(self, piece: str) -> bytes:
+        if self.family == "byte-level-bpe":
+            spelled = bytelevel.to_bytes(piece)
+            return piece.encode() if spelled is None else spelled
+        if (byte := BYTE_PIECE.fullmatch(piece)) and self.definition.json["model"].get("byte_fallback"):
+            return bytes([int(byte[1], 16)])
+        return piece.replace(SPACE, " ").encode()
+
+
+def load(path: Path) -> Tokenizer:
+    """The tokenizer in the directory `path` (of a tokenizer or of a model).
+
+    Read are `tokenizer.json`, else `tokenizer.model`, else `vocab.json` with `merges.txt`. Raises `UserError`
+    where there is none, where it is damaged, and for a kind that llmforge cannot extend, such as WordPiece.
+    """
+    return from_definition(read_definition(path))
+
+
+def from_definition(definition: Definition) -> Tokenizer:
+    """The tokenizer that `definition` describes."""
+    pieces = pieces_of(definition.json)
+    backend = backend_of(definition.json, definition.directory)
+    ids = {token["content"]: token["id"] for token in definition.json["added_tokens"]}
+    return Tokenizer(
+        directory=definition.directory,
+        family=definition.family,
+        size=len(pieces),
+        bos_id=_prefix_id(backend),
+        eos_id=_named_id("eos", definition, ids),
+        pad_id=_named_id("pad", definition, ids),
+        special_ids=frozenset(token["id"] for token in definition.json["added_tokens"] if token["special"]),
+        fingerprint=_fingerprint(definition, pieces),
+        backend=backend,
+        definition=definition,
+    )
+
+
+def backend_of(definition: dict[str, Any], name: object) -> tokenizers.Tokenizer:
+    """The `tokenizers` object of a `tokenizer.json`: nothing cut or padded, special tokens in text as text."""
+    try:
+        backend = tokenizers.Tokenizer.from_str(json.dumps(definition, ensure_ascii=False))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise UserError(
+            f"{name} has a tokenizer that cannot be read ({error}); fetch its files again."
+        ) from error
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend
+
+
+def pieces_of(definition: dict[str, Any]) -> list[str]:
+    """Pieces by id of a `tokenizer.json`, added tokens included; "" where an id is unused."""
+    model = definition["model"]
+    by_id: dict[int, str] = {}
+    if model["type"] == "Unigram":
+        by_id.update(enumerate(piece for piece, _ in model["vocab"]))
+    else:
+        by_id.update((i, piece) for piece, i in model["vocab"].items())
+    by_id.update((token["id"], token["content"]) for token in definition["added_tokens"])
+    pieces = [""] * (max(by_id, default=-1) + 1)
+    for i, piece in by_id.items():
+        pieces[i] = piece
+    return pieces
+
+
+def _prefix_id(backend: tokenizers.Tokenizer) -> int | None:
+    """The id put before every text: what stands before its ids when special tokens are asked for."""
+    bare, framed = (backend.encode("a", add_special_tokens=wanted).ids for wanted in (False, True))
+    return int(framed[0]) if framed[: len(bare)] != bare else None
+
+
+def _named_id(name: str, definition: Definition, ids: dict[str, int]) -> int | None:
+    content = token_content(definition.config.get(f"{name}_token"))
+    if content is not None:
+        return ids.get(content)
+    if definition.model is not None and not definition.config:
+        named = int(getattr(definition.model.trainer_spec, f"{name}_id"))
+        return named if named >= 0 else None
+    return None
+
+
+def _fingerprint(definition: Definition, pieces: list[str]) -> str:
+    model = definition.json["model"]
+    order = [score for _, score in model["vocab"]] if model["type"] == "Unigram" else model["merges"]
+    return fingerprint_json([definition.family, pieces, order])

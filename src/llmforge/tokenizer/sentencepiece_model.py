@@ -1,0 +1,171 @@
+"""The sentencepiece protobuf: read, checked, and written as a `tokenizer.json` that gives the same ids.
+
+sentencepiece's BPE merges the adjacent pair whose joint piece has the highest score, the leftmost first;
+`tokenizers` merges the pair of the lowest rank. So merges are listed in the order of the scores of what they
+make, and only pieces of type NORMAL make merges: a text that spells `<s>` or `<0x0A>` must not become a
+control token or a byte. (sentencepiece, src/bpe_model.cc; transformers 4.51 converts alike, transformers 5
+ranks by id.)
+"""
+
+import base64
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from llmforge.errors import UserError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+UNIGRAM, BPE = 1, 2
+SPACE = "▁"
+
+
+def read_model(path: Path) -> Any:
+    """The `ModelProto` in the file `path`; a `UserError` if it is not a whole BPE or unigram model."""
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except DecodeError:
+        raise UserError(
+            f"{path} is not a sentencepiece model, or was cut short; fetch the file again."
+        ) from None
+    if not proto.pieces or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):
+        raise UserError(
+            f"{path} lacks parts of a sentencepiece model, so it was cut short; fetch the file again."
+        )
+    if proto.trainer_spec.model_type not in (BPE, UNIGRAM):
+        raise UserError(
+            f"{path} is a sentencepiece model of words or characters; llmforge needs BPE or unigram."
+        )
+    if proto.trainer_spec.treat_whitespace_as_suffix or not proto.normalizer_spec.escape_whitespaces:
+        raise UserError(
+            f"{path} writes spaces as suffixes or not at all, which tokenizer.json cannot; use another model."
+        )
+    return proto
+
+
+def to_tokenizer_json(proto: Any, add_bos: bool = True, add_eos: bool = False) -> dict[str, Any]:
+    """The `tokenizer.json` of `proto`. `add_bos`, `add_eos`: what to put around a text, if it has such."""
+    pieces = [piece.piece for piece in proto.pieces]
+    prefix = proto.normalizer_spec.add_dummy_prefix
+    users = any(piece.type == USER_DEFINED for piece in proto.pieces)
+    around = {
+        "bos": proto.trainer_spec.bos_id if add_bos else -1,
+        "eos": proto.trainer_spec.eos_id if add_eos else -1,
+    }
+    decoder: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prefix:
+        decoder.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added_tokens(proto),
+        "normalizer": _normalizer(proto.normalizer_spec, prefix and not users),
+        # `Prepend` would put a space after every user-defined piece as well; this one knows the start of the
+        # text, but takes a text that begins with a space for one that has its prefix already.
+        "pre_tokenizer": {
+            "type": "Metaspace",
+            "replacement": SPACE,
+            "prepend_scheme": "first",
+            "split": False,
+        }
+        if prefix and users
+        else None,
+        "post_processor": template(
+            [(pieces[around["bos"]], around["bos"])] if around["bos"] >= 0 else [],
+            [(pieces[around["eos"]], around["eos"])] if around["eos"] >= 0 else [],
+        ),
+        "decoder": {"type": "Sequence", "decoders": decoder},
+        "model": model_json(proto),
+    }
+
+
+def model_json(proto: Any) -> dict[str, Any]:
+    """The `model` of `tokenizer.json`: vocabulary with merges or with scores."""
+    bytes_too = bool(proto.trainer_spec.byte_fallback)
+    unknown = next((i for i, piece in enumerate(proto.pieces) if piece.type == UNKNOWN), None)
+    if proto.trainer_spec.model_type == UNIGRAM:
+        vocabulary = [[piece.piece, piece.score] for piece in proto.pieces]
+        return {"type": "Unigram", "unk_id": unknown, "vocab": vocabulary, "byte_fallback": bytes_too}
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None if unknown is None else proto.pieces[unknown].piece,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": bytes_too,
+        "ignore_merges": False,
+        "vocab": {piece.piece: i for i, piece in enumerate(proto.pieces)},
+        "merges": merges_by_score({p.piece: p.score for p in proto.pieces if p.type == NORMAL}),
+    }
+
+
+def merges_by_score(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Every pair of pieces that makes a piece, best score first; of one score, longest left part first."""
+    found: list[tuple[float, int, int, str, str]] = []
+    for piece, score in scores.items():
+        splits = [(piece[:i], piece[i:]) for i in range(len(piece) - 1, 0, -1)]
+        splits = [(left, right) for left, right in splits if left in scores and right in scores]
+        found.extend((-score, -len(left), -len(right), left, right) for left, right in splits)
+    found.sort(key=lambda entry: entry[:3])
+    return [(left, right) for *_, left, right in found]
+
+
+def added_tokens(proto: Any) -> list[dict[str, Any]]:
+    """The entries of `added_tokens`: control and unknown pieces are special, user-defined ones are not."""
+    types = {UNKNOWN: True, CONTROL: True, USER_DEFINED: False}
+    return [added_token(i, p.piece, types[p.type]) for i, p in enumerate(proto.pieces) if p.type in types]
+
+
+def added_token(id: int, content: str, special: bool) -> dict[str, Any]:
+    """One entry of `added_tokens` that matches `content` exactly, in the text as it is."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": id, "content": content, **flags, "special": special}
+
+
+def template(before: Iterable[tuple[str, int]], after: Iterable[tuple[str, int]]) -> dict[str, Any] | None:
+    """A post-processor that puts special tokens, each (content, id), around a text; None for none."""
+    before, after = list(before), list(after)
+    if not before and not after:
+        return None
+
+    def one(sequence: str, type_id: int) -> list[dict[str, Any]]:
+        def special(content: str) -> dict[str, Any]:
+            return {"SpecialToken": {"id": content, "type_id": type_id}}
+
+        text = {"Sequence": {"id": sequence, "type_id": type_id}}
+        return [
+            *(special(content) for content, _ in before),
+            text,
+            *(special(content) for content, _ in after),
+        ]
+
+    tokens = {content: {"id": content, "ids": [id], "tokens": [content]} for content, id in [*before, *after]}
+    return {
+        "type": "TemplateProcessing",
+        "single": one("A", 0),
+        "pair": [*one("A", 0), *one("B", 1)],
+        "special_tokens": tokens,
+    }
+
+
+def _normalizer(spec: Any, prepend: bool) -> dict[str, Any] | None:
+    steps: list[dict[str, Any]] = []
+    if spec.precompiled_charsmap:
+        charsmap = base64.b64encode(spec.precompiled_charsmap).decode("ascii")
+        steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    if spec.remove_extra_whitespaces:
+        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    if prepend:
+        steps.append({"type": "Prepend", "prepend": SPACE})
+    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
+    return {"type": "Sequence", "normalizers": steps}
