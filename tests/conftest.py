@@ -24,7 +24,9 @@ def real_input() -> Callable[[str], Path]:
 def llmforge() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`llmforge("init-model", "--flag", value, code=0)` runs the command as a user does and checks its exit code."""
 
-    def run(*words: object, code: int = 0, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: object, code: int = 0, timeout: float = 600, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "llmforge", *map(str, words)],
             capture_output=True,

@@ -32,14 +32,21 @@ def convert(source: Path, target: Path) -> None:
     """Writes config, weights and tokenizer of the GGUF file `source` into the directory `target`."""
     reader = GGUFReader(source)
     fields = {name: field.contents() for name, field in reader.fields.items()}
-    heads = {"attn_q": fields["llama.attention.head_count"], "attn_k": fields["llama.attention.head_count_kv"]}
+    heads = {
+        "attn_q": fields["llama.attention.head_count"],
+        "attn_k": fields["llama.attention.head_count_kv"],
+    }
     tensors = {}
     for tensor in reader.tensors:
         weights = dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1].tolist())
         part = tensor.name.split(".")[2] if tensor.name.startswith("blk.") else ""
         if part in heads:  # undo llama.cpp's interleaving of the rotary halves
             rows, columns = weights.shape
-            weights = weights.reshape(heads[part], rows // heads[part] // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+            weights = (
+                weights.reshape(heads[part], rows // heads[part] // 2, 2, columns)
+                .swapaxes(1, 2)
+                .reshape(rows, columns)
+            )
         tensors[_name(tensor.name)] = torch.from_numpy(np.array(weights, order="C")).to(torch.bfloat16)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     _write_json(target / "config.json", _config(fields, tied="lm_head.weight" not in tensors))
@@ -50,7 +57,11 @@ def convert(source: Path, target: Path) -> None:
 
 
 def _name(name: str) -> str:
-    outside = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
+    outside = {
+        "token_embd.weight": "model.embed_tokens.weight",
+        "output_norm.weight": "model.norm.weight",
+        "output.weight": "lm_head.weight",
+    }
     if name in outside:
         return outside[name]
     _, layer, part, kind = name.split(".")
@@ -88,16 +99,32 @@ def _write_tokenizer(fields: dict[str, Any], ids: dict[str, int], target: Path) 
     tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges))
     # "smollm" in llama.cpp: every digit by itself, then GPT-2's pattern.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(p, special=True, normalized=False) for p, t in zip(pieces, types, strict=True) if t == CONTROL])
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(p, special=True, normalized=False)
+            for p, t in zip(pieces, types, strict=True)
+            if t == CONTROL
+        ]
+    )
     tokenizer.save(str(target / "tokenizer.json"))
     named = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     special = {name: pieces[ids[key]] for name, key in named.items()}
     _write_json(target / "special_tokens_map.json", special)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False, "model_max_length": fields["llama.context_length"]}
-    _write_json(target / "tokenizer_config.json", {**settings, **special, "chat_template": fields["tokenizer.chat_template"]})
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": False,
+        "model_max_length": fields["llama.context_length"],
+    }
+    _write_json(
+        target / "tokenizer_config.json",
+        {**settings, **special, "chat_template": fields["tokenizer.chat_template"]},
+    )
 
 
 def _write_json(path: Path, value: Any) -> None:

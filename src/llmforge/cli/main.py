@@ -27,7 +27,10 @@ def main() -> None:
             _stop(f"{name}{error.strerror[0].lower()}{error.strerror[1:]}.", 1)
         if isinstance(error, MemoryError):
             _stop("out of memory.", 1)
-        _stop(f"{type(error).__name__}: {error} (this is a fault of llmforge: --debug shows where, please report it).", 1)
+        _stop(
+            f"{type(error).__name__}: {error} (this is a fault of llmforge: --debug shows where, please report it).",
+            1,
+        )
 
 
 def _stop(sentence: str, code: int) -> None:

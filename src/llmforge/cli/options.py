@@ -29,7 +29,10 @@ class ForgeCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         repeatable = {
-            name for parameter in self.get_params(ctx) if getattr(parameter, "multiple", False) for name in parameter.opts
+            name
+            for parameter in self.get_params(ctx)
+            if getattr(parameter, "multiple", False)
+            for name in parameter.opts
         }
         return super().parse_args(ctx, repeat_flags([dashed(word) for word in args], repeatable))
 
@@ -74,7 +77,12 @@ def show_finished(finished: Any, as_json: bool, summary: str = "") -> None:
     if as_json:
         from dataclasses import asdict
 
-        print(json.dumps({"output": str(finished.output), "skipped": finished.skipped, **asdict(finished.manifest)}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"output": str(finished.output), "skipped": finished.skipped, **asdict(finished.manifest)},
+                ensure_ascii=False,
+            )
+        )
         return
     state = "already done, nothing changed" if finished.skipped else "done"
     print(f"{finished.manifest.step}: {state}: {finished.output}")

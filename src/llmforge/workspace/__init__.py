@@ -1,7 +1,14 @@
 """Step directories: manifests, fingerprints and atomic publishing (docs/architecture.md)."""
 
 from llmforge.workspace.fingerprint import fingerprint, fingerprint_json
-from llmforge.workspace.manifest import MANIFEST, Input, Manifest, manifest_path, read_manifest, write_manifest
+from llmforge.workspace.manifest import (
+    MANIFEST,
+    Input,
+    Manifest,
+    manifest_path,
+    read_manifest,
+    write_manifest,
+)
 from llmforge.workspace.step import Finished, Outcome, Step, find_finished, publish, run_step
 
 __all__ = [

@@ -64,7 +64,11 @@ def visible_files(directory: Path) -> Iterator[tuple[str, Path]]:
 
     for file in sorted(directory.rglob("*"), key=lambda p: p.relative_to(directory).as_posix()):
         relative = file.relative_to(directory)
-        if file.is_file() and relative.name != MANIFEST and not any(p.startswith(".") for p in relative.parts):
+        if (
+            file.is_file()
+            and relative.name != MANIFEST
+            and not any(p.startswith(".") for p in relative.parts)
+        ):
             yield relative.as_posix(), file
 
 

@@ -50,21 +50,29 @@ def read_manifest(output: Path, step: str | None = None) -> Manifest:
         raise UserError(f"{output} does not exist; check the path.")
     if not path.is_file():
         wanted = f"of llmforge {step}" if step else "of a finished llmforge step"
-        raise UserError(f"{output} is not an output {wanted} (it has no {path.name}): it is unfinished or foreign.")
+        raise UserError(
+            f"{output} is not an output {wanted} (it has no {path.name}): it is unfinished or foreign."
+        )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         raw["inputs"] = [Input(**entry) for entry in raw["inputs"]]
         manifest = Manifest(**raw)
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not a manifest that this llmforge can read ({error}); make the step again.") from error
+        raise UserError(
+            f"{path} is not a manifest that this llmforge can read ({error}); make the step again."
+        ) from error
     if step is not None and manifest.step != step:
-        raise UserError(f"{output} was written by llmforge {manifest.step}, but an output of llmforge {step} is needed here.")
+        raise UserError(
+            f"{output} was written by llmforge {manifest.step}, but an output of llmforge {step} is needed here."
+        )
     return manifest
 
 
 def write_manifest(path: Path, manifest: Manifest) -> Manifest:
     """Writes `manifest` to the file `path`, durably and in one move, stamped with the time of writing."""
-    stamped = Manifest(**{**manifest.__dict__, "created": datetime.now(timezone.utc).isoformat(timespec="seconds")})
+    stamped = Manifest(
+        **{**manifest.__dict__, "created": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    )
     order = ("step", "llmforge", "created", "arguments", "inputs", "outputs", "metrics")
     values = asdict(stamped)
     text = json.dumps({key: values[key] for key in order}, ensure_ascii=False, indent=2) + "\n"
@@ -83,7 +91,9 @@ def recorded_fingerprint(output: Path) -> str | None:
     if "files" not in manifest.outputs or "fingerprint" not in manifest.outputs:
         return None
     if changed := changed_file(output, manifest):
-        raise UserError(f"{changed} was changed after llmforge {manifest.step} had finished {output}; make that step again.")
+        raise UserError(
+            f"{changed} was changed after llmforge {manifest.step} had finished {output}; make that step again."
+        )
     return str(manifest.outputs["fingerprint"])
 
 

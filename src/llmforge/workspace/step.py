@@ -1,11 +1,11 @@
 """Running a step: skip it when it is done, build it in a hidden sibling, publish it in one rename.
 
-    state of OUT                                    what happens
-    ----------------------------------------------  -----------------------------------------------
-    absent, or an empty directory                   built
-    finished, same inputs and arguments             left as it is; the step reports itself done
-    finished, anything differs                      refused, naming --overwrite (or built anew with it)
-    something that llmforge did not write           refused, always: nothing of the user's is deleted
+state of OUT                                    what happens
+----------------------------------------------  -----------------------------------------------
+absent, or an empty directory                   built
+finished, same inputs and arguments             left as it is; the step reports itself done
+finished, anything differs                      refused, naming --overwrite (or built anew with it)
+something that llmforge did not write           refused, always: nothing of the user's is deleted
 """
 
 import fcntl
@@ -19,7 +19,14 @@ from typing import Any
 
 from llmforge.errors import UserError
 from llmforge.workspace.fingerprint import fingerprint, fingerprint_contents, fingerprint_json, visible_files
-from llmforge.workspace.manifest import Input, Manifest, changed_file, manifest_path, read_manifest, write_manifest
+from llmforge.workspace.manifest import (
+    Input,
+    Manifest,
+    changed_file,
+    manifest_path,
+    read_manifest,
+    write_manifest,
+)
 
 PLAN = ".plan"
 
@@ -68,10 +75,16 @@ def run_step(step: Step, build: Callable[[Path], Outcome]) -> Finished:
     inputs = [Input(str(path), fingerprint(path)) for path in step.inputs]
     if done := find_finished(step, inputs):
         return done
-    with _locked_partial(step, fingerprint_json([step.name, dict(step.arguments), [i.fingerprint for i in inputs]])) as partial:
+    with _locked_partial(
+        step, fingerprint_json([step.name, dict(step.arguments), [i.fingerprint for i in inputs]])
+    ) as partial:
         built = partial / step.output.name if step.single_file else partial
         outcome = build(built)
-        files = {built.name: built.stat().st_size} if step.single_file else {n: f.stat().st_size for n, f in visible_files(built)}
+        files = (
+            {built.name: built.stat().st_size}
+            if step.single_file
+            else {n: f.stat().st_size for n, f in visible_files(built)}
+        )
         record = Manifest(
             step=step.name,
             arguments=dict(step.arguments),
@@ -97,20 +110,28 @@ def find_finished(step: Step, inputs: Sequence[Input] | None = None) -> Finished
     output = step.output
     _restore_replaced(output)
     if any(_inside(path, output) for path in step.inputs):
-        raise UserError(f"{output} is both an input and the output of llmforge {step.name}; choose another output.")
+        raise UserError(
+            f"{output} is both an input and the output of llmforge {step.name}; choose another output."
+        )
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     if output.is_file() != step.single_file or not manifest_path(output).is_file():
-        raise UserError(f"{output} exists and was not written by llmforge {step.name}; choose another output or move it away.")
+        raise UserError(
+            f"{output} exists and was not written by llmforge {step.name}; choose another output or move it away."
+        )
     manifest = read_manifest(output)
     if step.overwrite:
         return None
     if manifest.step != step.name:
-        raise UserError(f"{output} is the output of llmforge {manifest.step}; choose another output, or --overwrite to replace it.")
+        raise UserError(
+            f"{output} is the output of llmforge {manifest.step}; choose another output, or --overwrite to replace it."
+        )
     if inputs is None:
         inputs = [Input(str(path), fingerprint(path)) for path in step.inputs]
     if difference := _difference(manifest, step.arguments, inputs):
-        raise UserError(f"{output} is finished, but {difference}; choose another output, or --overwrite to make it again.")
+        raise UserError(
+            f"{output} is finished, but {difference}; choose another output, or --overwrite to make it again."
+        )
     if changed := changed_file(output, manifest):
         raise UserError(f"{changed} was changed after {output} was finished; --overwrite makes it again.")
     return Finished(output, manifest, skipped=True)
@@ -139,9 +160,13 @@ def _locked_partial(step: Step, plan: str) -> Iterator[Path]:
         step.output.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _lock_directory(partial)
     except BlockingIOError:
-        raise UserError(f"another llmforge is writing {step.output} right now; wait for it or choose another output.") from None
+        raise UserError(
+            f"another llmforge is writing {step.output} right now; wait for it or choose another output."
+        ) from None
     except OSError as error:
-        raise UserError(f"{step.output} cannot be written ({error.strerror}); choose another output.") from error
+        raise UserError(
+            f"{step.output} cannot be written ({error.strerror}); choose another output."
+        ) from error
     try:
         plan_file = partial / PLAN
         if not (step.resumable and plan_file.is_file() and plan_file.read_text() == plan):

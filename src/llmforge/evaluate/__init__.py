@@ -1,0 +1,1 @@
+"""Measuring models on text: bits per byte, which is comparable across vocabularies, and generation."""

@@ -1,0 +1,102 @@
+"""Bits per byte: the negative log2-likelihood of a text, over its UTF-8 bytes.
+
+It can be compared across vocabularies, which a loss per token cannot.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llmforge.evaluate.models import Loaded
+from llmforge.evaluate.texts import Corpus
+
+
+@dataclass(frozen=True)
+class Bits:
+    """What one model needs for one corpus: bits per UTF-8 byte, tokens per character, and the counts behind them."""
+
+    bits_per_byte: float
+    tokens_per_character: float
+    tokens: int
+    characters: int
+    bytes: int
+    documents: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """One input of the model: `ids` are shown, and those from position `first` on are scored."""
+
+    ids: np.ndarray
+    first: int
+
+
+def measure(
+    loaded: Loaded, corpus: Corpus, max_length: int, batch_tokens: int, advance: Callable[..., None]
+) -> Bits:
+    """Bits per byte of every document of `corpus`.
+
+    A document is bos (where there is none, eos) and its tokens; every token of it is scored exactly once. One longer
+    than `max_length` goes on in windows that overlap by half, so that a scored token has at least max_length / 2 - 1
+    tokens before it. Batches hold at most `batch_tokens` tokens, padding included, and at least one window.
+    """
+    flat, offsets = loaded.tokenizer.encode(corpus.documents)
+    all_windows = [
+        window
+        for start, end in itertools.pairwise(offsets)
+        for window in windows(np.concatenate(([loaded.start_id], flat[start:end])), max_length)
+    ]
+    all_windows.sort(key=lambda window: len(window.ids), reverse=True)
+    nats = 0.0
+    for batch in _batches(all_windows, batch_tokens):
+        nats += _nats(loaded, batch)
+        advance(sum(len(window.ids) - window.first for window in batch))
+    return Bits(
+        bits_per_byte=nats / math.log(2) / corpus.nbytes,
+        tokens_per_character=len(flat) / corpus.characters,
+        tokens=len(flat),
+        characters=corpus.characters,
+        bytes=corpus.nbytes,
+        documents=len(corpus.documents),
+    )
+
+
+def windows(ids: np.ndarray, max_length: int) -> Iterator[Window]:
+    """Windows over `ids` of at most `max_length`, in which every position but 0 is scored exactly once."""
+    scored = 1  # position 0 is given, not predicted
+    start = 0
+    while scored < len(ids):
+        end = min(len(ids), start + max_length)
+        yield Window(ids[start:end], scored - start)
+        scored = end
+        start = end - max_length // 2
+
+
+def _batches(ordered: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
+    position = 0
+    while position < len(ordered):  # longest first, so the first window of a batch gives its width
+        count = max(1, batch_tokens // len(ordered[position].ids))
+        yield ordered[position : position + count]
+        position += count
+
+
+@torch.inference_mode()
+def _nats(loaded: Loaded, batch: list[Window]) -> float:
+    width = len(batch[0].ids)
+    ids = torch.full((len(batch), width), loaded.start_id, dtype=torch.int64)
+    scored = torch.zeros((len(batch), width), dtype=torch.bool)
+    for row, window in enumerate(batch):
+        ids[row, : len(window.ids)] = torch.from_numpy(window.ids.astype(np.int64))
+        scored[row, window.first : len(window.ids)] = True
+    # Padding is on the right and attention is causal, so no scored token sees it and no mask is needed.
+    ids, scored = ids.to(loaded.device), scored.to(loaded.device)
+    logits = loaded.model(input_ids=ids, use_cache=False).logits[:, :-1][scored[:, 1:]]
+    # Rows past the vocabulary are padding of the matrix: no token can have those ids.
+    logits = logits[:, : loaded.tokenizer.size].float()
+    return float(
+        torch.nn.functional.cross_entropy(logits, ids[:, 1:][scored[:, 1:]], reduction="sum").double()
+    )

@@ -1,0 +1,59 @@
+"""Loading a Hugging Face model directory for measuring."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmforge.errors import UserError
+from llmforge.tokenizer import Tokenizer, load
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A causal language model in evaluation mode, its tokenizer, and the device it lies on."""
+
+    model: Any
+    tokenizer: Tokenizer
+    device: torch.device
+
+    @property
+    def start_id(self) -> int:
+        """What stands before the first token of a text: bos, and where the tokenizer puts none, eos."""
+        start = self.tokenizer.bos_id if self.tokenizer.bos_id is not None else self.tokenizer.eos_id
+        if start is None:
+            raise UserError(
+                f"{self.tokenizer.directory}: the tokenizer has neither a bos nor an eos token to begin a text with."
+            )
+        return start
+
+
+def load_model(directory: Path, dtype: str = "float32") -> Loaded:
+    """The model and tokenizer of `directory`, on the GPU where there is one. `dtype` is that of the weights."""
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{directory} is not a Hugging Face model directory: it has no config.json.")
+    tokenizer = load(directory)
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, torch_dtype=DTYPES[dtype], local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"{directory} cannot be loaded as a causal language model: {str(error).splitlines()[0]}"
+        ) from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < tokenizer.size:
+        raise UserError(
+            f"{directory}: the model has {rows:,} embedding rows and the tokenizer {tokenizer.size:,} pieces; "
+            "grow the model with llmforge init-model."
+        )
+    return Loaded(model.to(device).eval(), tokenizer, device)

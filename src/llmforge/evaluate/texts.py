@@ -1,0 +1,89 @@
+"""The documents that models are compared on."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmforge.errors import UserError
+
+SUFFIXES = (".jsonl", ".txt")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents under one label. `characters` and `nbytes` (UTF-8) are totals."""
+
+    label: str
+    documents: list[str]
+
+    @property
+    def characters(self) -> int:
+        return sum(map(len, self.documents))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(len(document.encode()) for document in self.documents)
+
+
+def load_corpora(sources: list[str], max_documents: int | None, max_characters: int | None) -> list[Corpus]:
+    """Reads `[LABEL=]PATH` sources; a label given twice is one corpus, and without one the file's name is the label.
+
+    `max_documents` keeps the first documents of a label, `max_characters` the beginning of each document.
+    """
+    documents: dict[str, list[str]] = {}
+    for source in sources:
+        label, equals, path = source.partition("=")
+        if not equals:
+            label, path = Path(source).name.split(".")[0], source
+        documents.setdefault(label, []).extend(text[:max_characters] for text in _read(Path(path)))
+    corpora = [Corpus(label, texts[:max_documents]) for label, texts in documents.items()]
+    for corpus in corpora:
+        if not corpus.documents:
+            raise UserError(f"--data {corpus.label}: there is no document with text in it.")
+    return corpora
+
+
+def _read(path: Path) -> Iterator[str]:
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES]
+        if not files:
+            raise UserError(f"--data {path} holds no {' or '.join(SUFFIXES)} file.")
+        for inner in files:
+            yield from _read(inner)
+    elif not path.is_file():
+        raise UserError(f"--data {path} does not exist; give a .jsonl or .txt file, or a directory of them.")
+    elif path.suffix == ".txt":
+        yield _decoded(path, path.read_bytes(), None)
+    elif path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = _text_of(path, line, number) if line.strip() else ""
+                if text.strip():
+                    yield text
+    else:
+        raise UserError(f"--data {path} is not a .jsonl or .txt file.")
+
+
+def _text_of(path: Path, line: bytes, number: int) -> str:
+    """The trained text of a line of prepare-data's input: `source` + `target`, or `text`."""
+    try:
+        record = json.loads(_decoded(path, line, number))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {number}: not JSON ({error.msg}); mend or remove the line.") from None
+    parts = (
+        [record.get("source") or "", record.get("target", record.get("text"))]
+        if isinstance(record, dict)
+        else [None]
+    )
+    if not all(isinstance(part, str) for part in parts):
+        raise UserError(f'{path}, line {number}: needs an object with a string "target" or "text".')
+    return "".join(parts)
+
+
+def _decoded(path: Path, raw: bytes, number: int | None) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        where = f", line {number}" if number else ""
+        raise UserError(f"{path}{where}: not UTF-8; convert the file.") from None
