@@ -1,0 +1,222 @@
+"""Growing a model to a larger tokenizer: only the embedding and the head are computed with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from llmforge.console import say, warn
+from llmforge.errors import UsageError, UserError
+from llmforge.model.architecture import (
+    VocabularyTensors,
+    find_vocabulary_tensors,
+    read_config,
+    with_vocabulary_size,
+)
+from llmforge.model.files import copy_legal_files, copy_tokenizer, write_configs
+from llmforge.model.floats import Float32, from_float32
+from llmforge.model.rows import (
+    Filler,
+    Mixture,
+    OldRows,
+    gaussian_filler,
+    look_at,
+    mean_filler,
+    with_median_norm,
+)
+from llmforge.model.shards import NewTensor, room_for, write_weights
+from llmforge.model.subtokens import subtoken_mean
+from llmforge.model.vocabulary import Vocabulary
+from llmforge.model.weights import Tensor, open_weights, write_all
+from llmforge.tokenizer import Tokenizer, load
+from llmforge.workspace import Finished, Outcome, Step, run_step
+
+STEP = "init-model"
+INITS = ("subtoken-mean", "mean", "gaussian")
+HEAD_INITS = ("same", "mean", "first-subtoken")
+WRITTEN_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How new rows are made.
+
+    `init` is one of INITS, `head_init` one of HEAD_INITS. The rows are padded to a multiple of
+    `pad_to_multiple_of * tp`, the tensor-parallel size. `norm_correction` scales every new row to the median
+    norm of the old ones.
+    """
+
+    init: str = "subtoken-mean"
+    head_init: str = "same"
+    pad_to_multiple_of: int = 64
+    tp: int = 1
+    norm_correction: bool = False
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.init not in INITS:
+            raise UsageError(f"--init {self.init} is not known; choose one of {', '.join(INITS)}.")
+        if self.head_init not in HEAD_INITS:
+            raise UsageError(
+                f"--head-init {self.head_init} is not known; choose one of {', '.join(HEAD_INITS)}."
+            )
+        if self.pad_to_multiple_of < 1 or self.tp < 1:
+            raise UsageError("--pad-to-multiple-of and --tp must be 1 or more.")
+
+
+def grow(
+    source_dir: Path, tokenizer_dir: Path, output: Path, growth: Growth, *, overwrite: bool = False
+) -> Finished:
+    """Writes the model of `source_dir`, grown to the tokenizer of `tokenizer_dir`, as the step directory
+    `output`.
+    """
+    step = Step(
+        STEP,
+        output,
+        arguments=growth.__dict__,
+        inputs=[source_dir, tokenizer_dir],
+        overwrite=overwrite,
+    )
+    return run_step(step, lambda partial: _build(partial, output, source_dir, tokenizer_dir, growth))
+
+
+def _build(partial: Path, output: Path, source_dir: Path, tokenizer_dir: Path, growth: Growth) -> Outcome:
+    weights, config = open_weights(source_dir), read_config(source_dir)
+    tensors = find_vocabulary_tensors(weights, config)
+    source, target = load(source_dir), load(tokenizer_dir)
+    check_extends(source, target)
+    vocabulary = _sizes(source_dir, tensors, source, target, growth)
+    if tensors.tied and growth.head_init != "same":
+        raise UsageError(
+            f"{source_dir} is a tied model, whose embedding is its head: one rule makes its new rows. "
+            "Leave out --head-init, or choose the rule by --init."
+        )
+
+    mixture = subtoken_mean(source, target)
+    embedding_mixture, head_mixture = _mixtures(growth, mixture)
+    grown: dict[str, NewTensor] = {}
+    reports: dict[str, Any] = {}
+    for number, (name, role) in enumerate(tensors.names().items()):
+        tensor = weights.tensors[name]
+        old = look_at(tensor, source.size)
+        if role != "head_bias":
+            reports[role] = _report(name, old, source)
+        chosen = embedding_mixture if role == "embedding" else head_mixture
+        init = growth.init if role == "embedding" or growth.head_init == "same" else growth.head_init
+        grown[name] = _grown(old, vocabulary, _filler(init, chosen, old, growth, number))
+
+    shards = [
+        [
+            grown.get(name) or NewTensor.copy(weights.tensors[name])
+            for name in shard
+            if name not in tensors.aliases
+        ]
+        for shard in weights.shards
+    ]
+    with room_for(output, sum(tensor.size for shard in shards for tensor in shard)):
+        write_weights(partial, shards, STEP)
+        write_configs(partial, with_vocabulary_size(config, vocabulary.padded), source_dir)
+        copy_tokenizer(tokenizer_dir, partial)
+        copy_legal_files(source_dir, partial)
+    return Outcome(
+        outputs={"vocabulary": vocabulary.to_json(), "tokenizer": target.fingerprint},
+        metrics={
+            "tied": tensors.tied,
+            "source_rows": tensors.rows,
+            "new_rows": vocabulary.size - vocabulary.source,
+            "padding_rows": vocabulary.padded - vocabulary.size,
+            "rows_without_subtokens": len(mixture.empty),
+            "preflight": reports,
+        },
+    )
+
+
+def check_extends(source: Tokenizer, target: Tokenizer) -> None:
+    """Raises `UserError` unless every id of `source` means the same piece in `target`."""
+    old, new = source.pieces(), target.pieces()
+    if target.size < source.size:
+        raise UserError(
+            f"{target.directory} has {target.size:,} ids, fewer than {source.size:,} of {source.directory}: "
+            "it is no extension of it; make one with llmforge init-tokenizer."
+        )
+    for i, piece in enumerate(old):
+        if piece is not None and piece != new[i]:
+            raise UserError(
+                f"{target.directory} is no extension of the tokenizer in {source.directory}: id {i} is "
+                f"{piece!r} there and {new[i]!r} here; make one with llmforge init-tokenizer."
+            )
+
+
+def _sizes(
+    source_dir: Path, tensors: VocabularyTensors, source: Tokenizer, target: Tokenizer, growth: Growth
+) -> Vocabulary:
+    if tensors.rows < source.size:
+        raise UserError(
+            f"{source_dir} has {tensors.rows:,} embedding rows, but its tokenizer has {source.size:,} ids; "
+            "it is not the tokenizer of this model."
+        )
+    multiple = growth.pad_to_multiple_of * growth.tp
+    padded = -(-max(target.size, tensors.rows) // multiple) * multiple
+    return Vocabulary(source.size, target.size, padded)
+
+
+def _mixtures(growth: Growth, subtokens: Mixture) -> tuple[Mixture, Mixture]:
+    """What the new rows of the embedding and of the head are mixed from, where they are mixed."""
+    return subtokens, subtokens.first() if growth.head_init == "first-subtoken" else subtokens
+
+
+def _filler(init: str, mixture: Mixture, old: OldRows, growth: Growth, number: int) -> Filler:
+    if init == "mean":
+        filler = mean_filler(old)
+    elif init == "gaussian":
+        filler = gaussian_filler(old, growth.seed + number)
+    else:
+        filler = mixture.filler(old)
+    return with_median_norm(filler, old) if growth.norm_correction else filler
+
+
+def _grown(old: OldRows, vocabulary: Vocabulary, filler: Filler) -> NewTensor:
+    """The tensor of `old` with its old rows as they are, then new rows by `filler`, then padding rows of the
+    mean.
+    """
+    tensor: Tensor = old.tensor
+    new, padding = vocabulary.size - vocabulary.source, vocabulary.padded - vocabulary.size
+
+    def write(file: BinaryIO) -> None:
+        tensor.copy_to(file, vocabulary.source)
+        for start in range(0, new, WRITTEN_ROWS):
+            _write(file, filler(start, min(start + WRITTEN_ROWS, new)), tensor.dtype)
+        _write(file, np.repeat(old.mean[None], padding, axis=0), tensor.dtype)
+
+    return NewTensor.made(tensor.name, tensor.dtype, (vocabulary.padded, *tensor.shape[1:]), write)
+
+
+def _write(file: BinaryIO, rows: Float32, dtype: str) -> None:
+    write_all(file, from_float32(rows, dtype))
+
+
+def _report(name: str, old: OldRows, tokenizer: Tokenizer) -> Mapping[str, Any]:
+    """What is odd about the old rows of `name`: said to the user, and returned for the manifest."""
+    pieces = tokenizer.pieces()
+
+    def named(ids: Sequence[int]) -> str:
+        return ", ".join(f"{i} {pieces[i]!r}" for i in ids[:3]) + (" ..." if len(ids) > 3 else "")
+
+    for ids, what in (
+        (old.not_finite, "hold NaN or infinity and are left out of every mean"),
+        (old.zero, "are zero, which gives infinite gradients in training, and are left out of every mean"),
+        (old.untrained, "look untrained (tiny, or equal to another row)"),
+    ):
+        if len(ids):
+            warn(f"{name}: {len(ids):,} old rows {what}: {named(ids.tolist())}")
+    if not len(old.not_finite) + len(old.zero) + len(old.untrained):
+        say(f"{name}: {len(old.norms):,} old rows, all finite and trained, median norm {old.median_norm:.3g}")
+    return {
+        "tensor": name,
+        "median_norm": round(old.median_norm, 6),
+        "not_finite": len(old.not_finite),
+        "zero": len(old.zero),
+        "untrained": len(old.untrained),
+    }

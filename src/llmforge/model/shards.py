@@ -1,0 +1,98 @@
+"""Writing safetensors shards and their index, one tensor after the other."""
+
+import errno
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from llmforge.console import progress
+from llmforge.errors import UserError
+from llmforge.model.weights import BYTES, SAFETENSORS, SAFETENSORS_INDEX, Tensor, write_all
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to be written: `write` puts exactly `size` bytes at the position of an unbuffered file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+    write: Callable[[BinaryIO], None]
+
+    @staticmethod
+    def copy(tensor: Tensor) -> "NewTensor":
+        """`tensor`, byte for byte."""
+        return NewTensor(tensor.name, tensor.dtype, tensor.shape, tensor.size, tensor.copy_to)
+
+    @staticmethod
+    def made(name: str, dtype: str, shape: tuple[int, ...], write: Callable[[BinaryIO], None]) -> "NewTensor":
+        return NewTensor(name, dtype, shape, math.prod(shape) * BYTES[dtype], write)
+
+
+def write_weights(directory: Path, shards: Sequence[Sequence[NewTensor]], label: str) -> None:
+    """Writes `shards` to `directory` as safetensors files, with an index if there are several.
+
+    `label` names the work for the progress bar.
+    """
+    shards = [shard for shard in shards if shard]
+    total = sum(tensor.size for shard in shards for tensor in shard)
+    stem = SAFETENSORS.removesuffix(".safetensors")
+    placed: dict[str, str] = {}
+    with progress(label, total / 1e6, "MB") as advance:
+        for number, shard in enumerate(shards, start=1):
+            several = len(shards) > 1
+            name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" if several else SAFETENSORS
+            _write_file(directory / name, shard, advance)
+            placed.update({tensor.name: name for tensor in shard})
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
+        (directory / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_file(path: Path, shard: Sequence[NewTensor], advance: Callable[..., None]) -> None:
+    # Widest elements first, as safetensors itself does, so that every tensor is aligned when the file is
+    # mapped.
+    shard = sorted(shard, key=lambda tensor: -BYTES.get(tensor.dtype, 1))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in shard:
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + tensor.size],
+        }
+        end += tensor.size
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb", buffering=0) as file:
+        write_all(file, np.frombuffer(len(encoded).to_bytes(8, "little") + encoded, np.uint8))
+        for tensor in shard:
+            start = file.tell()
+            tensor.write(file)
+            assert file.tell() - start == tensor.size, (
+                f"{tensor.name}: {file.tell() - start} bytes, not {tensor.size}"
+            )
+            advance(tensor.size / 1e6)
+
+
+@contextmanager
+def room_for(output: Path, size: int) -> Iterator[None]:
+    """Turns a full disk into one sentence about `output`, which needs `size` bytes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free = shutil.disk_usage(output.parent).free
+        raise UserError(
+            f"no room for {output}: it needs {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free "
+            f"({(error.strerror or '').lower()}); make room or choose another place."
+        ) from error

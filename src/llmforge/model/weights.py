@@ -1,0 +1,225 @@
+"""The tensors of a model directory, as places in files: nothing is read before it is asked for.
+
+Safetensors shards are read by their headers and byte ranges, with neither torch nor a copy of the model in
+memory.
+"""
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from llmforge.errors import UserError
+from llmforge.model.floats import Array, Float32, storage_dtype, to_float32
+
+SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+MAX_HEADER_BYTES = 100 << 20
+# Why copy_file_range may be impossible where read and write are not: other file system, old kernel, odd
+# mount.
+NOT_IN_KERNEL = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF}
+COPY_BYTES = 16 << 20
+BLOCK_BYTES = 16 << 20
+BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that lies in a file.
+
+    `dtype` is a safetensors name such as "BF16". Its `size` bytes begin at `offset` of `path`; with `load`
+    they are got by calling it instead (a pickled file), as an array of uint8.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    size: int
+    load: Callable[[], Array] | None = None
+
+    @property
+    def rows(self) -> int:
+        """The length of the first dimension (1 for a scalar)."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def row_bytes(self) -> int:
+        return self.size // self.rows if self.rows else 0
+
+    def array(self) -> Array:
+        """All of it, read-only and mapped: shape `shape`, in `storage_dtype(dtype)`."""
+        kind = storage_dtype(self.dtype)
+        if self.size == 0:
+            return np.empty(self.shape, kind)
+        if self.load is not None:
+            return self.load().view(kind).reshape(self.shape)
+        return np.memmap(self.path, kind, mode="r", offset=self.offset, shape=self.shape)
+
+    def blocks(self, stop: int | None = None) -> Iterator[tuple[int, Float32]]:
+        """(first row, rows as float32 [at most 16 MB, row length]) from the first row up to row `stop`."""
+        kind, stop = storage_dtype(self.dtype), self.rows if stop is None else stop
+        step = max(1, BLOCK_BYTES // max(4 * math.prod(self.shape[1:]), 1))
+        loaded = self.array() if self.load is not None else None
+        for first in range(0, stop, step):
+            count = min(step, stop - first)
+            if loaded is not None:
+                stored = loaded[first : first + count]
+            else:
+                start = self.offset + first * self.row_bytes
+                stored = np.fromfile(self.path, kind, count * self.row_bytes // kind.itemsize, offset=start)
+            yield first, to_float32(stored.reshape(count, -1), self.dtype)
+
+    def copy_to(self, file: BinaryIO, stop: int | None = None) -> None:
+        """Writes the bytes of the rows up to row `stop` (all by default) at the position of `file`."""
+        count = self.size if stop is None else stop * self.row_bytes
+        if self.load is not None:
+            write_all(file, self.load()[:count])
+        elif count:
+            copy_range(self.path, self.offset, count, file)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a model directory by name, and how they are divided into files, both in file order."""
+
+    directory: Path
+    tensors: Mapping[str, Tensor]
+    shards: tuple[tuple[str, ...], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+
+def open_weights(directory: Path) -> Weights:
+    """The weights of a Hugging Face model directory; `UserError` if a file is missing or damaged."""
+    from llmforge.model.pickled import read_pickled
+
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory; give the directory of a Hugging Face model.")
+    for single, index, read in (
+        (SAFETENSORS, SAFETENSORS_INDEX, read_header),
+        (PICKLED, PICKLED_INDEX, read_pickled),
+    ):
+        if (directory / index).is_file():
+            files, named = _read_index(directory / index)
+        elif (directory / single).is_file():
+            files, named = [single], {}
+        else:
+            continue
+        shards = [read(directory / file) for file in files]
+        tensors = {tensor.name: tensor for shard in shards for tensor in shard}
+        for name, file in named.items():
+            if name not in tensors or tensors[name].path.name != file:
+                raise UserError(
+                    f"{directory / file} lacks the tensor {name} that {index} places in it; copy it again."
+                )
+        return Weights(directory, tensors, tuple(tuple(tensor.name for tensor in shard) for shard in shards))
+    raise UserError(
+        f"{directory} holds no weights (neither {SAFETENSORS} nor {PICKLED}, whole or with an index)."
+    )
+
+
+def _read_index(path: Path) -> tuple[list[str], dict[str, str]]:
+    """(file names, file name by tensor) of an index, all of which exist."""
+    try:
+        named: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = list(dict.fromkeys(named.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not an index of weights ({error}); copy the model again.") from error
+    for file in files:
+        if Path(file).name != file:
+            raise UserError(
+                f"{path} names {file}, which is outside its directory; this is not a Hugging Face model."
+            )
+        if not (path.parent / file).is_file():
+            raise UserError(
+                f"{path} names {file}, which is not there; copy the missing shard into {path.parent}."
+            )
+    return sorted(files), named
+
+
+def read_header(path: Path) -> list[Tensor]:
+    """The tensors of one safetensors file, in file order; `UserError` if it is truncated or no such file."""
+
+    def damaged(what: str) -> UserError:
+        return UserError(f"{path} is damaged ({what}); copy or download it again.")
+
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise damaged(f"it has {size:,} bytes, too few for its header")
+        try:
+            header: dict[str, Any] = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            tensors = [
+                Tensor(
+                    name,
+                    str(entry["dtype"]),
+                    tuple(map(int, entry["shape"])),
+                    path,
+                    8 + length + int(entry["data_offsets"][0]),
+                    int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]),
+                )
+                for name, entry in header.items()
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise damaged("its header is not that of a safetensors file") from error
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
+    end = max((tensor.offset + tensor.size for tensor in tensors), default=8 + length)
+    if end > size:
+        raise damaged(f"it has {size:,} bytes and should have {end:,}")
+    for tensor in tensors:
+        if tensor.size < 0 or (
+            tensor.dtype in BYTES and math.prod(tensor.shape) * BYTES[tensor.dtype] != tensor.size
+        ):
+            raise damaged(f"the size of {tensor.name} does not follow from its shape")
+    return tensors
+
+
+def write_all(file: BinaryIO, data: Array) -> None:
+    """Writes the bytes of `data` to an unbuffered file, which may take them in several parts."""
+    view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+    while len(view):
+        view = view[file.write(view) :]
+
+
+def copy_range(path: Path, offset: int, count: int, file: BinaryIO) -> None:
+    """Copies `count` bytes from `offset` of `path` to the position of the unbuffered `file`, inside the
+    kernel if it can.
+    """
+    with path.open("rb", buffering=0) as source:
+        if hasattr(os, "copy_file_range"):
+            while count:
+                try:
+                    copied = os.copy_file_range(source.fileno(), file.fileno(), count, offset)
+                except OSError as error:
+                    if error.errno in NOT_IN_KERNEL:
+                        break
+                    raise
+                if not copied:
+                    break
+                offset, count = offset + copied, count - copied
+        source.seek(offset)
+        buffer = memoryview(bytearray(min(count, COPY_BYTES)))
+        while count:
+            read = source.readinto(buffer[: min(count, COPY_BYTES)])
+            if not read:
+                raise UserError(f"{path} became shorter while it was read; copy it again.")
+            write_all(file, np.frombuffer(buffer[:read], np.uint8))
+            count -= read
