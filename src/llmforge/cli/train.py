@@ -1,0 +1,71 @@
+"""`llmforge train`."""
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from llmforge.cli.options import Debug, example, paths, show_finished
+from llmforge.train.config import TrainConfig, dashed, default_of, hints, make_config, optional
+
+
+@example(
+    "llmforge train --pretrained grown --dataset data/arrow --save-dir stage-1",
+    "--trainable new-embeddings --lr 1e-3 --micro-batch-size 4 --accumulation-steps 8",
+)
+def train(config: Path | None = None, as_json: bool = False, debug: bool = False, **flags: Any) -> None:
+    """Continue pretraining a model on packed rows: one stage, exact to resume.
+
+    Every flag may also stand in a YAML file (--config); the command line wins. The final model is
+    SAVE_DIR/modeling, which the next stage takes as --pretrained.
+    """
+    from llmforge.train.run import run_training
+
+    flags["dataset"] = paths([str(word) for word in flags["dataset"] or []])
+    show_finished(run_training(make_config(flags, config)), as_json)
+
+
+def _signature() -> inspect.Signature:
+    """Every field of TrainConfig as an option that is None where it is not given; then the options of the
+    command.
+    """
+    parameters = []
+    for entry in fields(TrainConfig):
+        kind, _ = optional(hints()[entry.name])
+        default = default_of(entry)
+        shown = (
+            ""
+            if default is None or "(default" in entry.metadata["help"]
+            else f" (default: {str(default).lower() if default in (True, False) else default})"
+        )
+        names = [f"--{dashed(entry.name)}", *entry.metadata["names"]]
+        if default is True:
+            names = [f"--{dashed(entry.name)}/--no-{dashed(entry.name)}"]
+        option = typer.Option(
+            *names,
+            help=entry.metadata["help"] + shown,
+            rich_help_panel=entry.metadata["panel"],
+            show_default=False,
+        )
+        annotation = Annotated[Optional[kind], option]  # type: ignore[valid-type] # noqa: UP045
+        parameters.append(
+            inspect.Parameter(entry.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        )
+    config = Annotated[Optional[Path], typer.Option(help="YAML file of these flags.", show_default=False)]  # noqa: UP045
+    as_json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+    for name, annotation, default in (
+        ("config", config, None),
+        ("as_json", as_json, False),
+        ("debug", Debug, False),
+    ):
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
+    return inspect.Signature(parameters)
+
+
+_train: Any = train
+_train.__signature__ = _signature()
+_train.__annotations__ = {n: p.annotation for n, p in _train.__signature__.parameters.items()}

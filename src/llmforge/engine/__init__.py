@@ -1,0 +1,3 @@
+"""Engines: what turns micro-batches into one optimizer step, on whatever machine there is
+(docs/training.md).
+"""

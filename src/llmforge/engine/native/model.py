@@ -1,0 +1,74 @@
+"""Loading a causal model for training, and the module that computes a micro-batch's loss."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmforge.engine import attention
+from llmforge.engine.head import chunked_cross_entropy
+from llmforge.engine.protocol import MicroBatch
+from llmforge.errors import UserError
+
+
+def load_model(directory: Path, attention_name: str) -> Any:
+    """The causal model of a Hugging Face directory, in float32 on the CPU. No code of the directory is
+    run.
+    """
+    import transformers
+    from transformers.utils import logging
+
+    attention.register()
+    logging.disable_progress_bar()
+    # transformers renamed the argument in 4.56.
+    dtype = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
+    options = {dtype: torch.float32, "attn_implementation": attention_name}
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{directory} cannot be read as a causal language model: {' '.join(str(error).split())[:300]}"
+        ) from error
+    for option in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(model.config, option, None) not in (None, 1, 1.0):
+            raise UserError(
+                f"{directory}: the head of this model uses {option}, which training does not support."
+            )
+    model.config.use_cache = False
+    return model
+
+
+class CausalLoss(torch.nn.Module):
+    """A causal model with its loss: the only module that data-parallel wrappers see, so that the head runs
+    inside them.
+    """
+
+    def __init__(
+        self, causal: Any, dtype: torch.dtype, chunk: int, trained_rows: tuple[int, int] | None
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        self.dtype, self.chunk, self.trained_rows = dtype, chunk, trained_rows
+
+    def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed loss (a scalar with gradients) and every position's loss, (rows * length,) float32,
+        without.
+        """
+        hidden = self.causal.base_model(
+            input_ids=batch.input_ids,
+            position_ids=batch.positions,
+            use_cache=False,
+            document_lengths=batch.lengths,
+        ).last_hidden_state
+        head = self.causal.get_output_embeddings()
+        return chunked_cross_entropy(
+            hidden.flatten(0, 1),
+            head.weight,
+            head.bias,
+            batch.targets.flatten(),
+            dtype=self.dtype,
+            chunk=self.chunk,
+            trained_rows=self.trained_rows,
+        )

@@ -1,0 +1,76 @@
+"""The native engine's state on disk: weights as Hugging Face shards, optimizer state by
+torch.distributed.checkpoint.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SHARD_BYTES = 5_000_000_000
+
+
+def write_weights(tensors: Mapping[str, torch.Tensor], directory: Path) -> None:
+    """`tensors` as `model.safetensors`, or as numbered shards with their index where they are larger than one
+    shard.
+    """
+    from safetensors.torch import save_file
+
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if size and size + tensor.nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor.detach().contiguous()
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], str(directory / "model.safetensors"), metadata={"format": "pt"})
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, str(directory / file), metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, file))
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def read_weights(directory: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the safetensors files of `directory`, on the CPU."""
+    from safetensors.torch import load_file
+
+    return {
+        name: tensor
+        for file in sorted(directory.glob("*.safetensors"))
+        for name, tensor in load_file(str(file)).items()
+    }
+
+
+def unique_state(model: Any) -> dict[str, torch.Tensor]:
+    """The state dict of `model` with each tied tensor once, under its first name, as transformers saves
+    it.
+    """
+    tied = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name not in parameters or tied[id(parameters[name])] == name:
+            state[name] = tensor
+    return state
+
+
+def save_sharded(state: dict[str, torch.Tensor], directory: Path, process_group: Any = None) -> None:
+    """Writes tensors or DTensors, each rank its own share."""
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    save(state, checkpoint_id=str(directory), process_group=process_group)
+
+
+def load_sharded(state: dict[str, torch.Tensor], directory: Path) -> None:
+    """Fills the tensors of `state` in place, however many processes had written them."""
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    load(state, checkpoint_id=str(directory))

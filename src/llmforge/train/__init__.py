@@ -1,0 +1,3 @@
+"""Training: configuration, the stage loop, schedule, guards, checkpoints and monitoring
+(docs/training.md).
+"""

@@ -1,0 +1,167 @@
+"""Checkpoints: written into a hidden sibling, completed by their manifest, and published in one rename.
+
+SAVE_DIR/epoch-0_step-100/{modeling/, optimizer/, lr_scheduler/, running_states.json, llmforge.json}
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llmforge.console import warn
+from llmforge.engine.protocol import Snapshot
+from llmforge.errors import UserError
+from llmforge.model import Vocabulary
+from llmforge.train.schedule import Schedule
+from llmforge.workspace import Manifest, fingerprint, manifest_path, publish, read_manifest, write_manifest
+
+CHECKPOINT = re.compile(r"epoch-(\d+)_step-(\d+)")
+STEP = "train-checkpoint"
+MODEL_STEP = "train-model"
+STATES = "running_states.json"
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "llmforge.json")
+
+
+def write_checkpoint(
+    path: Path,
+    snapshot: Snapshot,
+    origin: Path,
+    identity: dict[str, Any],
+    states: dict[str, Any],
+    schedule: Schedule,
+) -> None:
+    """Publishes `path`. `origin` gives the model's other files, `identity` the manifest's outputs of the
+    model.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for name in ("modeling", "optimizer", "lr_scheduler"):
+        (partial / name).mkdir(parents=True)
+    snapshot.write_model(partial / "modeling")
+    finish_model(partial / "modeling", origin, identity)
+    snapshot.write_state(partial / "optimizer")
+    (partial / "lr_scheduler" / "schedule.json").write_text(json.dumps(asdict(schedule), indent=2) + "\n")
+    (partial / STATES).write_text(json.dumps(states, indent=2) + "\n")
+    sizes = {
+        file.relative_to(partial).as_posix(): file.stat().st_size
+        for file in sorted(partial.rglob("*"))
+        if file.is_file()
+    }
+    for name in sizes:
+        _sync(partial / name)
+    write_manifest(
+        manifest_path(partial), Manifest(STEP, {}, outputs={"files": sizes}, metrics={"step": states["step"]})
+    )
+    publish(partial, path)
+
+
+def finish_model(directory: Path, origin: Path, identity: dict[str, Any]) -> None:
+    """Makes a model directory of weights: configuration, tokenizer, licence of `origin`, and the manifest."""
+    for file in sorted(origin.iterdir()):
+        if (
+            file.is_file()
+            and not file.name.startswith(".")
+            and not any(file.match(pattern) for pattern in WEIGHT_FILES)
+        ):
+            shutil.copyfile(file, directory / file.name)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
+        config[key] = "float32"
+    (directory / "config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    files = {file.name: file.stat().st_size for file in sorted(directory.iterdir()) if file.is_file()}
+    outputs = {**identity, "fingerprint": fingerprint(directory), "files": files}
+    write_manifest(manifest_path(directory), Manifest(MODEL_STEP, {}, outputs=outputs))
+
+
+def model_identity(vocabulary: Vocabulary, tokenizer_fingerprint: str) -> dict[str, Any]:
+    return {"vocabulary": asdict(vocabulary), "tokenizer": tokenizer_fingerprint}
+
+
+def link_model(checkpoint: Path, target: Path) -> None:
+    """Makes `target` of the `modeling` folder of a checkpoint, sharing the files where the file system
+    can.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(checkpoint / "modeling", partial, copy_function=os.link)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(checkpoint / "modeling", partial)
+    publish(partial, target)
+
+
+def checkpoints(save_dir: Path) -> list[Path]:
+    """Published checkpoints of `save_dir`, oldest first."""
+    found = [
+        (tuple(map(int, m.groups())), path)
+        for path in save_dir.iterdir()
+        if (m := CHECKPOINT.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the checkpoint `path`, or None: sizes of all files, and the contents of the
+    weights.
+    """
+    try:
+        manifest = read_manifest(path, STEP)
+    except UserError as error:
+        return str(error)
+    for name, size in manifest.outputs["files"].items():
+        file = path / name
+        if not file.is_file():
+            return f"{file} is missing"
+        if file.stat().st_size != size:
+            return f"{file} has {file.stat().st_size:,} bytes instead of {size:,}"
+    return None
+
+
+def find_checkpoint(save_dir: Path, wanted: str) -> Path | None:
+    """The checkpoint that `--load-checkpoint wanted` means; `latest` passes over damaged ones, None where
+    there is none.
+    """
+    if wanted != "latest":
+        path = Path(wanted)
+        if not path.is_dir():
+            raise UserError(f"--load-checkpoint {path} does not exist.")
+        if problem := damage(path):
+            raise UserError(f"--load-checkpoint {path} cannot be resumed: {problem}.")
+        return path
+    for path in reversed(checkpoints(save_dir)):
+        problem = damage(path)
+        if problem is None:
+            return path
+        warn(f"{path} is passed over: {problem}.")
+    return None
+
+
+def read_states(path: Path) -> dict[str, Any]:
+    return dict(json.loads((path / STATES).read_text(encoding="utf-8")))
+
+
+def remove_old(save_dir: Path, keep: int) -> None:
+    """Deletes all but the last `keep` checkpoints."""
+    for path in checkpoints(save_dir)[:-keep]:
+        # Hidden first: a deletion cut short must not look like a damaged checkpoint.
+        shutil.rmtree(path.rename(path.with_name(f".{path.name}.removed")))
+
+
+def remove_partial(save_dir: Path) -> None:
+    """Deletes what an interrupted save or deletion left behind."""
+    for path in save_dir.glob(".epoch-*"):
+        shutil.rmtree(path)
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

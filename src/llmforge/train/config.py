@@ -1,0 +1,230 @@
+# ruff: noqa: RUF009 - `flag` makes dataclass fields
+"""The configuration of a training: one table of flags, read by the command line and by YAML files alike.
+
+A field's name is its long flag; its metadata holds the help, other spellings, and whether it decides the
+bytes of the result (`decides`) or only how and where the run goes on. This file imports no torch: a finished
+run says so at once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from llmforge.errors import UsageError
+
+RUN, BATCHES, OPTIMIZER, MODEL, ENGINE, SAVING, WATCHING = (
+    "The run",
+    "Batches",
+    "Optimizer and schedule",
+    "What is trained",
+    "Engine",
+    "Saving and resuming",
+    "Watching",
+)
+
+
+def flag(panel: str, default: Any, text: str, *names: str, decides: bool = True) -> Any:
+    """A field of `TrainConfig`; `names` are further spellings of the flag, such as `--grad-clip` or `-w`."""
+    metadata = {"panel": panel, "help": text, "names": names, "decides": decides}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that `llmforge train` can be told; the checks of `__post_init__` name the flags that
+    contradict.
+    """
+
+    pretrained: Path = flag(RUN, None, "Model directory to start from.", decides=False)
+    dataset: list[Path] = flag(RUN, [], "Dataset directories, as prepare-data writes them.", decides=False)
+    save_dir: Path = flag(RUN, None, "Directory of checkpoints, metrics and the final model.", decides=False)
+    seed: int = flag(RUN, 42, "Seed of everything that is left to chance.")
+    num_epochs: int = flag(RUN, 1, "Times the dataset is gone through.")
+    max_steps: int | None = flag(
+        RUN, None, "Stop after this many optimizer steps; the schedule ends there too."
+    )
+
+    micro_batch_size: int = flag(BATCHES, 2, "Rows per forward pass and process.", "--batch-size")
+    accumulation_steps: int = flag(BATCHES, 1, "Forward passes per optimizer step.")
+    max_length: int | None = flag(
+        BATCHES, None, "Tokens per row; must be the dataset's own, from which it is taken."
+    )
+    cross_document_attention: bool = flag(
+        BATCHES, False, "Let documents in a row see each other, as the ancestor did."
+    )
+
+    lr: float = flag(OPTIMIZER, 3e-4, "Highest learning rate.")
+    schedule: Literal["cosine", "constant", "wsd"] = flag(
+        OPTIMIZER, "cosine", "Course of the learning rate after warm-up."
+    )
+    warmup_steps: int | None = flag(OPTIMIZER, None, "Steps of linear warm-up. (default: 2.5 % of all)", "-s")
+    min_lr_ratio: float = flag(OPTIMIZER, 0.1, "Lowest learning rate, as a share of the highest.")
+    weight_decay: float = flag(OPTIMIZER, 0.1, "AdamW weight decay; norms and biases never decay.", "-w")
+    embedding_decay: bool = flag(OPTIMIZER, True, "Let embeddings decay too.")
+    gradient_clipping: float = flag(OPTIMIZER, 1.0, "Largest gradient norm; 0 for none.", "--grad-clip")
+
+    trainable: str = flag(
+        MODEL, "all", "all, embeddings, new-embeddings, or layers such as 0-3,28-, the last three also mixed."
+    )
+
+    plugin: Literal["auto", "native"] = flag(
+        ENGINE, "auto", "auto picks what this machine can run, and says which."
+    )
+    mixed_precision: Literal["auto", "bf16", "fp16", "fp32"] = flag(
+        ENGINE, "auto", "auto is bf16 where the machine computes in it, else fp32."
+    )
+    use_grad_checkpoint: bool = flag(ENGINE, False, "Recompute activations instead of keeping them.")
+    head_chunk: int = flag(ENGINE, 512, "Tokens whose logits exist at the same time.")
+
+    save_interval: int = flag(SAVING, 1000, "Steps between checkpoints; 0 for none.", decides=False)
+    keep_last: int | None = flag(
+        SAVING, None, "Keep only this many checkpoints. (default: all)", decides=False
+    )
+    skip_save_each_epoch: bool = flag(SAVING, False, "No checkpoint at the end of an epoch.", decides=False)
+    load_checkpoint: str | None = flag(
+        SAVING,
+        None,
+        "Checkpoint directory to resume, or latest; a modeling folder gives its weights alone.",
+        decides=False,
+    )
+    overwrite: bool = flag(
+        SAVING, False, "Delete what an earlier training left in the save directory.", decides=False
+    )
+
+    tensorboard_dir: Path | None = flag(
+        WATCHING, None, "TensorBoard logs. (default: SAVE_DIR/tensorboard)", decides=False
+    )
+    config_file: Path | None = flag(
+        WATCHING,
+        None,
+        "Where the resolved configuration is written. (default: SAVE_DIR/config.yaml)",
+        decides=False,
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("pretrained", "dataset", "save_dir"):
+            if not getattr(self, name):
+                raise UsageError(f"--{dashed(name)} is missing.")
+        positive = (
+            "num_epochs",
+            "micro_batch_size",
+            "accumulation_steps",
+            "head_chunk",
+            "max_steps",
+            "keep_last",
+            "max_length",
+        )
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{dashed(name)} {value}: must be at least 1.")
+        for name in ("lr", "weight_decay", "gradient_clipping", "save_interval", "warmup_steps"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UsageError(f"--{dashed(name)} {value}: must not be negative.")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise UsageError(f"--min-lr-ratio {self.min_lr_ratio}: must lie between 0 and 1.")
+
+    def deciding(self) -> dict[str, Any]:
+        """The values that decide the bytes of the result, as JSON values."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["decides"]}
+
+    def to_json(self) -> dict[str, Any]:
+        """All values, paths as strings."""
+        return {
+            name: str(value)
+            if isinstance(value, Path)
+            else [str(v) for v in value]
+            if isinstance(value, list)
+            else value
+            for name, value in asdict(self).items()
+        }
+
+
+@cache
+def hints() -> dict[str, Any]:
+    return get_type_hints(TrainConfig)
+
+
+def dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def optional(kind: Any) -> tuple[Any, bool]:
+    """(T, True) for `T | None`, (T, False) for any other T."""
+    if get_origin(kind) is Literal or type(None) not in get_args(kind):
+        return kind, False
+    return Union[tuple(a for a in get_args(kind) if a is not type(None))], True  # noqa: UP007
+
+
+def make_config(given: Mapping[str, Any], file: Path | None = None) -> TrainConfig:
+    """The configuration of the values given on the command line (None: not given), over those of a YAML
+    file.
+    """
+    values = read_config(file) if file else {}
+    values.update({name: value for name, value in given.items() if value not in (None, [], ())})
+    return TrainConfig(**values)
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The values of a YAML file of flags, dashes or underscores, under the names of the fields of
+    `TrainConfig`.
+    """
+    import yaml
+
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UsageError(f"--config {file}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {file} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"--config {file} must hold `flag: value` lines.")
+    spellings = {
+        n.lstrip("-"): f.name for f in fields(TrainConfig) for n in (dashed(f.name), *f.metadata["names"])
+    }
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = spellings.get(dashed(str(key)))
+        if name is None:
+            raise UsageError(f"--config {file}: {key} is not a flag of llmforge train.")
+        if name in values:
+            raise UsageError(f"--config {file} sets --{dashed(name)} twice, once as {key}.")
+        if value is not None:
+            values[name] = convert(name, value, file)
+    return values
+
+
+def convert(name: str, value: Any, file: Path) -> Any:
+    """`value` of a YAML file as the type of field `name`."""
+    kind, _ = optional(hints()[name])
+    if get_origin(kind) is Literal and str(value) in get_args(kind):
+        return str(value)
+    if get_origin(kind) is list and isinstance(value, (list, str)):
+        return [Path(str(item)) for item in ([value] if isinstance(value, str) else value)]
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is str and isinstance(value, (str, int)):
+        return str(value)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 3e-4, without a point, as text
+        except ValueError:
+            pass
+    expected = (
+        " or ".join(get_args(kind)) if get_origin(kind) is Literal else getattr(kind, "__name__", str(kind))
+    )
+    raise UsageError(f"--config {file}: {name} is {value!r}, but must be {expected}.")
+
+
+def default_of(entry: Any) -> Any:
+    """The default of a dataclass field; None for a list."""
+    return None if entry.default is MISSING else entry.default

@@ -1,0 +1,168 @@
+"""A model of 50,000 parameters, its tokenizer, and datasets in the layout that training reads."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+WORDS = [f"{a}{b}" for a in "bcdfghklmnprstvz" for b in ("a", "e", "i", "o", "u", "ai", "ou")]
+OLD_ROWS, ROWS, PADDED = 300, 330, 336
+LENGTH = 48
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grown LLaMA-architecture model directory with a byte-level BPE tokenizer, as init-model leaves it."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def make_model(path: Path, seed: int = 0, **overrides: Any) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from llmforge import tokenizer
+    from llmforge.workspace import Manifest, fingerprint, manifest_path, write_manifest
+
+    path.mkdir(parents=True)
+    settings = {
+        "vocab_size": PADDED,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        **overrides,
+    }
+    torch.manual_seed(seed)
+    LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(path)
+    make_tokenizer().save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": "<|endoftext|>",
+                "eos_token": "<|endoftext|>",
+            }
+        )
+    )
+    loaded = tokenizer.load(path)
+    assert loaded.size == ROWS
+    files = {file.name: file.stat().st_size for file in path.iterdir()}
+    outputs = {
+        "vocabulary": {"source": OLD_ROWS, "size": ROWS, "padded": PADDED},
+        "tokenizer": loaded.fingerprint,
+        "fingerprint": fingerprint(path),
+        "files": files,
+    }
+    write_manifest(manifest_path(path), Manifest("init-model", {}, outputs=outputs))
+    return path
+
+
+def make_tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    built = Tokenizer(models.BPE())
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=ROWS,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    built.train_from_iterator([" ".join(WORDS)] * 3, trainer)
+    return built
+
+
+@pytest.fixture(scope="session")
+def make_dataset(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_dataset(rows=40, parts=2, seed=0)` is a dataset directory of packed random documents of two
+    categories.
+    """
+
+    def make(rows: int = 40, parts: int = 2, seed: int = 0, tokenizer_fingerprint: str | None = None) -> Path:
+        path = tmp_path_factory.mktemp("data")
+        write_dataset(path, tiny_model, random_rows(rows, seed), parts, tokenizer_fingerprint)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_data(make_dataset: Callable[..., Path]) -> Path:
+    """42 rows in 2 parts: with 4 rows per step, 11 steps, the last one short."""
+    return make_dataset(rows=42)
+
+
+def random_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Documents `bos a b a b ... eos` in which the next token can be learned; some rows are not full."""
+    chance = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        length = LENGTH if number % 3 else LENGTH - 5
+        cuts = np.sort(chance.choice(np.arange(4, length - 4), size=2, replace=False))
+        lengths = np.diff([0, *cuts, length]).tolist()
+        documents = []
+        for size in lengths:
+            pattern = chance.integers(1, ROWS, size=3)
+            documents.append(np.concatenate([[0], np.resize(pattern, size - 2), [0]])[:size])
+        ids = np.concatenate(documents).astype(np.int32)
+        labels = ids.copy()
+        labels[1] = -100
+        rows.append(
+            {
+                "input_ids": ids.tolist(),
+                "labels": labels.tolist(),
+                "seq_lengths": lengths,
+                "seq_categories": [["zh", "en"][(number + i) % 2] for i in range(3)],
+                "seq_bytes": [3 * n for n in lengths],
+            }
+        )
+    return rows
+
+
+def write_dataset(
+    path: Path,
+    model: Path,
+    rows: Sequence[dict[str, Any]],
+    parts: int,
+    tokenizer_fingerprint: str | None = None,
+) -> None:
+    import datasets
+
+    from llmforge import tokenizer
+    from llmforge.workspace import Manifest, fingerprint, manifest_path, write_manifest
+
+    features = datasets.Features(
+        {
+            "input_ids": datasets.Sequence(datasets.Value("int32")),
+            "labels": datasets.Sequence(datasets.Value("int32")),
+            "seq_lengths": datasets.Sequence(datasets.Value("int32")),
+            "seq_categories": datasets.Sequence(datasets.Value("string")),
+            "seq_bytes": datasets.Sequence(datasets.Value("int32")),
+        }
+    )
+    for part in range(parts):
+        chosen = list(rows[part::parts])
+        datasets.Dataset.from_list(chosen, features=features).save_to_disk(
+            str(path / "arrow" / f"part-{part:05d}")
+        )
+    files = {
+        file.relative_to(path).as_posix(): file.stat().st_size
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+    outputs = {
+        "tokenizer": tokenizer_fingerprint or tokenizer.load(model).fingerprint,
+        "max_length": LENGTH,
+        "fingerprint": fingerprint(path),
+        "files": files,
+    }
+    write_manifest(manifest_path(path), Manifest("prepare-data", {}, outputs=outputs, metrics={"ledger": {}}))
