@@ -1,0 +1,57 @@
+"""The held-out documents as they were: OUT/holdout/<category>.jsonl, for `evaluate`; never trained on."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import xxhash
+
+from llmforge.data.reading import Fields, read_blocks
+from llmforge.data.sources import Chunk
+
+LONGEST_NAME = 120
+
+
+def write_holdout(
+    directory: Path, chunks: list[Chunk], fields: Fields, documents: Mapping[int, list[int]]
+) -> None:
+    """Reads the chunks of `documents` again (chunk number to the positions of its held-out documents) and
+    writes those.
+
+    A line is {"source", "target", "category"}; `source` only where the document has one.
+    """
+    directory.mkdir(exist_ok=True)
+    for stale in directory.iterdir():
+        stale.unlink()
+    files: dict[str, IO[str]] = {}
+    try:
+        for number in sorted(documents):
+            wanted, before = np.array(documents[number]), 0
+            for block in read_blocks(chunks[number], fields):
+                for i in (wanted[(wanted >= before) & (wanted < before + len(block))] - before).tolist():
+                    category = block.category[i].as_py()
+                    if category not in files:
+                        files[category] = (directory / f"{file_name(category)}.jsonl").open(
+                            "w", encoding="utf-8"
+                        )
+                    raw, cut = block.text[i].as_py().encode(), int(block.source_bytes[i])
+                    record = {"source": raw[:cut].decode()} if cut else {}
+                    record |= {"target": raw[cut:].decode(), "category": category}
+                    files[category].write(json.dumps(record, ensure_ascii=False) + "\n")
+                before += len(block)
+    finally:
+        for file in files.values():
+            file.close()
+
+
+def file_name(category: str) -> str:
+    """A category as a file name: `/` and the like written %2F, a very long one shortened to its hash."""
+    name = re.sub(r"[/\0%]|^\.", lambda match: f"%{ord(match[0]):02X}", category)
+    return (
+        name
+        if len(name.encode()) <= LONGEST_NAME
+        else f"category-{xxhash.xxh3_64_hexdigest(category.encode())}"
+    )

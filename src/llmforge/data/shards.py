@@ -1,0 +1,172 @@
+"""Stage 1: a chunk of input becomes a shard, its documents' ids in one flat file and a record of each in
+another.
+
+    000012.ids        int32, the documents one after another
+    000012.records    one RECORD per document
+    000012.hashes     XXH3-128 of each text, where duplicates or a holdout need it
+    000012.rejected   the lines that are not documents, as in rejected.jsonl
+    000012.json       a `Summary`; written last, so a shard without it is not finished
+
+Nothing here depends on which process made it or when.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from llmforge.data.encoding import Encoder
+from llmforge.data.reading import Block, Fields, read_blocks
+from llmforge.data.sources import Chunk
+
+RECORD = np.dtype(
+    [
+        ("start", "<i8"),  # of its ids in the file, in tokens
+        ("tokens", "<u4"),
+        ("masked", "<u4"),
+        ("bytes", "<u4"),  # of trained text
+        ("line", "<u4"),  # in the chunk, from 1
+        ("category", "<u2"),  # an index into the shard's categories
+        ("verdict", "<u2"),  # 0, or 1 + an index into the shard's verdicts: why it is not wanted
+    ]
+)
+Records = npt.NDArray[np.void]
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """All that decides a shard's bytes besides its chunk."""
+
+    tokenizer_dir: str
+    backend: str
+    fields: Fields
+    hashes: bool = False
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a shard holds. `bytes` are of text; `read` is the chunk's share of the bytes on disk."""
+
+    number: int
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    lines: int = 0
+    read: int = 0
+    rejected: int = 0
+    first_rejected: str = ""
+    categories: list[str] = field(default_factory=list)
+    verdicts: list[str] = field(default_factory=list)
+
+
+def shard_path(directory: Path, number: int, suffix: str) -> Path:
+    return directory / f"{number:06d}.{suffix}"
+
+
+def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summary:
+    """Reads and encodes `chunk`; a shard that is finished already is left as it is."""
+    if done := read_summary(directory, chunk.number):
+        return done
+    encoder = _encoder(settings.tokenizer_dir, settings.backend)
+    categories: dict[str, int] = {}
+    start = documents = size = lines = rejected = 0
+    first_rejected = ""
+    paths = {
+        suffix: shard_path(directory, chunk.number, suffix)
+        for suffix in ("ids", "records", "hashes", "rejected")
+    }
+    with (
+        paths["ids"].open("wb") as ids,
+        paths["records"].open("wb") as records,
+        paths["hashes"].open("wb") as hashes,
+        paths["rejected"].open("w", encoding="utf-8") as rejects,
+    ):
+        for block in read_blocks(chunk, settings.fields):
+            lines += block.lines
+            for one in block.rejected:
+                entry = {"line": one.line, "reason": one.reason, "documents": one.documents}
+                rejects.write(json.dumps({**entry, "category": chunk.category}, ensure_ascii=False) + "\n")
+                first_rejected = first_rejected or json.dumps(entry)
+                rejected += one.documents
+            if not len(block):
+                continue
+            encoded = encoder.encode(block)
+            table = np.zeros(len(block), RECORD)
+            table["start"] = start + encoded.offsets[:-1]
+            table["tokens"] = np.diff(encoded.offsets)
+            table["masked"] = encoded.masked
+            table["bytes"] = encoded.trained_bytes
+            table["line"] = block.line
+            table["category"] = _codes(block, categories)
+            ids.write(encoded.ids.data)
+            records.write(table.data)
+            if settings.hashes:
+                hashes.write(text_hashes(block))
+            start += len(encoded.ids)
+            documents += len(block)
+            size += int(table["bytes"].sum(dtype=np.int64)) + int(block.source_bytes.sum())
+    summary = Summary(
+        chunk.number,
+        documents,
+        start,
+        size,
+        lines,
+        chunk.size,
+        rejected,
+        first_rejected,
+        list(categories),
+        [],
+    )
+    _write_json(shard_path(directory, chunk.number, "json"), asdict(summary))
+    return summary
+
+
+def read_summary(directory: Path, number: int) -> Summary | None:
+    """The summary of a finished shard, else None."""
+    path = shard_path(directory, number, "json")
+    return Summary(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def read_records(directory: Path, number: int) -> Records:
+    """The records of a shard, (documents,) RECORD."""
+    return np.fromfile(shard_path(directory, number, "records"), RECORD)
+
+
+def read_hashes(directory: Path, number: int) -> npt.NDArray[np.uint64]:
+    """(documents, 2) uint64: the XXH3-128 of each text."""
+    return np.fromfile(shard_path(directory, number, "hashes"), "<u8").reshape(-1, 2)
+
+
+def text_hashes(block: Block) -> bytes:
+    """XXH3-128 of each text of the block, 16 bytes each."""
+    view = memoryview(block.text.buffers()[2] or b"")
+    offsets = np.frombuffer(block.text.buffers()[1], np.int32)[block.text.offset :][: len(block) + 1].tolist()
+    digest = xxhash.xxh3_128_digest
+    return b"".join([digest(view[a:b]) for a, b in pairwise(offsets)])
+
+
+def _codes(block: Block, categories: dict[str, int]) -> npt.NDArray[np.int64]:
+    names = block.category.dictionary.to_pylist()
+    codes = np.array([categories.setdefault(name, len(categories)) for name in names], np.int64)
+    coded: npt.NDArray[np.int64] = codes[np.asarray(block.category.indices)]
+    return coded
+
+
+@lru_cache(maxsize=1)
+def _encoder(tokenizer_dir: str, backend: str) -> Encoder:
+    from llmforge.tokenizer import load
+
+    return Encoder(load(Path(tokenizer_dir)), backend)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, path)
