@@ -71,14 +71,11 @@ def _text_of(path: Path, line: bytes, number: int) -> str:
         record = json.loads(_decoded(path, line, number))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {number}: not JSON ({error.msg}); mend or remove the line.") from None
-    parts = (
-        [record.get("source") or "", record.get("target", record.get("text"))]
-        if isinstance(record, dict)
-        else [None]
-    )
-    if not all(isinstance(part, str) for part in parts):
+    fields = record if isinstance(record, dict) else {}
+    source, target = fields.get("source") or "", fields.get("target", fields.get("text"))
+    if not isinstance(source, str) or not isinstance(target, str):
         raise UserError(f'{path}, line {number}: needs an object with a string "target" or "text".')
-    return "".join(parts)
+    return source + target
 
 
 def _decoded(path: Path, raw: bytes, number: int | None) -> str:
