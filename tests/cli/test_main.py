@@ -56,7 +56,9 @@ def test_an_error_is_one_sentence_and_debug_shows_the_traceback(llmforge, tmp_pa
     done = llmforge("run", tmp_path / "absent.yaml", code=1)
     assert done.stderr == f"error: {tmp_path}/absent.yaml does not exist; give the recipe's YAML file.\n"
     debug = subprocess.run(
-        [sys.executable, "-m", "llmforge", "run", str(tmp_path / "absent.yaml"), "--debug"], capture_output=True, text=True
+        [sys.executable, "-m", "llmforge", "run", str(tmp_path / "absent.yaml"), "--debug"],
+        capture_output=True,
+        text=True,
     )
     assert debug.returncode == 1
     assert "Traceback" in debug.stderr

@@ -28,7 +28,9 @@ def test_the_output_of_another_step_is_refused(tmp_path):
 
 
 def test_a_manifest_comes_back_as_it_was(tmp_path):
-    written = write_manifest(tmp_path / "llmforge.json", Manifest("train", {"名": "值"}, metrics={"loss": 1.5}))
+    written = write_manifest(
+        tmp_path / "llmforge.json", Manifest("train", {"名": "值"}, metrics={"loss": 1.5})
+    )
     assert read_manifest(tmp_path) == written
     assert "名" in (tmp_path / "llmforge.json").read_text(encoding="utf-8")
 
@@ -66,7 +68,13 @@ def test_a_large_weight_file_is_sampled_at_both_ends_and_between(tmp_path, monke
     monkeypatch.setattr(module, "BLOCK_BYTES", 1 << 10)
     path = tmp_path / "model.safetensors"
     seen = set()
-    for size, position in [(2 << 20, None), (2 << 20, 0), (2 << 20, (2 << 20) - 1), (2 << 20, 8225 * 100), ((2 << 20) + 1, None)]:
+    for size, position in [
+        (2 << 20, None),
+        (2 << 20, 0),
+        (2 << 20, (2 << 20) - 1),
+        (2 << 20, 8225 * 100),
+        ((2 << 20) + 1, None),
+    ]:
         content = bytearray(size)
         if position is not None:
             content[position] = 1

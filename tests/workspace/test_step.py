@@ -31,7 +31,13 @@ def source(tmp_path: Path) -> Path:
 
 
 def step(tmp_path: Path, source: Path, **changes) -> Step:
-    values = {"name": "grow", "output": tmp_path / "out", "arguments": {"n": 1}, "inputs": [source], **changes}
+    values = {
+        "name": "grow",
+        "output": tmp_path / "out",
+        "arguments": {"n": 1},
+        "inputs": [source],
+        **changes,
+    }
     return Step(**values)
 
 
@@ -70,7 +76,10 @@ def test_moved_inputs_are_the_same_inputs(tmp_path, source):
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [({"arguments": {"n": 2}}, "with n = 1 rather than 2"), ({"name": "shrink"}, "is the output of llmforge grow")],
+    [
+        ({"arguments": {"n": 2}}, "with n = 1 rather than 2"),
+        ({"name": "shrink"}, "is the output of llmforge grow"),
+    ],
 )
 def test_another_step_on_the_same_output_is_refused(tmp_path, source, change, sentence):
     run_step(step(tmp_path, source), build())
@@ -135,7 +144,7 @@ def test_a_replacement_cut_between_its_renames_is_undone(tmp_path, source):
 
 def test_an_output_that_was_changed_is_not_taken_for_finished(tmp_path, source):
     run_step(step(tmp_path, source), build())
-    (tmp_path / "out" / "sub" / "file.txt").write_text("who"),
+    ((tmp_path / "out" / "sub" / "file.txt").write_text("who"),)
     with pytest.raises(UserError, match=r"file\.txt was changed.*--overwrite"):
         run_step(step(tmp_path, source), build())
     with pytest.raises(UserError, match="was changed after llmforge grow"):
@@ -159,7 +168,11 @@ def test_a_file_gets_its_manifest_beside_it(tmp_path, source):
     assert (tmp_path / "pieces.jsonl").read_text() == "pieces"
     assert manifest_path(tmp_path / "pieces.jsonl") == tmp_path / "pieces.jsonl.llmforge.json"
     assert run_step(file_step, write).skipped
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["pieces.jsonl", "pieces.jsonl.llmforge.json", "source.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "pieces.jsonl",
+        "pieces.jsonl.llmforge.json",
+        "source.txt",
+    ]
 
 
 def test_a_resumable_step_finds_what_it_left_only_for_the_same_plan(tmp_path, source):
@@ -172,7 +185,9 @@ def test_a_resumable_step_finds_what_it_left_only_for_the_same_plan(tmp_path, so
 
     with pytest.raises(KeyboardInterrupt):
         run_step(step(tmp_path, source, resumable=True), fail)
-    other = run_step(step(tmp_path, source, resumable=True, output=tmp_path / "out", arguments={"n": 2}), go_on)
+    other = run_step(
+        step(tmp_path, source, resumable=True, output=tmp_path / "out", arguments={"n": 2}), go_on
+    )
     assert other.manifest.metrics == {"found": False}
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,90 @@
+"""evaluate and generate, as a user runs them."""
+
+import json
+import shutil
+
+import pytest
+
+
+def test_evaluate_compares_models_in_a_table(llmforge, tiny_model, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    (tmp_path / "zh.jsonl").write_text(
+        '{"source": "一", "target": "只猫"}\n\n{"text": "坐在垫子上"}\n', encoding="utf-8"
+    )
+    (tmp_path / "en.txt").write_text("the cat sat", encoding="utf-8")
+    outputs = tmp_path / "table.md", tmp_path / "table.json"
+    data = f"zh={tmp_path / 'zh.jsonl'}", tmp_path / "en.txt"
+    done = llmforge("evaluate", "--model", tiny_model, copy, "--data", *data, "--output", *outputs)
+    assert "zh: bits/byte" in done.stdout
+    result = json.loads(outputs[1].read_text(encoding="utf-8"))
+    assert result["copy"] == result["tiny-llama"]
+    assert (result["copy"]["zh"]["characters"], result["copy"]["zh"]["documents"]) == (8, 2)
+    assert result["copy"]["en"]["bytes"] == 11
+    lines = outputs[0].read_text(encoding="utf-8").splitlines()
+    assert (
+        lines[0] == "| model | zh: bits/byte | zh: tokens/character | en: bits/byte | en: tokens/character |"
+    )
+    assert f"{result['copy']['zh']['bits_per_byte']:.4f}" in lines[3]
+
+
+def test_documents_and_characters_can_be_limited(llmforge, tiny_model, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "abcdef"}\n' * 5)
+    words = (
+        "--model",
+        tiny_model,
+        "--data",
+        tmp_path / "a.jsonl",
+        "--max-documents",
+        3,
+        "--max-characters",
+        2,
+        "--json",
+    )
+    assert json.loads(llmforge("evaluate", *words).stdout)["tiny-llama"]["a"]["characters"] == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'{"text": 1}\n', 'a.jsonl, line 1: needs an object with a string "target" or "text"'),
+        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl, line 1: not UTF-8"),
+        ("a.jsonl", b"\n", "there is no document with text in it"),
+        ("a.csv", b"a", "is not a .jsonl or .txt file"),
+    ],
+)
+def test_wrong_data_is_named(llmforge, tiny_model, tmp_path, name, content, sentence):
+    (tmp_path / name).write_bytes(content)
+    assert sentence in llmforge("evaluate", "--model", tiny_model, "--data", tmp_path / name, code=1).stderr
+
+
+def test_wrong_names_are_refused_before_anything_is_measured(llmforge, tiny_model, tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    words = "evaluate", "--model", tiny_model, "--data", tmp_path / "a.txt"
+    assert "must end in .json or .md" in llmforge(*words, "--output", tmp_path / "a.pdf", code=2).stderr
+    assert "is not a Hugging Face model directory" in llmforge(*words, "--model", tmp_path, code=1).stderr
+    assert (
+        "does not exist"
+        in llmforge("evaluate", "--model", tiny_model, "--data", tmp_path / "b.txt", code=1).stderr
+    )
+
+
+def test_a_model_with_too_few_rows_is_refused(llmforge, tiny_model, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    small = tmp_path / "small"
+    shutil.copytree(tiny_model, small)
+    config = LlamaConfig.from_pretrained(tiny_model, vocab_size=257)
+    LlamaForCausalLM(config).save_pretrained(small)
+    done = llmforge("generate", "--model", small, "--prompt", "a", code=1)
+    assert "has 257 embedding rows and the tokenizer" in done.stderr
+
+
+def test_generation_repeats_with_its_seed_and_stays_in_the_vocabulary(llmforge, tiny_model, tmp_path):
+    words = "generate", "--model", tiny_model, "--prompt", "the cat", "--max-new-tokens", 20
+    greedy = llmforge(*words).stdout
+    assert greedy.startswith("the cat")
+    assert llmforge(*words).stdout == greedy
+    sampled = [llmforge(*words, "--temperature", 1, "--seed", seed).stdout for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
