@@ -101,7 +101,7 @@ def from_definition(definition: Definition) -> Tokenizer:
 
 
 def backend_of(definition: dict[str, Any], name: object) -> tokenizers.Tokenizer:
-    """The `tokenizers` object of a `tokenizer.json`: nothing cut or padded, special tokens in text as text."""
+    """The `tokenizers` object of a `tokenizer.json`: nothing cut or padded, special tokens read as text."""
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(definition, ensure_ascii=False))
     except Exception as error:  # tokenizers raises Exception itself

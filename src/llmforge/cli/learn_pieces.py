@@ -1,0 +1,63 @@
+"""`llmforge learn-pieces`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmforge.cli.options import AsJson, Debug, Overwrite, Seed, example, paths, show_finished
+
+
+@example(
+    "llmforge learn-pieces --source-tokenizer-dir smollm2 --corpus zh/*.jsonl",
+    "--num-pieces 2000 --script Han --output pieces.jsonl",
+)
+def learn_pieces(
+    source_tokenizer_dir: Annotated[
+        Path, typer.Option(help="Tokenizer (or model) directory to learn on top of.")
+    ],
+    corpus: Annotated[
+        list[str], typer.Option(help="Texts: .jsonl, .jsonl.gz, .jsonl.zst, .txt, or directories.")
+    ],
+    num_pieces: Annotated[
+        int, typer.Option(min=1, help="How many pieces to learn, missing characters included.")
+    ],
+    output: Annotated[Path, typer.Option(help="The jsonl file to write: one piece a line, in merge order.")],
+    script: Annotated[
+        str | None, typer.Option(help="Learn from words of one Unicode script only, such as Han.")
+    ] = None,
+    min_frequency: Annotated[
+        int, typer.Option(min=1, help="Least frequency of a pair when it is merged.")
+    ] = 2,
+    max_length: Annotated[int, typer.Option(min=1, help="Most characters of a piece.")] = 16,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Learn new pieces from a corpus by continuing the tokenizer's own BPE.
+
+    Pieces come in an order in which each can be merged of two that were there before. Give them to
+    init-tokenizer.
+    """
+    from llmforge.tokenizer.learn import learn_pieces as learn
+
+    finished = learn(
+        source_tokenizer_dir,
+        paths(corpus),
+        output,
+        num_pieces,
+        script,
+        min_frequency,
+        max_length,
+        seed,
+        overwrite,
+    )
+    metrics = finished.manifest.metrics
+    before, after = metrics["tokens_before"], metrics["tokens_after"]
+    show_finished(
+        finished,
+        as_json,
+        f"{finished.manifest.outputs['pieces']:,} pieces from {metrics['words']:,} different words: "
+        f"{metrics['characters']:,} characters in {after:,} tokens, {before:,} before.",
+    )

@@ -1,0 +1,229 @@
+"""Continued BPE on flat arrays: new pieces are pairs of the tokens that a tokenizer makes of a corpus.
+
+Training starts from the tokens, not from characters (Sennrich et al., arXiv 1508.07909, with another start),
+so every new piece is made of two pieces that were there before it. Merging one pair at a time would read the
+corpus once for each piece. A round here merges every pair whose frequency is within `SLACK` of the best, in
+the order of frequency, and only if it still is once the better ones have taken their tokens. So the order
+within a round is exact, and a pair that a round brings forth waits for the next one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+SLACK = 0.9
+TABLE_BITS = (
+    22  # a hashed table of pair frequencies: collisions only cost time, every candidate is counted exactly
+)
+
+Array = npt.NDArray[np.int64]
+
+
+@dataclass
+class Words:
+    """The words of a corpus: flat `ids` (int32), `offsets` (int64, words + 1), a frequency for each word."""
+
+    ids: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+
+
+@dataclass
+class Rules:
+    """What may become a piece.
+
+    `pieces` are the strings by id. Ids from `first_missing` on are characters that the tokenizer lacks: such
+    a one is made a piece of its own as soon as the tokens it saves (`saved` for each time it occurs) are
+    worth it, and merges only then. `shared`: a piece may be made of any two parts (sentencepiece), so a
+    second pair that spells a known piece is merged for nothing; otherwise (merges are listed) such a pair is
+    left alone.
+    """
+
+    pieces: list[str]
+    first_missing: int
+    saved: int
+    shared: bool
+    min_frequency: int
+    allowed: Callable[[str], bool]
+
+
+@dataclass
+class Learned:
+    """New pieces in the order of their making, frequencies at that moment, and tokens of the corpus."""
+
+    pieces: list[str] = field(default_factory=list)
+    frequencies: list[int] = field(default_factory=list)
+    tokens_before: int = 0
+    tokens_after: int = 0
+
+
+def learn(
+    words: Words, rules: Rules, number: int, advance: Callable[[float], None] = lambda _: None
+) -> Learned:
+    """Up to `number` new pieces; fewer when no pair occurs `min_frequency` times any more."""
+    corpus = _Corpus(words, rules)
+    learned = Learned(tokens_before=corpus.tokens(), tokens_after=0)
+    while len(learned.pieces) < number:
+        found = corpus.round(number - len(learned.pieces))
+        if found is None:
+            break
+        for piece, frequency in found:
+            learned.pieces.append(piece)
+            learned.frequencies.append(frequency)
+        advance(float(len(found)))
+    learned.tokens_after = corpus.tokens()
+    return learned
+
+
+class _Corpus:
+    """The corpus as it stands between rounds.
+
+    `token` (int32) and `weight` (int64, the frequency of its word) per position; `linked`: the next position
+    belongs to the same word and the two may still become one.
+    """
+
+    def __init__(self, words: Words, rules: Rules) -> None:
+        self.rules = rules
+        self.pieces = rules.pieces
+        self.ids = {piece: i for i, piece in enumerate(rules.pieces) if piece}
+        lengths = np.diff(words.offsets)
+        self.token = words.ids.copy()
+        self.weight = np.repeat(words.counts, lengths)
+        self.linked = np.ones(len(self.token), dtype=bool)
+        self.linked[words.offsets[1:][lengths > 0] - 1] = False
+        missing = len(self.pieces) - rules.first_missing
+        waiting = self.token >= rules.first_missing
+        gains = np.bincount(
+            self.token[waiting] - rules.first_missing, self.weight[waiting], minlength=missing
+        )
+        self.gain = gains.astype(np.int64) * rules.saved
+        self.active = np.ones(len(self.pieces), dtype=bool)
+        self.active[rules.first_missing :] = False
+
+    def tokens(self) -> int:
+        """Tokens in the corpus, each missing character counting for what it takes now."""
+        waiting = ~self.active[self.token]
+        return int(self.weight.sum() + self.rules.saved * self.weight[waiting].sum())
+
+    def round(self, room: int) -> list[tuple[str, int]] | None:
+        """At most `room` new pieces with frequencies (none if known ones were joined); None at the end."""
+        keys, counts, where, which, least = self._frequent_pairs()
+        found = self._take_characters(least, room)
+        chosen = np.flatnonzero(counts >= least)
+        chosen = chosen[np.lexsort((keys[chosen], -counts[chosen]))]
+        if not len(chosen):
+            return found or None
+        rank = np.full(len(keys), len(chosen), dtype=np.int64)
+        rank[chosen] = np.arange(len(chosen))
+        ranks = rank[which]
+        where, ranks = where[ranks < len(chosen)], ranks[ranks < len(chosen)]
+        won = _leftmost_best(where, ranks)
+        actual = np.bincount(ranks[won], self.weight[where[won]], minlength=len(chosen)).astype(np.int64)
+        target = np.full(len(chosen), -1, dtype=np.int64)
+        # The best pair is always made: it falls short only if it overlaps itself, as in "aaa".
+        for i in np.flatnonzero((actual >= least) | (np.arange(len(chosen)) == 0)).tolist():
+            if len(found) >= room:
+                break
+            target[i] = self._id_of(self._joined(int(keys[chosen[i]])), int(actual[i]), found)
+        where, ranks = where[target[ranks] >= 0], ranks[target[ranks] >= 0]
+        won = _leftmost_best(where, ranks)
+        self._merge(where[won], target[ranks[won]])
+        return found
+
+    def _frequent_pairs(self) -> tuple[Array, Array, Array, Array, int]:
+        """The pairs near the best, exactly counted.
+
+        Keys and frequencies of the pairs; where pairs are (position, index of its pair), by position; and the
+        frequency that is near enough.
+        """
+        left, right = self.token[:-1], self.token[1:]
+        valid = self.linked[:-1] & self.active[left] & self.active[right]
+        hashed = _hash(left, right)
+        table = np.bincount(hashed, self.weight[:-1] * valid, minlength=1 << TABLE_BITS)
+        while True:
+            best = max(float(table.max()), float(self.gain.max(initial=0)))
+            least = max(int(SLACK * best), self.rules.min_frequency)
+            where = np.flatnonzero((table >= least)[hashed] & valid)
+            keys, which = np.unique((left[where].astype(np.int64) << 32) | right[where], return_inverse=True)
+            counts = np.bincount(which, self.weight[where], minlength=len(keys)).astype(np.int64)
+            refused = np.array([not self._may_be_made(key) for key in keys.tolist()], dtype=bool)
+            if refused.any():
+                valid[where[refused[which]]] = False
+                self.linked[where[refused[which]]] = False
+                counts[refused] = 0
+            table[table >= least] = 0
+            np.maximum.at(table, _hash(keys >> 32, keys), counts)
+            if (
+                max(table.max(), self.gain.max(initial=0)) >= best * (1 + SLACK) / 2
+                or best < self.rules.min_frequency
+            ):
+                return keys, counts, where, which, least
+            # What looked best was two pairs in one place of the table, or may not be made: look again below
+            # it.
+
+    def _joined(self, key: int) -> str:
+        return self.pieces[key >> 32] + self.pieces[key & 0xFFFFFFFF]
+
+    def _may_be_made(self, key: int) -> bool:
+        joined = self._joined(key)
+        return self.rules.allowed(joined) and (self.rules.shared or joined not in self.ids)
+
+    def _id_of(self, piece: str, frequency: int, found: list[tuple[str, int]]) -> int:
+        """The id of `piece`, new if need be and then noted in `found`; -1 where it may not be made twice."""
+        known = self.ids.get(piece)
+        if known is not None:
+            return known if self.rules.shared else -1
+        found.append((piece, frequency))
+        self.ids[piece] = len(self.pieces)
+        self.pieces.append(piece)
+        self.active = np.append(self.active, True)
+        return len(self.pieces) - 1
+
+    def _take_characters(self, least: int, room: int) -> list[tuple[str, int]]:
+        """The missing characters that are worth a piece now, the most frequent first."""
+        worth = np.flatnonzero((self.gain >= least) & (self.gain > 0))
+        worth = worth[np.argsort(-self.gain[worth], kind="stable")][:room]
+        taken = worth + self.rules.first_missing
+        found = [
+            (self.pieces[i], int(g) // self.rules.saved) for i, g in zip(taken, self.gain[worth], strict=True)
+        ]
+        self.active[taken] = True
+        self.gain[worth] = 0
+        return found
+
+    def _merge(self, where: Array, target: Array) -> None:
+        """Makes the tokens at `where` and behind it one, `target`."""
+        self.token[where] = target
+        self.linked[where] = self.linked[where + 1]
+        kept = np.ones(len(self.token), dtype=bool)
+        kept[where + 1] = False
+        self.token, self.weight, self.linked = self.token[kept], self.weight[kept], self.linked[kept]
+
+
+def _hash(left: npt.NDArray[np.integer], right: npt.NDArray[np.integer]) -> npt.NDArray[np.uint32]:
+    mixed = left.astype(np.uint32) * np.uint32(0x9E3779B1) + right.astype(np.uint32) * np.uint32(0x85EBCA77)
+    return mixed >> np.uint32(32 - TABLE_BITS)
+
+
+def _leftmost_best(where: Array, ranks: Array) -> Array:
+    """Which of the pairs at `where` (ascending) are merged if the lowest rank goes first, then the leftmost.
+
+    Two pairs contend if they share a token, that is, if their positions are neighbours. Returns indices into
+    `where`.
+    """
+    alive = np.arange(len(where))
+    won: list[Array] = []
+    while len(alive):
+        place, rank = where[alive], ranks[alive]
+        near = np.diff(place) == 1
+        wins = np.ones(len(alive), dtype=bool)
+        wins[1:] &= ~near | (rank[1:] < rank[:-1])
+        wins[:-1] &= ~near | (rank[:-1] <= rank[1:])
+        won.append(alive[wins])
+        loses = wins.copy()
+        loses[1:] |= wins[:-1] & near
+        loses[:-1] |= wins[1:] & near
+        alive = alive[~loses]
+    return np.concatenate(won) if won else np.zeros(0, dtype=np.int64)

@@ -1,0 +1,181 @@
+"""`init-tokenizer`: the source with new pieces behind its ids, as files that load alike everywhere."""
+
+import copy
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmforge.errors import UserError
+from llmforge.tokenizer import sentencepiece_model as spm
+from llmforge.tokenizer.closure import Additions, ByList, ByScore, close
+from llmforge.tokenizer.definition import Definition, read_json, token_content
+from llmforge.tokenizer.learn import folding_normalizer
+from llmforge.tokenizer.load import Tokenizer, from_definition, load
+from llmforge.tokenizer.pieces import Cleaned, read_pieces
+from llmforge.tokenizer.verify import verify
+from llmforge.workspace import Finished, Outcome, Step, run_step
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """The grown tokenizer, what was cleaned from the pieces and what was added."""
+
+    tokenizer: Tokenizer
+    cleaned: Cleaned
+    additions: Additions
+
+
+def init_tokenizer(
+    source: Path,
+    target: Path,
+    pieces_file: Path,
+    closure: bool = True,
+    verify_corpora: Sequence[Path] = (),
+    overwrite: bool = False,
+) -> Finished:
+    """Writes the tokenizer directory `target`: `source` and the pieces of `pieces_file`, verified.
+
+    The manifest has `outputs.source_size` and `outputs.size` (highest id + 1 before and after) and the gates'
+    figures in `metrics`. Raises `UserError` for a damaged input, and where a gate that must hold does not.
+    """
+    before = load(source)
+    inputs = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    step = Step(
+        "init-tokenizer", target, {"closure": closure}, [*inputs, pieces_file, *verify_corpora], overwrite
+    )
+    return run_step(step, lambda path: _build(path, before, pieces_file, closure, verify_corpora))
+
+
+def _build(
+    path: Path, before: Tokenizer, pieces_file: Path, closure: bool, verify_corpora: Sequence[Path]
+) -> Outcome:
+    expanded = expand(before, pieces_file, closure)
+    write_tokenizer(expanded.tokenizer.definition, path)
+    after = load(path)
+    assert after.fingerprint == expanded.tokenizer.fingerprint, "what was written reads as another tokenizer"
+    wanted = [*expanded.cleaned.pieces]
+    gates = verify(before, after, wanted, expanded.additions.unreachable, verify_corpora)
+    added = after.size - before.size
+    metrics = {
+        "pieces": {**expanded.cleaned.counts, "added": added, "closure": len(expanded.additions.closure)},
+        "closure_examples": expanded.additions.closure[:20],
+        "gates": gates,
+    }
+    outputs = {"source_size": before.size, "size": after.size, "tokenizer": after.fingerprint}
+    return Outcome(
+        outputs={**outputs, "source_tokenizer": before.fingerprint, "family": after.family}, metrics=metrics
+    )
+
+
+def expand(before: Tokenizer, pieces_file: Path, closure: bool = True) -> Expanded:
+    """`before` with the pieces of `pieces_file`, in memory."""
+    folding = folding_normalizer(before)
+    fold = folding.normalize_str if folding else None
+    cleaned = read_pieces(pieces_file, before.family, set(before.pieces()), fold)
+    definition = before.definition
+    if definition.model is not None:
+        grown, additions = _grow_model(before, cleaned.pieces, closure)
+    else:
+        grown, additions = _grow_json(before, cleaned.pieces, closure)
+    if not additions.made:
+        raise UserError(
+            f"{pieces_file}: none of its pieces can be reached without others; leave --no-closure out."
+        )
+    return Expanded(from_definition(grown), cleaned, additions)
+
+
+def _grow_json(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tuple[Definition, Additions]:
+    definition = before.definition
+    grown = {**definition.json, "model": dict(definition.json["model"])}
+    model = grown["model"]
+    growing = ByList(model["vocab"], model["merges"], before.family == "byte-level-bpe")
+    listed = len(growing.ranks)
+    additions = close(wanted, growing, closure)
+    new = {piece: before.size + i for i, (piece, _) in enumerate(additions.made)}
+    model["vocab"] = {**model["vocab"], **new}
+    model["merges"] = [*model["merges"], *list(growing.ranks)[listed:]]
+    return Definition(definition.directory, definition.family, grown, definition.config), additions
+
+
+def _grow_model(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tuple[Definition, Additions]:
+    definition = before.definition
+    model = copy.deepcopy(definition.model)
+    _fill(model, before)
+    additions = close(
+        wanted, ByScore({p.piece: p.score for p in model.pieces if p.type == spm.NORMAL}), closure
+    )
+    score = np.float32(min(p.score for p in model.pieces if p.type == spm.NORMAL))
+    for piece, _ in additions.made:
+        # One lower each time, or as little as a float32 can be where scores are as low as -1e9.
+        score = min(score - np.float32(1), np.nextafter(score, np.float32(-np.inf)))
+        model.pieces.add(piece=piece, score=float(score), type=spm.NORMAL)
+    model.trainer_spec.vocab_size = len(model.pieces)
+    grown = {**definition.json, "model": {**definition.json["model"], **spm.model_json(model)}}
+    return Definition(definition.directory, definition.family, grown, definition.config, model), additions
+
+
+def _fill(model: Any, before: Tokenizer) -> None:
+    """Gives added tokens behind the sentencepiece vocabulary their places, unused ids a placeholder."""
+    added = {token["id"]: token for token in before.definition.json["added_tokens"]}
+    for i in range(len(model.pieces), before.size):
+        token = added.get(i, {"content": f"<unused_{i}>", "special": True})
+        kind = spm.CONTROL if token["special"] else spm.USER_DEFINED
+        model.pieces.add(piece=token["content"], score=0.0, type=kind)
+
+
+def write_tokenizer(definition: Definition, path: Path) -> None:
+    """Writes `definition` as a Hugging Face tokenizer directory."""
+    source = definition.directory
+    if (source / "chat_template.jinja").is_file():
+        shutil.copyfile(source / "chat_template.jinja", path / "chat_template.jinja")
+    _write_json(path / "tokenizer.json", {**definition.json, "truncation": None, "padding": None})
+    if definition.model is not None:
+        (path / "tokenizer.model").write_bytes(definition.model.SerializeToString())
+    config = read_json(source / "tokenizer_config.json") or _config(definition)
+    # Any other class rebuilds its tokenizer by rules of its own, which differ between versions of
+    # transformers.
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config.pop("auto_map", None)
+    _write_json(path / "tokenizer_config.json", config)
+    named = {name: config[name] for name in SPECIAL_NAMES if token_content(config.get(name))}
+    _write_json(path / "special_tokens_map.json", read_json(source / "special_tokens_map.json") or named)
+
+
+def _config(definition: Definition) -> dict[str, Any]:
+    """`tokenizer_config.json` for a source that has none."""
+    config: dict[str, Any] = {"clean_up_tokenization_spaces": False}
+    if definition.model is None:
+        return {
+            **config,
+            **{name: definition.config[name] for name in SPECIAL_NAMES if name in definition.config},
+        }
+    spec = definition.model.trainer_spec
+    ids = {
+        "bos_token": spec.bos_id,
+        "eos_token": spec.eos_id,
+        "unk_token": spec.unk_id,
+        "pad_token": spec.pad_id,
+    }
+    named = {name: definition.model.pieces[i].piece for name, i in ids.items() if i >= 0}
+    return {**config, **named, "add_bos_token": spec.bos_id >= 0, "add_eos_token": False}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

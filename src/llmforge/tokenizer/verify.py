@@ -1,0 +1,277 @@
+"""The gates of `init-tokenizer`: what an expanded tokenizer has to prove on every run.
+
+    reachability   every new piece encodes to its own id, or is listed with the reason; no old piece is lost
+    parity         sentencepiece gives the ids of tokenizer.json, on every document
+    round trip     decode(encode(text)) == text, on every document for which it holds with the source
+    drift          documents of the source's own language whose tokens changed; without new pieces none may
+
+Parity, round trip and drift without new pieces must hold: where they do not, nothing is published.
+"""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmforge import console
+from llmforge.errors import UserError
+from llmforge.tokenizer import corpus
+from llmforge.tokenizer.learn import bare_backend
+from llmforge.tokenizer.load import Tokenizer
+from llmforge.tokenizer.sentencepiece_model import NORMAL
+
+SAMPLE_CHARACTERS = 1_000_000
+DOCUMENT_CHARACTERS = 20_000
+EXAMPLES = 5
+OTHER_LANGUAGE = (
+    0.05  # a document with more than this share of the new pieces' letters is not in the source's language
+)
+SAMPLE = (
+    "The quick brown fox jumps over the lazy dog, twice: at 7:45 and at 19:30.",
+    "def area(r):\n    return 3.14159 * r ** 2  # m²\n\n\nprint(area(2))\n",
+    "Ça coûte 12,50 € à l'hôtel; Straßenbahn, naïve, mañana, İstanbul, Łódź.",
+    "Съешь же ещё этих мягких французских булок да выпей чаю.",
+    "الجو جميل اليوم، أليس كذلك؟",
+    "今天天气很好,我们一起去公园散步吧!「真的吗?」他问道……",
+    "昨日は東京で雨が降りました。カタカナとひらがな。",
+    "오늘은 날씨가 좋습니다. 산책하러 갑시다.",
+    "आज मौसम अच्छा है।",
+    "วันนี้อากาศดี",
+    "🙂👩‍👩‍👧‍👦🇨🇳 e\u0301 \u200b \ufeff ﬁ ① Ⅳ ㎏ \U0001f9ff",
+    "  two  spaces   and\ttabs\t\tand\r\nline ends \n\n ",
+    "<s> </s> <unk> <0x0A> <|endoftext|> [INST] ▁ Ġ are text here.",
+    "哈哈哈哈哈哈哈 aaaaaaaaaaaa ........ ======== \n\n\n\n",
+)
+
+
+def verify(
+    before: Tokenizer,
+    after: Tokenizer,
+    wanted: Sequence[str],
+    left_out: Mapping[str, str],
+    corpora: Sequence[Path],
+) -> dict[str, Any]:
+    """The figures of all gates; a `UserError` where one that must hold does not."""
+    documents = sample(after, wanted, corpora)
+    ids, offsets = after.encode(documents)
+    old_ids, old_offsets = before.encode(documents)
+    rows = [ids[a:b] for a, b in pairwise(offsets.tolist())]
+    old_rows = [old_ids[a:b] for a, b in pairwise(old_offsets.tolist())]
+    gates = {
+        "documents": len(documents),
+        "characters": sum(map(len, documents)),
+        "reachability": reachability(before, after, wanted, left_out),
+        "parity": parity(before, after, documents, rows),
+        "round_trip": round_trip(before, after, documents, rows, old_rows),
+        "drift": drift(before, after, wanted, documents, rows, old_rows),
+    }
+    _insist(gates)
+    return gates
+
+
+def sample(after: Tokenizer, wanted: Sequence[str], corpora: Sequence[Path]) -> list[str]:
+    """The texts of the gates: the built-in ones, and the corpora's or else the pieces themselves."""
+    documents = list(SAMPLE)
+    if not corpora:
+        spelled = after.token_bytes()
+        ids = {piece: i for i, piece in enumerate(after.pieces())}
+        texts = [spelled[ids[piece]].decode("utf-8", "ignore") for piece in wanted if piece in ids]
+        joined = ["".join(texts[i : i + 50]) for i in range(0, len(texts), 50)]
+        return documents + joined + [" ".join(texts[i : i + 50]) for i in range(0, len(texts), 50)]
+    files = corpus.corpus_files(corpora)
+    for file in files:
+        left = SAMPLE_CHARACTERS / len(files)
+        for text in corpus.documents(file):
+            documents.append(text[:DOCUMENT_CHARACTERS])
+            left -= len(documents[-1])
+            if left <= 0:
+                break
+    return documents
+
+
+def reachability(
+    before: Tokenizer, after: Tokenizer, wanted: Sequence[str], left_out: Mapping[str, str]
+) -> dict[str, Any]:
+    """New and old pieces that do not encode to themselves."""
+    pieces = after.pieces()
+    new = [(piece, i) for i, piece in enumerate(pieces) if i >= before.size and piece]
+    unreachable = dict(left_out)
+    for (piece, i), got in zip(new, _alone(after, [piece for piece, _ in new]), strict=True):
+        if got != [i]:
+            unreachable[piece] = f"it is encoded as {' + '.join(pieces[part] for part in got)}"
+    added = {token["id"] for token in before.definition.json["added_tokens"]}
+    old = [(p, i) for i, p in enumerate(before.pieces()) if p and i not in added and _is_normal(before, i)]
+    names = [piece for piece, _ in old]
+    old_before, old_after = _alone(before, names), _alone(after, names)
+    lost = [
+        piece for (piece, i), a, b in zip(old, old_before, old_after, strict=True) if a == [i] and b != [i]
+    ]
+    return {
+        "new": len(new),
+        "unreachable": len(unreachable),
+        "reasons": dict(list(unreachable.items())[:1000]),
+        "source_unreachable": sum(a != [i] for (_, i), a in zip(old, old_before, strict=True)),
+        "source_lost": len(lost),
+        "source_lost_examples": lost[:EXAMPLES],
+    }
+
+
+def parity(
+    before: Tokenizer, after: Tokenizer, documents: Sequence[str], rows: Sequence[np.ndarray]
+) -> dict[str, Any] | None:
+    """Documents that sentencepiece encodes to other ids than tokenizer.json; None without sentencepiece."""
+    if after.definition.model is None:
+        return None
+    theirs = sentencepiece_ids(after, documents)
+    differs = [i for i, (a, b) in enumerate(zip(rows, theirs, strict=True)) if a.tolist() != b]
+    texts = [documents[i] for i in differs]
+    inherited = _source_differs(before, texts)
+    broken = [text for text, known in zip(texts, inherited, strict=True) if not known]
+    return {
+        "documents": len(documents),
+        "mismatches": len(broken),
+        "inherited": sum(inherited),
+        "examples": [text[:200] for text in broken[:EXAMPLES]],
+    }
+
+
+def round_trip(
+    before: Tokenizer,
+    after: Tokenizer,
+    documents: Sequence[str],
+    rows: Sequence[np.ndarray],
+    old_rows: Sequence[np.ndarray],
+) -> dict[str, Any]:
+    """Documents that do not come back; those that the source's normalizer changes do not count."""
+    back = after.backend.decode_batch([row.tolist() for row in rows], skip_special_tokens=False)
+    lost = [i for i, (text, got) in enumerate(zip(documents, back, strict=True)) if text != got]
+    broken = [i for i in lost if before.decode(old_rows[i].tolist()) == documents[i]]
+    return {
+        "documents": len(documents),
+        "failures": len(broken),
+        "inherited": len(lost) - len(broken),
+        "examples": [documents[i][:200] for i in broken[:EXAMPLES]],
+    }
+
+
+def drift(
+    before: Tokenizer,
+    after: Tokenizer,
+    wanted: Sequence[str],
+    documents: Sequence[str],
+    rows: Sequence[np.ndarray],
+    old_rows: Sequence[np.ndarray],
+) -> dict[str, Any]:
+    """Documents in the source's language whose tokens changed, and any that changed with no new piece."""
+    spelled = after.token_bytes()
+    new_text = "".join(raw.decode("utf-8", "ignore") for raw in spelled[before.size :])
+    letters = {c for c in new_text if _is_letter(c)}
+    own = [_share(text, letters) <= OTHER_LANGUAGE for text in documents]
+    changed = [not np.array_equal(new, old) for new, old in zip(rows, old_rows, strict=True)]
+    without = [c and not (row >= before.size).any() for c, row in zip(changed, rows, strict=True)]
+    pieces = after.pieces()
+    examples = []
+    for i in [i for i in range(len(documents)) if own[i] and changed[i]][:EXAMPLES]:
+        used = sorted({int(t) for t in rows[i] if t >= before.size})
+        examples.append({"text": documents[i][:200], "new_pieces": [pieces[t] for t in used[:10]]})
+    return {
+        "documents": sum(own),
+        "changed": sum(c and o for c, o in zip(changed, own, strict=True)),
+        "changed_without_new_pieces": sum(without),
+        "examples": examples,
+        "examples_without_new_pieces": [documents[i][:200] for i, w in enumerate(without) if w][:EXAMPLES],
+    }
+
+
+def sentencepiece_ids(tokenizer: Tokenizer, documents: Sequence[str]) -> list[list[int]]:
+    """The ids that sentencepiece itself makes of `documents` with the tokenizer's protobuf."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(
+        model_proto=tokenizer.definition.model.SerializeToString()
+    )
+    result: list[list[int]] = processor.encode(list(documents), out_type=int)
+    return result
+
+
+def summary(gates: Mapping[str, Any]) -> str:
+    """The gates in a few lines, for the terminal."""
+    reach, parity_, trip, moved = (gates[name] for name in ("reachability", "parity", "round_trip", "drift"))
+    lines = [
+        f"gates on {gates['documents']:,} documents, {gates['characters']:,} characters:",
+        f"  reachability  {reach['new'] - reach['unreachable']:,} of {reach['new']:,} new pieces, "
+        f"{reach['source_lost']:,} old ones lost ({reach['source_unreachable']:,} never were reachable)",
+        f"  round trip    {trip['failures']:,} failures ({trip['inherited']:,} in the source as well)",
+        f"  drift         {moved['changed']:,} of {moved['documents']:,} documents in the source's "
+        f"language changed, "
+        f"{moved['changed_without_new_pieces']:,} documents without a new piece",
+    ]
+    if parity_ is not None:
+        line = f"  parity        {parity_['mismatches']:,} mismatches with sentencepiece"
+        lines.insert(2, f"{line} ({parity_['inherited']:,} in the source as well)")
+    for piece, reason in list(reach["reasons"].items())[:EXAMPLES]:
+        lines.append(f"  unreachable: {piece}: {reason}")
+    return "\n".join(lines)
+
+
+def _insist(gates: Mapping[str, Any]) -> None:
+    checks = (
+        ("parity", "mismatches", "documents get other ids from sentencepiece than from tokenizer.json"),
+        ("round_trip", "failures", "documents do not come back from their tokens"),
+    )
+    for gate, figure, what in checks:
+        if gates[gate] is not None and gates[gate][figure]:
+            example = gates[gate]["examples"][0]
+            raise UserError(
+                f"the {gate.replace('_', ' ')} gate is broken: {gates[gate][figure]} {what}, for example "
+                f"{example!r}; "
+                "nothing was written. Please report it with the pieces."
+            )
+    lost = gates["reachability"]["source_lost"]
+    if lost:
+        console.warn(f"{lost} pieces of the source are no longer reached alone; the manifest names some.")
+
+
+def _alone(tokenizer: Tokenizer, pieces: Sequence[str]) -> list[list[int]]:
+    """The ids of each piece by itself, inside a text (byte-level: pre-tokenized as well)."""
+    result = [
+        encoding.ids
+        for encoding in bare_backend(tokenizer).encode_batch_fast(list(pieces), add_special_tokens=False)
+    ]
+    if tokenizer.family == "byte-level-bpe":
+        from llmforge.tokenizer import bytelevel
+
+        for i, piece in enumerate(pieces):
+            try:
+                text = (bytelevel.to_bytes(piece) or b"\xff").decode("utf-8")
+            except UnicodeDecodeError:
+                continue  # part of a character: only the merges can tell
+            result[i] = tokenizer.backend.encode(text, add_special_tokens=False).ids
+    return result
+
+
+def _is_normal(tokenizer: Tokenizer, i: int) -> bool:
+    model = tokenizer.definition.model
+    if model is not None and i < len(model.pieces):
+        return bool(model.pieces[i].type == NORMAL)
+    return True
+
+
+def _source_differs(before: Tokenizer, texts: Sequence[str]) -> list[bool]:
+    if not texts or before.definition.model is None:
+        return [False] * len(texts)
+    ids, offsets = before.encode(texts)
+    theirs = sentencepiece_ids(before, texts)
+    return [ids[offsets[i] : offsets[i + 1]].tolist() != theirs[i] for i in range(len(texts))]
+
+
+def _is_letter(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LM"
+
+
+def _share(text: str, letters: set[str]) -> float:
+    found = [c for c in text[:DOCUMENT_CHARACTERS] if _is_letter(c)]
+    return sum(c in letters for c in found) / len(found) if found else 0.0

@@ -1,0 +1,123 @@
+"""`init-tokenizer`: what is added, what stays, and what is written."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from llmforge.errors import UserError
+from llmforge.tokenizer import load
+from llmforge.tokenizer.expand import init_tokenizer
+
+from . import makers
+
+TEXTS = [*makers.ENGLISH[:6], *makers.CHINESE[:5], "", "我们的国家 has  <s> two"]
+
+
+def write_pieces(path: Path, pieces: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"piece": piece}, ensure_ascii=False) + "\n" for piece in pieces))
+    return path
+
+
+def test_old_ids_stay_and_new_ones_follow(sentencepiece_bpe: Path, byte_level: Path, tmp_path: Path) -> None:
+    pieces = write_pieces(tmp_path / "p.jsonl", ["我们", "国家", "天气很好", "公园"])
+    for source in (sentencepiece_bpe, byte_level):
+        before = load(source)
+        finished = init_tokenizer(source, tmp_path / source.name, pieces)
+        after = load(tmp_path / source.name)
+        assert after.pieces()[: before.size] == before.pieces()
+        assert finished.manifest.outputs["source_size"] == before.size
+        assert finished.manifest.outputs["size"] == after.size > before.size
+        assert (after.bos_id, after.eos_id) == (before.bos_id, before.eos_id)
+        assert after.special_ids == before.special_ids
+        for text in ("我们", "国家", "天气很好", "公园"):
+            ids = after.encode([f"x{text}"])[0].tolist()
+            assert after.token_bytes()[ids[-1]].decode() == text
+            assert ids[-1] >= before.size
+        gates = finished.manifest.metrics["gates"]
+        assert gates["reachability"]["unreachable"] == gates["reachability"]["source_lost"] == 0
+        assert gates["round_trip"]["failures"] == gates["drift"]["changed"] == 0
+
+
+def test_sentencepiece_reads_the_written_model_alike(sentencepiece_bpe: Path, tmp_path: Path) -> None:
+    pieces = write_pieces(tmp_path / "p.jsonl", ["我们", "我们的", "们的国家", "▁the▁old", "the cat"])
+    init_tokenizer(sentencepiece_bpe, tmp_path / "out", pieces)
+    after = load(tmp_path / "out")
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "out" / "tokenizer.model"))
+    ids, offsets = after.encode(TEXTS)
+    assert [ids[a:b].tolist() for a, b in pairwise(offsets)] == processor.encode(TEXTS)
+    scores = [processor.get_score(i) for i in range(load(sentencepiece_bpe).size - 1, after.size)]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(scores)) == len(scores)
+
+
+def test_without_closure_pieces_that_need_others_are_listed(byte_level: Path, tmp_path: Path) -> None:
+    pieces = write_pieces(tmp_path / "p.jsonl", ["国家", "thcat"])
+    finished = init_tokenizer(byte_level, tmp_path / "with", pieces)
+    assert finished.manifest.metrics["pieces"]["closure"] > 0
+    with pytest.raises(UserError, match="no-closure"):
+        init_tokenizer(byte_level, tmp_path / "without", pieces, closure=False)
+    pieces = write_pieces(tmp_path / "q.jsonl", ["国家", "inat"])
+    assert load(byte_level).encode(["inat"])[0].size == 2
+    finished = init_tokenizer(byte_level, tmp_path / "without", pieces, closure=False)
+    assert finished.manifest.metrics["pieces"] == {
+        "read": 2,
+        "duplicates": 0,
+        "already_present": 0,
+        "folded": 0,
+        "added": 1,
+        "closure": 0,
+    }
+    assert finished.manifest.metrics["gates"]["reachability"]["unreachable"] == 1
+
+
+def test_chat_template_and_special_tokens_survive(byte_level: Path, tmp_path: Path) -> None:
+    init_tokenizer(byte_level, tmp_path / "out", write_pieces(tmp_path / "p.jsonl", ["我们"]))
+    config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert config["chat_template"] == "{{ messages }}"
+    assert config["eos_token"] == "<|endoftext|>"
+    assert json.loads((tmp_path / "out" / "special_tokens_map.json").read_text()) == {
+        "eos_token": "<|endoftext|>"
+    }
+
+
+def test_the_same_step_again_is_recognised(byte_level: Path, tmp_path: Path) -> None:
+    pieces = write_pieces(tmp_path / "p.jsonl", ["我们"])
+    assert not init_tokenizer(byte_level, tmp_path / "out", pieces).skipped
+    assert init_tokenizer(byte_level, tmp_path / "out", pieces).skipped
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("{", "line 1: not JSON"),
+        ('{"word": "a"}', "line 1: no `piece`"),
+        ('{"piece": "我们"}\n{"piece": 7}', "line 2: `piece` is 7"),
+        ('{"piece": ""}', "line 1: the piece is empty"),
+        ('{"piece": "我们"}\n\n{"piece": "他们"}', "line 2: blank"),
+        ('{"piece": "a\\nb"}', "line 1: .* a line break"),
+        ('{"piece": "a\\u0007"}', "line 1: .* a control character"),
+        ('{"piece": "\\ud800"}', "line 1: .* unpaired surrogate"),
+        ('{"bytes": "xy"}', "line 1: `bytes`"),
+        ('{"piece": " the"}', "no new pieces"),
+        ("", "holds no pieces"),
+    ],
+)
+def test_a_bad_line_is_named(byte_level: Path, tmp_path: Path, content: str, match: str) -> None:
+    (tmp_path / "p.jsonl").write_text(content)
+    with pytest.raises(UserError, match=match) as caught:
+        init_tokenizer(byte_level, tmp_path / "out", tmp_path / "p.jsonl")
+    assert str(tmp_path / "p.jsonl") in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_target_is_refused(byte_level: Path, tmp_path: Path) -> None:
+    pieces = write_pieces(tmp_path / "p.jsonl", ["我们"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    with pytest.raises(UserError, match="was not written by"):
+        init_tokenizer(byte_level, tmp_path / "out", pieces)
+    with pytest.raises(UserError, match="WordPiece"):
+        init_tokenizer(makers.word_piece(tmp_path / "wp"), tmp_path / "out2", pieces)
