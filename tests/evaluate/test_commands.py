@@ -13,19 +13,27 @@ def test_evaluate_compares_models_in_a_table(llmforge, tiny_model, tmp_path):
         '{"source": "一", "target": "只猫"}\n\n{"text": "坐在垫子上"}\n', encoding="utf-8"
     )
     (tmp_path / "en.txt").write_text("the cat sat", encoding="utf-8")
-    outputs = tmp_path / "table.md", tmp_path / "table.json"
+    table = tmp_path / "table.md"
     data = f"zh={tmp_path / 'zh.jsonl'}", tmp_path / "en.txt"
-    done = llmforge("evaluate", "--model", tiny_model, copy, "--data", *data, "--output", *outputs)
-    assert "zh: bits/byte" in done.stdout
-    result = json.loads(outputs[1].read_text(encoding="utf-8"))
+    words = "evaluate", "--model", tiny_model, copy, "--data", *data
+    assert "zh bits/byte" in llmforge(*words, "--output", table).stdout
+    result = json.loads(llmforge(*words, "--json").stdout)
     assert result["copy"] == result["tiny-llama"]
     assert (result["copy"]["zh"]["characters"], result["copy"]["zh"]["documents"]) == (8, 2)
     assert result["copy"]["en"]["bytes"] == 11
-    lines = outputs[0].read_text(encoding="utf-8").splitlines()
-    assert (
-        lines[0] == "| model | zh: bits/byte | zh: tokens/character | en: bits/byte | en: tokens/character |"
-    )
+    lines = table.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "| model | zh bits/byte | zh tokens/char | en bits/byte | en tokens/char |"
     assert f"{result['copy']['zh']['bits_per_byte']:.4f}" in lines[3]
+
+
+def test_a_comparison_that_is_done_is_shown_again_and_not_measured_again(llmforge, tiny_model, tmp_path):
+    (tmp_path / "a.txt").write_text("the cat sat")
+    words = ["evaluate", "--model", tiny_model, "--data", tmp_path / "a.txt", "--output", tmp_path / "a.json"]
+    first = llmforge(*words)
+    stamp = (tmp_path / "a.json").stat().st_mtime_ns
+    assert llmforge(*words).stdout == first.stdout
+    assert (tmp_path / "a.json").stat().st_mtime_ns == stamp
+    assert "--overwrite" in llmforge(*words, "--dtype", "bfloat16", code=1).stderr
 
 
 def test_documents_and_characters_can_be_limited(llmforge, tiny_model, tmp_path):
@@ -88,3 +96,6 @@ def test_generation_repeats_with_its_seed_and_stays_in_the_vocabulary(llmforge, 
     assert llmforge(*words).stdout == greedy
     sampled = [llmforge(*words, "--temperature", 1, "--seed", seed).stdout for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
+    file = tmp_path / "text.txt"
+    assert llmforge(*words, "--output", file).stdout == llmforge(*words, "--output", file).stdout == greedy
+    assert file.read_text() == greedy

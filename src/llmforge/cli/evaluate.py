@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, example, paths, words
+from llmforge.cli.options import AsJson, Debug, Overwrite, example, paths, words
 
 
 @example(
@@ -18,7 +18,9 @@ def evaluate(
     data: Annotated[
         list[str], typer.Option(help="[LABEL=]PATH of .jsonl or .txt documents, or directories of them.")
     ],
-    output: Annotated[list[Path] | None, typer.Option(help="Also write the table here (.json, .md).")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the table here (.json or .md), and do nothing if it is there.")
+    ] = None,
     max_length: Annotated[
         int, typer.Option(min=2, help="Longest input in tokens; longer documents go on in windows.")
     ] = 2048,
@@ -32,29 +34,29 @@ def evaluate(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
     ] = "float32",
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Compare models in bits per byte on the same documents, and their tokenizers in tokens per character."""
-    from llmforge.evaluate.texts import load_corpora
+    from llmforge.evaluate.compare import Protocol, compare, compare_to_file, table
 
-    corpora = load_corpora(words(data), max_documents, max_characters)
-    from llmforge.evaluate.compare import check_output, compare, write
-
-    outputs = [check_output(file) for file in output or []]
-    comparison = compare(paths(model), corpora, max_length, batch_tokens, dtype)
-    for file in outputs:
-        write(comparison, file)
+    models, sources = paths(model), words(data)
+    protocol = Protocol(max_length, max_documents, max_characters, batch_tokens, dtype)
+    if output is None:
+        results = compare(models, sources, protocol)
+    else:
+        results = compare_to_file(models, sources, protocol, output, overwrite).manifest.metrics
     if as_json:
-        print(json.dumps(comparison.as_json(), ensure_ascii=False))
+        print(json.dumps(results, ensure_ascii=False))
         return
     from rich.console import Console
     from rich.table import Table
 
-    header, rows = comparison.table()
-    table = Table(*header)
-    for column in table.columns[1:]:
+    header, rows = table(results)
+    shown = Table(*header)
+    for column in shown.columns[1:]:
         column.justify = "right"
     for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+        shown.add_row(*row)
+    Console().print(shown)

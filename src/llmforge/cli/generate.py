@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, Seed, example
+from llmforge.cli.options import AsJson, Debug, Overwrite, Seed, example
 
 
 @example('llmforge generate --model models/export --prompt "中国的首都是"')
@@ -21,13 +21,20 @@ def generate(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
     ] = "float32",
+    output: Annotated[
+        Path | None, typer.Option(help="Write the text here too, and do nothing if it is there.")
+    ] = None,
     seed: Seed = 0,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Continue a prompt."""
-    from llmforge.evaluate.generation import generate as continue_prompt
-    from llmforge.evaluate.models import load_model
+    from llmforge.evaluate.generation import Sampling, generate_text, generate_to_file
 
-    text = continue_prompt(load_model(model, dtype), prompt, max_new_tokens, temperature, top_p, seed)
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed, dtype)
+    if output is None:
+        text = generate_text(model, prompt, sampling)
+    else:
+        text = generate_to_file(model, prompt, sampling, output, overwrite).manifest.metrics["text"]
     print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) if as_json else text)

@@ -9,80 +9,91 @@ from typing import Any
 
 from llmforge.console import progress
 from llmforge.errors import UsageError
-from llmforge.evaluate.bits import Bits, measure
-from llmforge.evaluate.models import load_model
-from llmforge.evaluate.texts import Corpus
+from llmforge.evaluate.texts import load_corpora
+from llmforge.workspace import Finished, Outcome, Step, run_step
+
+Results = dict[str, dict[str, dict[str, Any]]]
+SUFFIXES = (".json", ".md")
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """`results[i]` holds what the model `models[i]` (its name in the table) needs for each label."""
+class Protocol:
+    """How models are measured: what decides the figures. `dtype` is that of the weights."""
 
-    models: list[str]
-    results: list[dict[str, Bits]]
-
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """(header, rows) of text cells: a model a row, bits per byte and tokens per character for each label."""
-        labels = list(self.results[0])
-        header = [
-            "model",
-            *(f"{label}: {what}" for label in labels for what in ("bits/byte", "tokens/character")),
-        ]
-        rows = [
-            [name, *(cell for label in labels for cell in _cells(result[label]))]
-            for name, result in zip(self.models, self.results, strict=True)
-        ]
-        return header, rows
-
-    def as_json(self) -> dict[str, Any]:
-        results = [{label: asdict(bits) for label, bits in result.items()} for result in self.results]
-        return dict(zip(self.models, results, strict=True))
-
-    def markdown(self) -> str:
-        header, rows = self.table()
-        rule = ["---", *("---:" for _ in header[1:])]
-        return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *rows])
+    max_length: int = 2048
+    max_documents: int | None = None
+    max_characters: int | None = None
+    batch_tokens: int = 2048
+    dtype: str = "float32"
 
 
-def compare(
-    directories: Sequence[Path], corpora: Sequence[Corpus], max_length: int, batch_tokens: int, dtype: str
-) -> Comparison:
-    """Measures every model of `directories`, one in memory at a time, on every corpus."""
-    results: list[dict[str, Bits]] = []
-    for directory in directories:
-        loaded = load_model(directory, dtype)
-        limit = min(max_length, int(getattr(loaded.model.config, "max_position_embeddings", max_length)))
-        result = {}
+def compare(models: Sequence[Path], data: Sequence[str], protocol: Protocol) -> Results:
+    """Measures every model, one in memory at a time, on every `[LABEL=]PATH` of `data`.
+
+    `results[model][label]` has `bits_per_byte`, `tokens_per_character` and the counts behind them
+    (`llmforge.evaluate.bits.Bits`).
+    """
+    corpora = load_corpora(data, protocol.max_documents, protocol.max_characters)
+    from llmforge.evaluate.bits import measure  # torch, and only once the texts are known to be readable
+    from llmforge.evaluate.models import load_model
+
+    results: Results = {}
+    for name, directory in zip(_names(models), models, strict=True):
+        loaded = load_model(directory, protocol.dtype)
+        positions = int(getattr(loaded.model.config, "max_position_embeddings", protocol.max_length))
+        results[name] = {}
         for corpus in corpora:
-            with progress(f"{directory.name}, {corpus.label}", None, "tokens") as advance:
-                result[corpus.label] = measure(loaded, corpus, limit, batch_tokens, advance)
-        results.append(result)
+            with progress(f"{name}, {corpus.label}", None, "tokens") as advance:
+                bits = measure(
+                    loaded, corpus, min(protocol.max_length, positions), protocol.batch_tokens, advance
+                )
+            results[name][corpus.label] = asdict(bits)
         del loaded
         gc.collect()
-    return Comparison(_names(directories), results)
+    return results
 
 
-def check_output(output: Path) -> Path:
-    """`output` if `write` can write it; a mistake in the name should show before the hours of measuring."""
-    if output.suffix not in (".json", ".md"):
-        raise UsageError(f"--output {output}: the name must end in .json or .md.")
-    return output
+def compare_to_file(
+    models: Sequence[Path], data: Sequence[str], protocol: Protocol, output: Path, overwrite: bool
+) -> Finished:
+    """`compare` as a step that writes its table to `output` (.json, .md); the results are its metrics."""
+    if output.suffix not in SUFFIXES:
+        raise UsageError(f"--output {output}: the name must end in {' or '.join(SUFFIXES)}.")
+    paths = [Path(source.partition("=")[2] or source) for source in data]
+
+    def build(path: Path) -> Outcome:
+        results = compare(models, data, protocol)
+        text = json.dumps(results, ensure_ascii=False, indent=2) + "\n"
+        path.write_text(text if path.suffix == ".json" else markdown(results), encoding="utf-8")
+        return Outcome(metrics=results)
+
+    labels = [source.partition("=")[0] if "=" in source else Path(source).name for source in data]
+    arguments = {**asdict(protocol), "models": _names(models), "labels": labels}
+    return run_step(
+        Step("evaluate", output, arguments, [*models, *paths], overwrite=overwrite, single_file=True), build
+    )
 
 
-def write(comparison: Comparison, output: Path) -> None:
-    """Writes the comparison as .json or .md, whichever `output` is called."""
-    if output.suffix == ".json":
-        text = json.dumps(comparison.as_json(), ensure_ascii=False, indent=2) + "\n"
-    else:
-        text = comparison.markdown()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(output)
+def table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of text cells: a model a row, bits per byte and tokens per character for each label."""
+    labels = list(next(iter(results.values())))
+    header = ["model", *(f"{label} {what}" for label in labels for what in ("bits/byte", "tokens/char"))]
+    rows = [
+        [name, *(cell for label in labels for cell in _cells(result[label]))]
+        for name, result in results.items()
+    ]
+    return header, rows
 
 
-def _cells(bits: Bits) -> tuple[str, str]:
-    return f"{bits.bits_per_byte:.4f}", f"{bits.tokens_per_character:.3f}"
+def markdown(results: Results) -> str:
+    """The table in Markdown."""
+    header, rows = table(results)
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *rows])
+
+
+def _cells(bits: dict[str, Any]) -> tuple[str, str]:
+    return f"{bits['bits_per_byte']:.4f}", f"{bits['tokens_per_character']:.3f}"
 
 
 def _names(directories: Sequence[Path]) -> list[str]:

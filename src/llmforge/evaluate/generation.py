@@ -1,38 +1,66 @@
 """Continuing a prompt."""
 
-import torch
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from llmforge.evaluate.models import Loaded
+from llmforge.workspace import Finished, Outcome, Step, run_step
 
 
-@torch.inference_mode()
-def generate(
-    loaded: Loaded, prompt: str, max_new_tokens: int, temperature: float, top_p: float, seed: int
-) -> str:
-    """The text that follows `prompt`: greedy at temperature 0, else sampled from the nucleus of mass `top_p`.
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen: the likeliest one at temperature 0, else drawn from the nucleus of mass `top_p`."""
 
-    Special tokens that the prompt spells are text, as everywhere; ids of the padding rows cannot be drawn.
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    dtype: str = "float32"
+
+
+def generate_text(directory: Path, prompt: str, sampling: Sampling) -> str:
+    """`prompt` and what the model in `directory` says after it.
+
+    Special tokens that the prompt spells are text, as everywhere; ids of padding rows are never drawn.
     """
-    torch.manual_seed(seed)
+    from llmforge.evaluate.models import load_model
+
+    loaded = load_model(directory, sampling.dtype)
+    import torch
+
+    torch.manual_seed(sampling.seed)
     flat, _ = loaded.tokenizer.encode([prompt])
     ids = torch.tensor([[loaded.start_id, *flat.tolist()]], device=loaded.device)
     rows = loaded.model.get_input_embeddings().weight.shape[0]
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        if temperature > 0
-        else {"do_sample": False}
+    # The model's own generation config may ask for sampling; only what the user asked for counts here.
+    for name in ("temperature", "top_p", "top_k"):
+        setattr(loaded.model.generation_config, name, None)
+    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature > 0 else {}
+    with torch.inference_mode():
+        made = loaded.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=sampling.temperature > 0,
+            eos_token_id=loaded.tokenizer.eos_id,
+            pad_token_id=loaded.tokenizer.eos_id,
+            suppress_tokens=list(range(loaded.tokenizer.size, rows)) or None,
+            **drawn,
+        )
+    new = [token for token in made[0, ids.shape[1] :].tolist() if token != loaded.tokenizer.eos_id]
+    return loaded.tokenizer.decode([*flat.tolist(), *new])
+
+
+def generate_to_file(
+    directory: Path, prompt: str, sampling: Sampling, output: Path, overwrite: bool
+) -> Finished:
+    """`generate_text` as a step that writes to `output`; the text is its metric."""
+
+    def build(path: Path) -> Outcome:
+        text = generate_text(directory, prompt, sampling)
+        path.write_text(text + "\n", encoding="utf-8")
+        return Outcome(metrics={"text": text})
+
+    arguments = {**asdict(sampling), "prompt": prompt}
+    return run_step(
+        Step("generate", output, arguments, [directory], overwrite=overwrite, single_file=True), build
     )
-    if temperature == 0:  # what the model's own generation config asks for is for sampling alone
-        for name in ("temperature", "top_p", "top_k"):
-            setattr(loaded.model.generation_config, name, None)
-    made = loaded.model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=max_new_tokens,
-        eos_token_id=loaded.tokenizer.eos_id,
-        pad_token_id=loaded.tokenizer.eos_id,
-        suppress_tokens=list(range(loaded.tokenizer.size, rows)) or None,
-        **sampling,
-    )
-    continuation = [i for i in made[0, ids.shape[1] :].tolist() if i != loaded.tokenizer.eos_id]
-    return loaded.tokenizer.decode([*flat.tolist(), *continuation])

@@ -1,7 +1,7 @@
 """The documents that models are compared on."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,9 @@ class Corpus:
         return sum(len(document.encode()) for document in self.documents)
 
 
-def load_corpora(sources: list[str], max_documents: int | None, max_characters: int | None) -> list[Corpus]:
+def load_corpora(
+    sources: Sequence[str], max_documents: int | None, max_characters: int | None
+) -> list[Corpus]:
     """Reads `[LABEL=]PATH` sources; a label given twice is one corpus, and without one the file's name is the label.
 
     `max_documents` keeps the first documents of a label, `max_characters` the beginning of each document.
