@@ -28,6 +28,18 @@ from llmforge.console import say
 from llmforge.errors import UsageError, UserError
 
 
+# The flag of each command that names what it makes.
+OUTPUT_FLAGS = (
+    "--output",
+    "--output-dir",
+    "--target-tokenizer-dir",
+    "--target-model-path",
+    "--data-output-dirs",
+    "--data-output-dir",
+    "--save-dir",
+)
+
+
 def read_recipe(path: Path, assignments: list[str]) -> list[list[str]]:
     """The commands of a recipe, each as words from `llmforge`'s command name on."""
     import yaml
@@ -67,6 +79,19 @@ def run_recipe(commands: list[list[str]], dry_run: bool, debug: bool) -> None:
                 f"step {number} ({command[0]}) ended with exit code {code}; mend it and run the recipe again."
             )
         say(f"[{number}/{len(commands)}] {command[0]}: {time.monotonic() - began:.0f} s")
+    if not dry_run:
+        _show_outputs(commands)
+
+
+def _show_outputs(commands: list[list[str]]) -> None:
+    made = [
+        (command[0], command[command.index(flag) + 1])
+        for command in commands
+        for flag in OUTPUT_FLAGS
+        if flag in command
+    ]
+    width = max((len(name) for name, _ in made), default=0)
+    print("\nmade:", *(f"  {name:<{width}}  {path}" for name, path in made), sep="\n")
 
 
 def _go_on(command: list[str]) -> list[str]:
