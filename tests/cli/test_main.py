@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -43,7 +44,9 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_both_entry_points_start(llmforge):
     assert llmforge("--version").stdout.startswith("llmforge ")
-    script = subprocess.run(["llmforge", "--version"], capture_output=True, text=True)
+    script = subprocess.run(
+        [Path(sys.executable).parent / "llmforge", "--version"], capture_output=True, text=True
+    )
     assert script.stdout == llmforge("--version").stdout
 
 

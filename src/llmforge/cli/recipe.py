@@ -27,7 +27,6 @@ from typing import Any
 from llmforge.console import say
 from llmforge.errors import UsageError, UserError
 
-
 # The flag of each command that names what it makes.
 OUTPUT_FLAGS = (
     "--output",
