@@ -25,36 +25,55 @@ def work(tmp_path_factory, real_input):
     return work
 
 
+def command(name, **flags):
+    """A command line: `save_dir="x"` as `--save-dir x`."""
+    return [name, *(word for flag, value in flags.items() for word in (f"--{flag.replace('_', '-')}", value))]
+
+
 @pytest.fixture(scope="module")
 def commands(work, real_input):
-    source = real_input("smollm2")
+    source, pieces, tokenizer, grown, data = (
+        real_input("smollm2"),
+        *(work / name for name in ("pieces.jsonl", "tokenizer", "grown", "data")),
+    )
+    few = {"dataset": data, "max_steps": 2, "micro_batch_size": 2, "lr": 5e-3}
     return [
-        ["learn-pieces", "--source-tokenizer-dir", source, "--corpus", work / "corpus" / "zh"]
-        + ["--num-pieces", "400", "--output", work / "pieces.jsonl"],
-        ["init-tokenizer", "--source-tokenizer-dir", source, "--expand-tokens-file", work / "pieces.jsonl"]
-        + ["--target-tokenizer-dir", work / "tokenizer"],
-        [
+        command(
+            "learn-pieces",
+            source_tokenizer_dir=source,
+            corpus=work / "corpus" / "zh",
+            num_pieces=400,
+            output=pieces,
+        ),
+        command(
+            "init-tokenizer",
+            source_tokenizer_dir=source,
+            expand_tokens_file=pieces,
+            target_tokenizer_dir=tokenizer,
+        ),
+        command(
             "init-model",
-            "--source-model-and-tokenizer-path",
-            source,
-            "--target-tokenizer-path",
-            work / "tokenizer",
-        ]
-        + ["--target-model-path", work / "grown"],
-        ["prepare-data", "--data-input-dirs", f"{work / 'corpus' / 'zh'},{work / 'corpus' / 'en'}"]
-        + ["--tokenizer-dir", work / "tokenizer", "--data-output-dir", work / "data"]
-        + ["--max-length", "128", "--num-spliced-dataset-bins", "2"],
-        ["train", "--pretrained", work / "grown", "--dataset", work / "data", "--save-dir", work / "stage-1"]
-        + ["--trainable", "new-embeddings", "--max-steps", "2", "--micro-batch-size", "2", "--lr", "5e-3"],
-        ["train", "--pretrained", work / "stage-1" / "modeling", "--dataset", work / "data"]
-        + ["--save-dir", work / "stage-2", "--max-steps", "2", "--micro-batch-size", "2", "--seed", "7"],
-        ["export", "--checkpoint", work / "stage-2", "--output-dir", work / "export"],
+            source_model_and_tokenizer_path=source,
+            target_tokenizer_path=tokenizer,
+            target_model_path=grown,
+        ),
+        command(
+            "prepare-data",
+            data_input_dirs=f"{work / 'corpus' / 'zh'},{work / 'corpus' / 'en'}",
+            tokenizer_dir=tokenizer,
+            data_output_dir=data,
+            max_length=128,
+            num_spliced_dataset_bins=2,
+        ),
+        command("train", pretrained=grown, save_dir=work / "stage-1", trainable="new-embeddings", **few),
+        command("train", pretrained=work / "stage-1" / "modeling", save_dir=work / "stage-2", seed=7, **few),
+        command("export", checkpoint=work / "stage-2", output_dir=work / "export"),
     ]
 
 
 @pytest.fixture(scope="module")
 def done(commands, llmforge):
-    return [llmforge(*command) for command in commands]
+    return [llmforge(*words) for words in commands]
 
 
 def test_every_step_leaves_a_manifest_that_names_its_inputs(done, work):
@@ -71,8 +90,8 @@ def test_every_step_leaves_a_manifest_that_names_its_inputs(done, work):
 
 
 def test_finished_steps_are_recognised(done, commands, llmforge):
-    for command in commands:
-        assert "already done" in llmforge(*command).stdout
+    for words in commands:
+        assert "already done" in llmforge(*words).stdout
 
 
 def test_the_exported_model_is_the_trained_one(done, work):
@@ -126,10 +145,10 @@ def test_no_document_lost_a_token(done, work):
 )
 def test_what_does_not_fit_is_refused_and_nothing_changes(done, commands, llmforge, work, change, sentence):
     ((index, words),) = change.items()
-    command = list(commands[index])
-    command[command.index(words[0]) + 1] = words[1]
+    changed = list(commands[index])
+    changed[changed.index(words[0]) + 1] = words[1]
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
-    assert sentence in llmforge(*command, code=1).stderr
+    assert sentence in llmforge(*changed, code=1).stderr
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == before
 
 
