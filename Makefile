@@ -21,7 +21,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/llmforge run examples/smollm2-zh/recipe.yaml --set inputs=$(INPUTS) --set output=$(OUTPUT)
 
 test: lint $(VENV4)/stamp
-	LLMFORGE_PYTHON_TRANSFORMERS4=$(abspath $(VENV4))/bin/python $(BIN)/python -m pytest
+	LLMFORGE_PYTHON_TRANSFORMERS4=$(abspath $(VENV4))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-fast: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m "not slow"
