@@ -195,6 +195,16 @@ def test_a_resumable_step_finds_what_it_left_only_for_the_same_plan(tmp_path, so
     assert run_step(step(tmp_path, source, resumable=True), go_on).manifest.metrics == {"found": True}
 
 
+def test_a_mistake_leaves_nothing_to_go_on_from(tmp_path, source):
+    def refuse(path: Path) -> Outcome:
+        (path / "shard-0").write_text("made")
+        raise UserError("the corpus is empty.")
+
+    with pytest.raises(UserError):
+        run_step(step(tmp_path, source, resumable=True), refuse)
+    assert [p.name for p in tmp_path.iterdir()] == ["source.txt"]
+
+
 def hold(tmp_path: Path, source: Path) -> None:
     def wait(path: Path) -> Outcome:
         (tmp_path / "started").touch()

@@ -174,8 +174,9 @@ def _locked_partial(step: Step, plan: str) -> Iterator[Path]:
             plan_file.write_text(plan)
         try:
             yield partial
-        except BaseException:
-            if not step.resumable and partial.exists():
+        except BaseException as error:
+            # A mistake has to be mended in the inputs or arguments: nothing could go on from what it left.
+            if (not step.resumable or isinstance(error, UserError)) and partial.exists():
                 shutil.rmtree(partial)
             raise
     finally:
