@@ -159,10 +159,73 @@ def write_dataset(
         for file in sorted(path.rglob("*"))
         if file.is_file()
     }
+    figures = [
+        {
+            "tokens": sum(len(row["input_ids"]) for row in rows[part::parts]),
+            "valid_tokens": sum(len(row["input_ids"]) - 4 for row in rows[part::parts]),
+            "bytes": sum(sum(row["seq_bytes"]) for row in rows[part::parts]),
+        }
+        for part in range(parts)
+    ]
     outputs = {
+        "categories": ["en", "zh"],
         "tokenizer": tokenizer_fingerprint or tokenizer.load(model).fingerprint,
         "max_length": LENGTH,
         "fingerprint": fingerprint(path),
         "files": files,
     }
-    write_manifest(manifest_path(path), Manifest("prepare-data", {}, outputs=outputs, metrics={"ledger": {}}))
+    write_manifest(
+        manifest_path(path),
+        Manifest("prepare-data", {}, outputs=outputs, metrics={"ledger": {}, "parts": figures}),
+    )
+
+
+@pytest.fixture
+def train(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`train(lr=1e-2)` runs a training of the tiny model in this process and returns what
+    `run_training` does.
+    """
+    from llmforge.train.config import make_config
+    from llmforge.train.run import run_training
+
+    def run(**values: Any) -> Any:
+        defaults = {
+            "pretrained": tiny_model,
+            "dataset": [tiny_data],
+            "save_dir": tmp_path / "run",
+            "mixed_precision": "fp32",
+            "lr": 1e-2,
+        }
+        return run_training(make_config({**defaults, **values}))
+
+    return run
+
+
+@pytest.fixture
+def make_spiked(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """60 rows of one easy pattern in 60 parts, so that their order is fixed; row 44 is random."""
+
+    def make() -> Path:
+        from conftest_helpers import LENGTH, write_dataset
+
+        chance = np.random.default_rng(0)
+        rows = []
+        for number in range(60):
+            ids = np.resize([5, 6, 7], LENGTH)
+            if number == 44:
+                ids = chance.integers(20, 300, LENGTH)
+            ids[0] = 0
+            rows.append(
+                {
+                    "input_ids": ids.tolist(),
+                    "labels": ids.tolist(),
+                    "seq_lengths": [LENGTH],
+                    "seq_categories": ["zh"],
+                    "seq_bytes": [LENGTH],
+                }
+            )
+        path = tmp_path_factory.mktemp("spiked")
+        write_dataset(path, tiny_model, rows, 60)
+        return path
+
+    return make

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-TIMINGS = ("seconds", "tokens_per_second", "peak_memory_bytes")
+TIMINGS = ("seconds", "tokens_per_second", "bytes_per_second", "model_flops_per_second", "peak_memory_bytes")
 
 
 def figures(save_dir: Path) -> list[dict[str, Any]]:

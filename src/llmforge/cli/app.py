@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init-model": (MODEL, "Grow a model's embeddings to a larger tokenizer."),
     "prepare-data": (DATA, "Tokenize a corpus and splice it into balanced buckets of full rows."),
     "train": (TRAINING, "Continue pretraining, in stages."),
+    "plan": (TRAINING, "Estimate memory, steps and hours of a training before anything loads."),
     "export": (RESULT, "Write a checkpoint as an ordinary Hugging Face model."),
     "evaluate": (RESULT, "Compare models in bits per byte on the same documents."),
     "generate": (RESULT, "Continue a prompt."),

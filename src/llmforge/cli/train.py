@@ -23,8 +23,10 @@ def train(config: Path | None = None, as_json: bool = False, debug: bool = False
     """
     from llmforge.train.run import run_training
 
-    flags["dataset"] = paths([str(word) for word in flags["dataset"] or []])
-    show_finished(run_training(make_config(flags, config)), as_json)
+    for name in ("dataset", "holdout"):
+        flags[name] = paths([str(word) for word in flags[name] or []])
+    if finished := run_training(make_config(flags, config)):
+        show_finished(finished, as_json)
 
 
 def _signature() -> inspect.Signature:

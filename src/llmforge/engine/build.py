@@ -1,44 +1,90 @@
 """Choosing and making the engine of a run."""
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from llmforge.engine.protocol import Engine
+from llmforge.engine.protocol import Engine, World
 from llmforge.engine.trainable import parse
+from llmforge.errors import UsageError
+
+# Weights, gradients and the two moments of AdamW in float32, with a third more for activations and the rest.
+BYTES_PER_PARAMETER = 16 * 4 / 3
+
+
+def choose_device() -> torch.device:
+    """This process's device: a GPU of its own where there are GPUs, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether bf16 products are done by the machine itself; emulated ones are slower than float32."""
+    """Whether the machine itself computes bf16 products; emulated ones are slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(check and check())
 
 
-def build_engine(config: Any, model: Path, vocabulary: Any, groups: int) -> Engine:
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory of `device` that are free now; of the machine for a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def choose_plugin(wanted: str, world: World, device: torch.device, parameters: int) -> str:
+    """The plugin to run: `auto` shares the model among processes only where one cannot hold it."""
+    if wanted == "auto":
+        if world.size == 1:
+            return "native"
+        per_process = device_memory(device) / (1 if device.type == "cuda" else world.size)
+        return "ddp" if parameters * BYTES_PER_PARAMETER < per_process else "fsdp"
+    if wanted == "native" and world.size > 1:
+        raise UsageError(f"--plugin native is one process, but {world.size} were started; use ddp or fsdp.")
+    if wanted != "native" and world.size == 1:
+        raise UsageError(
+            f"--plugin {wanted} needs several processes; start it with torchrun, or use --plugin native."
+        )
+    return wanted
+
+
+def build_engine(
+    config: Any, model: Path, vocabulary: Any, groups: int, device: torch.device, world: World
+) -> Engine:
     """The engine of `config` (a `TrainConfig`), with the weights of the model directory `model`."""
     from llmforge.engine.native import NativeEngine, Settings
+    from llmforge.engine.native.parallel import DDPEngine, FSDPEngine
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = config.mixed_precision
     if precision == "auto":
         precision = "bf16" if computes_in_bf16(device) else "fp32"
-    return NativeEngine(
-        Settings(
-            model=model,
-            precision=precision,
-            trainable=parse(config.trainable),
-            old_rows=vocabulary.source,
-            rows=vocabulary.size,
-            groups=groups,
-            seed=config.seed,
-            weight_decay=config.weight_decay,
-            decay_embeddings=config.embedding_decay,
-            clip=config.gradient_clipping,
-            head_chunk=config.head_chunk,
-            gradient_checkpointing=config.use_grad_checkpoint,
-            device=str(device),
-        )
+    settings = Settings(
+        model=model,
+        precision=precision,
+        trainable=parse(config.trainable),
+        old_rows=vocabulary.source,
+        rows=vocabulary.size,
+        groups=groups,
+        seed=config.seed,
+        weight_decay=config.weight_decay,
+        decay_embeddings=config.embedding_decay,
+        betas=(config.beta1, config.beta2),
+        clip=config.gradient_clipping,
+        head_chunk=config.head_chunk,
+        gradient_checkpointing=config.use_grad_checkpoint,
+        compile=config.compile,
+        attention=config.attention,
+        lora_rank=config.lora_rank,
+        noise=config.neft_alpha if config.use_neft else 0.0,
+        device=str(device),
     )
+    size = sum(file.stat().st_size for file in model.glob("*.safetensors")) // 4
+    engines = {"native": NativeEngine, "ddp": DDPEngine, "fsdp": FSDPEngine}
+    plugin = choose_plugin(config.plugin, world, device, size)
+    return cast(Engine, engines[plugin](settings, world))

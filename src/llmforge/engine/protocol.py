@@ -95,6 +95,7 @@ class Engine(Protocol):
     """
 
     name: str
+    precision: str
     world: World
 
     def train_step(
@@ -127,8 +128,12 @@ class Engine(Protocol):
         """What runs where, and what it trains, in a line for the user."""
         ...
 
-    def new_row_norm(self) -> float | None:
-        """Mean L2 norm of the input embeddings of new tokens; None where there are none."""
+    def embedding_norms(self) -> torch.Tensor:
+        """L2 norms of the input embeddings of the tokens in use, float64 (rows,)."""
+        ...
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """`values`, a float64 CPU tensor, added up over the data ranks."""
         ...
 
     def peak_memory(self) -> int:
@@ -151,14 +156,16 @@ class Engine(Protocol):
 
 
 class Snapshot(Protocol):
-    """State frozen at one step. Both writes are collective, and may run in a background thread, in this
-    order.
-    """
+    """State frozen at one step. All calls may run in a background thread while training goes on."""
+
+    def agree(self, fine: bool) -> bool:
+        """Collective: whether all ranks are fine."""
+        ...
 
     def write_model(self, directory: Path) -> None:
-        """Weights as Hugging Face safetensors shards with their index; written by the main rank."""
+        """Weights as Hugging Face safetensors shards with their index; called on the main rank alone."""
         ...
 
     def write_state(self, directory: Path) -> None:
-        """Optimizer and engine state; every rank writes its own share."""
+        """Collective: optimizer and engine state, of which every rank writes its own share."""
         ...

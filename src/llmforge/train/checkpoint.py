@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +25,62 @@ STATES = "running_states.json"
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "llmforge.json")
 
 
-def write_checkpoint(
-    path: Path,
-    snapshot: Snapshot,
-    origin: Path,
-    identity: dict[str, Any],
-    states: dict[str, Any],
-    schedule: Schedule,
-) -> None:
-    """Publishes `path`. `origin` gives the model's other files, `identity` the manifest's outputs of the
-    model.
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds besides the engine's own state.
+
+    `origin` gives the model's other files (configuration, tokenizer, licence), `identity` the outputs of its
+    manifest, `states` is running_states.json.
+    """
+
+    origin: Path
+    identity: dict[str, Any]
+    states: dict[str, Any]
+    schedule: Schedule
+
+
+def write_checkpoint(path: Path, snapshot: Snapshot, contents: Contents, is_main: bool) -> None:
+    """Publishes the checkpoint `path`; called on every rank. A `UserError` says why it could not be
+    written.
     """
     partial = path.with_name(f".{path.name}.partial")
+    stages = (
+        lambda: _write_model(partial, snapshot, contents) if is_main else None,
+        lambda: snapshot.write_state(partial / "optimizer"),
+        lambda: _complete(partial, path, contents) if is_main else None,
+    )
+    for write in stages:
+        problem: Exception | None = None
+        try:
+            write()
+        except Exception as error:  # every library that writes has errors of its own for a full disk
+            problem = error
+        if not snapshot.agree(problem is None):
+            if is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+            reason = " ".join(str(problem or "another process failed").split())[:300]
+            raise UserError(f"{path} could not be written: {reason}.") from problem
+
+
+def _write_model(partial: Path, snapshot: Snapshot, contents: Contents) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     for name in ("modeling", "optimizer", "lr_scheduler"):
         (partial / name).mkdir(parents=True)
     snapshot.write_model(partial / "modeling")
-    finish_model(partial / "modeling", origin, identity)
-    snapshot.write_state(partial / "optimizer")
-    (partial / "lr_scheduler" / "schedule.json").write_text(json.dumps(asdict(schedule), indent=2) + "\n")
-    (partial / STATES).write_text(json.dumps(states, indent=2) + "\n")
-    sizes = {
-        file.relative_to(partial).as_posix(): file.stat().st_size
-        for file in sorted(partial.rglob("*"))
-        if file.is_file()
-    }
-    for name in sizes:
-        _sync(partial / name)
-    write_manifest(
-        manifest_path(partial), Manifest(STEP, {}, outputs={"files": sizes}, metrics={"step": states["step"]})
+    finish_model(partial / "modeling", contents.origin, contents.identity)
+
+
+def _complete(partial: Path, path: Path, contents: Contents) -> None:
+    (partial / "lr_scheduler" / "schedule.json").write_text(
+        json.dumps(asdict(contents.schedule), indent=2) + "\n"
     )
+    (partial / STATES).write_text(json.dumps(contents.states, indent=2) + "\n")
+    files = [file for file in sorted(partial.rglob("*")) if file.is_file()]
+    for file in files:
+        _sync(file)
+    sizes = {file.relative_to(partial).as_posix(): file.stat().st_size for file in files}
+    metrics = {"step": contents.states["position"]["step"]}
+    write_manifest(manifest_path(partial), Manifest(STEP, {}, outputs={"files": sizes}, metrics=metrics))
     publish(partial, path)
 
 

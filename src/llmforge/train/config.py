@@ -14,12 +14,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from llmforge.errors import UsageError
 
-RUN, BATCHES, OPTIMIZER, MODEL, ENGINE, SAVING, WATCHING = (
+PLUGINS = ("auto", "native", "ddp", "fsdp")
+COLOSSAL_PLUGINS = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d")
+RUN, BATCHES, OPTIMIZER, MODEL, ENGINE, GUARDS, SAVING, WATCHING = (
     "The run",
     "Batches",
     "Optimizer and schedule",
     "What is trained",
     "Engine",
+    "Guards",
     "Saving and resuming",
     "Watching",
 )
@@ -40,18 +43,24 @@ class TrainConfig:
     """
 
     pretrained: Path = flag(RUN, None, "Model directory to start from.", decides=False)
-    dataset: list[Path] = flag(RUN, [], "Dataset directories, as prepare-data writes them.", decides=False)
+    dataset: list[Path] = flag(
+        RUN, [], "Datasets of prepare-data, or parts of them (OUT/arrow/part-00000).", decides=False
+    )
     save_dir: Path = flag(RUN, None, "Directory of checkpoints, metrics and the final model.", decides=False)
     seed: int = flag(RUN, 42, "Seed of everything that is left to chance.")
     num_epochs: int = flag(RUN, 1, "Times the dataset is gone through.")
     max_steps: int | None = flag(
         RUN, None, "Stop after this many optimizer steps; the schedule ends there too."
     )
+    time_limit: str | None = flag(
+        RUN, None, "Save and exit after this long: seconds, or H:MM:SS.", decides=False
+    )
+    dry_run: bool = flag(RUN, False, "Show what the run would do and need, and stop.", decides=False)
 
     micro_batch_size: int = flag(BATCHES, 2, "Rows per forward pass and process.", "--batch-size")
     accumulation_steps: int = flag(BATCHES, 1, "Forward passes per optimizer step.")
     max_length: int | None = flag(
-        BATCHES, None, "Tokens per row; must be the dataset's own, from which it is taken."
+        BATCHES, None, "Tokens per row; taken from the dataset, and checked if given."
     )
     cross_document_attention: bool = flag(
         BATCHES, False, "Let documents in a row see each other, as the ancestor did."
@@ -59,75 +68,166 @@ class TrainConfig:
 
     lr: float = flag(OPTIMIZER, 3e-4, "Highest learning rate.")
     schedule: Literal["cosine", "constant", "wsd"] = flag(
-        OPTIMIZER, "cosine", "Course of the learning rate after warm-up."
+        OPTIMIZER, "cosine", "Learning rate after warm-up; wsd is warmup-stable-decay."
     )
-    warmup_steps: int | None = flag(OPTIMIZER, None, "Steps of linear warm-up. (default: 2.5 % of all)", "-s")
+    warmup_steps: int | None = flag(OPTIMIZER, None, "Steps of warm-up (default: 2.5 % of all).", "-s")
     min_lr_ratio: float = flag(OPTIMIZER, 0.1, "Lowest learning rate, as a share of the highest.")
     weight_decay: float = flag(OPTIMIZER, 0.1, "AdamW weight decay; norms and biases never decay.", "-w")
     embedding_decay: bool = flag(OPTIMIZER, True, "Let embeddings decay too.")
+    beta1: float = flag(OPTIMIZER, 0.9, "AdamW: memory of the gradient.")
+    beta2: float = flag(OPTIMIZER, 0.95, "AdamW: memory of its square.")
     gradient_clipping: float = flag(OPTIMIZER, 1.0, "Largest gradient norm; 0 for none.", "--grad-clip")
 
     trainable: str = flag(
-        MODEL, "all", "all, embeddings, new-embeddings, or layers such as 0-3,28-, the last three also mixed."
+        MODEL, "all", "all, lora, or a list of: embeddings or new-embeddings, and layers such as 0-3 or 28-."
     )
+    freeze_non_embeds_params: bool = flag(MODEL, False, "The ancestor's way to say --trainable embeddings.")
+    lora_rank: int | None = flag(MODEL, None, "Rank of the adapters of --trainable lora.")
+    use_neft: bool = flag(MODEL, False, "Add noise to the embeddings while training (NEFTune).")
+    neft_alpha: float = flag(MODEL, 5.0, "Size of that noise.")
 
-    plugin: Literal["auto", "native"] = flag(
-        ENGINE, "auto", "auto picks what this machine can run, and says which."
+    plugin: str = flag(
+        ENGINE,
+        "auto",
+        "auto, native (one process), ddp or fsdp (torchrun); auto says what it picked.",
+        decides=False,
     )
     mixed_precision: Literal["auto", "bf16", "fp16", "fp32"] = flag(
         ENGINE, "auto", "auto is bf16 where the machine computes in it, else fp32."
     )
+    attention: Literal["auto", "sdpa", "flash", "varlen", "flex"] = flag(
+        ENGINE, "auto", "Attention kernel; auto is the fastest that runs here."
+    )
+    use_flash_attn: bool = flag(ENGINE, False, "Use flash-attn if it is installed; says so if it is not.")
     use_grad_checkpoint: bool = flag(ENGINE, False, "Recompute activations instead of keeping them.")
+    compile: bool = flag(ENGINE, False, "Compile the layers with torch.compile.")
     head_chunk: int = flag(ENGINE, 512, "Tokens whose logits exist at the same time.")
 
+    on_spike: Literal["warn", "skip", "rollback"] = flag(
+        GUARDS,
+        "warn",
+        "When loss or gradient norm jumps: say so, skip the step, or go back and pass over the data.",
+    )
+    spike_threshold: float = flag(
+        GUARDS, 6.0, "A jump is this many standard deviations above the running mean."
+    )
+    max_bad_steps: int = flag(GUARDS, 10, "Stop after this many skipped steps in a row.")
+
     save_interval: int = flag(SAVING, 1000, "Steps between checkpoints; 0 for none.", decides=False)
+    save_seconds: float | None = flag(SAVING, None, "Seconds between checkpoints.", decides=False)
     keep_last: int | None = flag(
-        SAVING, None, "Keep only this many checkpoints. (default: all)", decides=False
+        SAVING, None, "Keep only this many checkpoints (default: all).", decides=False
     )
     skip_save_each_epoch: bool = flag(SAVING, False, "No checkpoint at the end of an epoch.", decides=False)
+    background_save: bool = flag(SAVING, True, "Write checkpoints while training goes on.", decides=False)
     load_checkpoint: str | None = flag(
         SAVING,
         None,
-        "Checkpoint directory to resume, or latest; a modeling folder gives its weights alone.",
+        "Checkpoint to resume, or latest; a modeling folder gives its weights alone.",
         decides=False,
     )
+    allow_changes: bool = flag(
+        SAVING, False, "Resume even if dataset, tokenizer or seed are not the checkpoint's.", decides=False
+    )
     overwrite: bool = flag(
-        SAVING, False, "Delete what an earlier training left in the save directory.", decides=False
+        SAVING, False, "Delete what an earlier training left in --save-dir.", decides=False
     )
 
+    holdout: list[Path] = flag(WATCHING, [], "Prepared datasets to measure in bits per byte.", decides=False)
+    eval_interval: int | None = flag(WATCHING, None, "Steps between these measurements.", decides=False)
     tensorboard_dir: Path | None = flag(
-        WATCHING, None, "TensorBoard logs. (default: SAVE_DIR/tensorboard)", decides=False
+        WATCHING, None, "TensorBoard logs (default: SAVE_DIR/tensorboard).", decides=False
     )
     config_file: Path | None = flag(
         WATCHING,
         None,
-        "Where the resolved configuration is written. (default: SAVE_DIR/config.yaml)",
+        "Where the resolved configuration is written (default: SAVE_DIR/config.yaml).",
         decides=False,
+    )
+    wandb_project: str | None = flag(
+        WATCHING, None, "Also report to this Weights & Biases project.", decides=False
     )
 
     def __post_init__(self) -> None:
         for name in ("pretrained", "dataset", "save_dir"):
             if not getattr(self, name):
                 raise UsageError(f"--{dashed(name)} is missing.")
-        positive = (
-            "num_epochs",
-            "micro_batch_size",
-            "accumulation_steps",
-            "head_chunk",
-            "max_steps",
-            "keep_last",
-            "max_length",
-        )
-        for name in positive:
+        self._check_numbers()
+        self._check_choices()
+        self._check_contradictions()
+
+    def _check_numbers(self) -> None:
+        at_least_one = ("num_epochs", "micro_batch_size", "accumulation_steps", "head_chunk", "max_bad_steps")
+        for name in (*at_least_one, "max_steps", "keep_last", "max_length", "lora_rank", "eval_interval"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{dashed(name)} {value}: must be at least 1.")
-        for name in ("lr", "weight_decay", "gradient_clipping", "save_interval", "warmup_steps"):
+        not_negative = (
+            "lr",
+            "weight_decay",
+            "gradient_clipping",
+            "save_interval",
+            "warmup_steps",
+            "neft_alpha",
+        )
+        for name in (*not_negative, "save_seconds", "spike_threshold"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise UsageError(f"--{dashed(name)} {value}: must not be negative.")
-        if not 0 <= self.min_lr_ratio <= 1:
-            raise UsageError(f"--min-lr-ratio {self.min_lr_ratio}: must lie between 0 and 1.")
+            if value is not None and not 0 <= value < float("inf"):
+                raise UsageError(f"--{dashed(name)} {value}: must be a number from 0 up.")
+        for name in ("min_lr_ratio", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"--{dashed(name)} {getattr(self, name)}: must lie between 0 and 1.")
+        self.seconds_allowed()
+
+    def _check_choices(self) -> None:
+        if self.plugin in COLOSSAL_PLUGINS:
+            raise UsageError(
+                f"--plugin {self.plugin} needs the ColossalAI engine, which this version does not have; "
+                "use ddp or fsdp under torchrun."
+            )
+        if self.plugin not in PLUGINS:
+            raise UsageError(f"--plugin {self.plugin}: must be one of {', '.join(PLUGINS)}.")
+
+    def _check_contradictions(self) -> None:
+        if self.freeze_non_embeds_params:
+            if self.trainable not in ("all", "embeddings"):
+                raise UsageError(f"--freeze-non-embeds-params contradicts --trainable {self.trainable}.")
+            object.__setattr__(self, "trainable", "embeddings")
+        if self.trainable == "lora" and self.lora_rank is None:
+            raise UsageError("--trainable lora needs --lora-rank.")
+        if self.lora_rank is not None and self.trainable != "lora":
+            raise UsageError(
+                f"--lora-rank {self.lora_rank} contradicts --trainable {self.trainable}; it goes with lora."
+            )
+        if self.use_flash_attn and self.attention not in ("auto", "flash"):
+            raise UsageError(f"--use-flash-attn contradicts --attention {self.attention}.")
+        if self.mixed_precision == "fp32" and (self.attention in ("flash", "varlen") or self.use_flash_attn):
+            asked = "--use-flash-attn" if self.use_flash_attn else f"--attention {self.attention}"
+            raise UsageError(
+                f"{asked} contradicts --mixed-precision fp32: these kernels compute in bf16 and fp16."
+            )
+        if self.eval_interval is not None and not self.holdout:
+            raise UsageError("--eval-interval needs --holdout, the data to measure on.")
+        if self.on_spike == "rollback" and not self.save_interval and self.save_seconds is None:
+            raise UsageError(
+                "--on-spike rollback contradicts --save-interval 0: there is nothing to go back to."
+            )
+        if self.overwrite and self.load_checkpoint == "latest":
+            raise UsageError(
+                "--overwrite contradicts --load-checkpoint latest: one deletes what the other resumes."
+            )
+
+    def seconds_allowed(self) -> float | None:
+        """`--time-limit` in seconds."""
+        if self.time_limit is None:
+            return None
+        try:
+            parts = [float(part) for part in self.time_limit.split(":")]
+        except ValueError:
+            parts = []
+        if not 1 <= len(parts) <= 3 or any(part < 0 for part in parts):
+            raise UsageError(f"--time-limit {self.time_limit}: must be seconds, M:SS or H:MM:SS.")
+        return sum(part * 60**power for power, part in enumerate(reversed(parts)))
 
     def deciding(self) -> dict[str, Any]:
         """The values that decide the bytes of the result, as JSON values."""

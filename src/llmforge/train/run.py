@@ -2,8 +2,12 @@
 imported.
 """
 
+import fcntl
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,52 +23,49 @@ from llmforge.workspace import (
     fingerprint,
     fingerprint_json,
     manifest_path,
+    read_manifest,
     write_manifest,
 )
 
 RUN_FILE = "run.json"
 MODELING = "modeling"
-LATEST = "latest"
 
 
-def run_training(config: TrainConfig) -> Finished:
-    """Trains, or recognises the finished training; returns its manifest. Raises `UserError` before anything
-    is loaded.
+def run_training(config: TrainConfig) -> Finished | None:
+    """Trains, or recognises the finished training.
+
+    None where the run stopped before its end, and on every process but the first. Raises `UserError` before
+    anything is loaded where the save directory does not allow the run.
     """
     weights = weights_to_start_from(config)
-    inputs = [Input(str(path), fingerprint(path)) for path in (weights, *config.dataset)]
-    step = Step(
-        "train", config.save_dir, config.deciding(), [weights, *config.dataset], overwrite=config.overwrite
-    )
-    plan = {
-        "step": "train",
-        "arguments": config.deciding(),
-        "inputs": [entry.fingerprint for entry in inputs],
-    }
-    if (config.save_dir / RUN_FILE).is_file():
-        if (finished := manifest_path(config.save_dir).is_file()) and (done := find_finished(step, inputs)):
-            return done
-        if config.overwrite:
-            shutil.rmtree(config.save_dir)
-        elif not finished:
-            _check_unfinished(config, plan)
-    elif done := find_finished(step, inputs):
-        return done
+    roots, parts = dataset_roots(config.dataset)
+    inputs = [Input(str(path), fingerprint(path)) for path in (weights, *roots)]
+    arguments = {**config.deciding(), "parts": parts}
+    step = Step("train", config.save_dir, arguments, [weights, *roots], overwrite=config.overwrite)
+    finished = manifest_path(config.save_dir).is_file()
+    is_main = os.environ.get("RANK", "0") == "0"
+    if is_main or finished:
+        ours = (config.save_dir / RUN_FILE).is_file()
+        if (finished or not ours) and (done := find_finished(step, inputs)):
+            return done if is_main else None
+        if is_main and ours and not finished and not config.overwrite:
+            _check_unfinished(config, arguments)
+    if config.dry_run:
+        return _show_plan(config, weights) if is_main else None
     from llmforge.train.stage import Stage
 
-    config.save_dir.mkdir(parents=True, exist_ok=True)
-    _write_json(config.save_dir / RUN_FILE, plan)
-    stage = Stage(config, weights)
-    metrics = stage.run()
-    if metrics is None:
-        raise SystemExit(0)
-    modeling = config.save_dir / MODELING
-    outputs = json.loads((modeling / "llmforge.json").read_text())["outputs"]
-    files = {f"{MODELING}/{name}": size for name, size in outputs["files"].items()}
-    record = Manifest(
-        "train", dict(step.arguments), inputs, {**outputs, "model": MODELING, "files": files}, metrics
-    )
-    return Finished(config.save_dir, write_manifest(manifest_path(config.save_dir), record), skipped=False)
+    with _locked(config, arguments) if is_main else _nothing():
+        stage = Stage(config, weights)
+        metrics = stage.run()
+        if metrics is None or not is_main:
+            return None
+        outputs = read_manifest(config.save_dir / MODELING).outputs
+        files = {f"{MODELING}/{name}": size for name, size in outputs["files"].items()}
+        outputs = {**outputs, "model": MODELING, "files": files}
+        record = Manifest("train", arguments, inputs, outputs, metrics)
+        return Finished(
+            config.save_dir, write_manifest(manifest_path(config.save_dir), record), skipped=False
+        )
 
 
 def weights_to_start_from(config: TrainConfig) -> Path:
@@ -81,27 +82,73 @@ def is_modeling(path: Path) -> bool:
     return path.is_dir() and (path / "config.json").is_file() and not (path / "running_states.json").is_file()
 
 
-def _check_unfinished(config: TrainConfig, plan: dict[str, Any]) -> None:
-    old = json.loads((config.save_dir / RUN_FILE).read_text())
-    differing = sorted(
-        key
-        for key in {*old["arguments"], *plan["arguments"]}
-        if fingerprint_json(old["arguments"].get(key)) != fingerprint_json(plan["arguments"].get(key))
-    )
-    if config.load_checkpoint:
-        for key in differing:
-            say(
-                f"note: --{dashed(key)} is now {plan['arguments'].get(key)}; "
-                f"the run was started with {old['arguments'].get(key)}."
+def dataset_roots(datasets: list[Path]) -> tuple[list[Path], list[str]]:
+    """The outputs of prepare-data to which the directories belong, and which parts of them were named."""
+    roots, parts = [], []
+    for path in datasets:
+        if not path.is_dir():
+            raise UserError(
+                f"--dataset {path} is not a directory; it takes the output of llmforge prepare-data."
             )
-        return
-    raise UserError(
-        f"{config.save_dir} holds an unfinished training; "
-        "--load-checkpoint latest goes on with it, --overwrite starts anew."
-    )
+        resolved = path.resolve()
+        root = next((d for d in (resolved, *resolved.parents[:2]) if manifest_path(d).is_file()), resolved)
+        roots.append(root if root != resolved else path)
+        parts.append(resolved.relative_to(root).as_posix())
+    return roots, parts
 
 
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def _check_unfinished(config: TrainConfig, arguments: dict[str, Any]) -> None:
+    if not config.load_checkpoint:
+        raise UserError(
+            f"{config.save_dir} holds an unfinished training; "
+            "--load-checkpoint latest goes on with it, --overwrite starts anew."
+        )
+    old = json.loads((config.save_dir / RUN_FILE).read_text(encoding="utf-8"))["arguments"]
+    for key in sorted({*old, *arguments}):
+        if fingerprint_json(old.get(key)) != fingerprint_json(arguments.get(key)):
+            say(
+                f"note: --{dashed(key)} is now {arguments.get(key)}; the run was started with {old.get(key)}."
+            )
+
+
+def _show_plan(config: TrainConfig, weights: Path) -> None:
+    from llmforge.train.plan import make_plan
+
+    print(make_plan(config, weights).render())
+
+
+@contextmanager
+def _locked(config: TrainConfig, arguments: dict[str, Any]) -> Iterator[None]:
+    """The save directory, made or emptied, and locked against a second training; `run.json` marks it as
+    ours.
+    """
+    save_dir = config.save_dir
+    try:
+        if config.overwrite and save_dir.is_dir():
+            shutil.rmtree(save_dir)
+        save_dir.mkdir(parents=True, exist_ok=True)
+        run_file = save_dir / RUN_FILE
+        temporary = run_file.with_name(f".{RUN_FILE}.tmp")
+        temporary.write_text(
+            json.dumps({"step": "train", "arguments": arguments}, indent=2) + "\n", encoding="utf-8"
+        )
+        temporary.replace(run_file)
+        descriptor = os.open(save_dir, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UserError(
+            f"--save-dir {save_dir} cannot be written ({error.strerror}); choose another."
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(
+            f"another llmforge is training into {save_dir} right now; choose another --save-dir."
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

@@ -1,26 +1,35 @@
 """The stage loop: rows in order, one engine call per optimizer step, and everything around a step."""
 
+import os
 import signal
 import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
+import torch
 
 from llmforge import tokenizer
 from llmforge.console import progress, say, warn
 from llmforge.data import PackedDataset
-from llmforge.engine.build import build_engine
-from llmforge.engine.protocol import MicroBatch, StepResult
+from llmforge.engine.build import build_engine, choose_device, device_memory
+from llmforge.engine.devices import gpu_device
+from llmforge.engine.native.parallel import Processes, join_processes
+from llmforge.engine.protocol import StepResult
 from llmforge.errors import UsageError, UserError
 from llmforge.model import vocabulary
-from llmforge.train import checkpoint
+from llmforge.train import checkpoint, plan, preflight
 from llmforge.train.batches import Deal, Groups, make_micro_batch
 from llmforge.train.config import TrainConfig
+from llmforge.train.guards import BadStep, Guard, stop_for
+from llmforge.train.holdout import Holdout
 from llmforge.train.monitor import Monitor, group_means
 from llmforge.train.run import MODELING, is_modeling
+from llmforge.train.saver import Saver
 from llmforge.train.schedule import make_schedule
 
 
@@ -34,51 +43,95 @@ class Position:
 
 
 class Stage:
-    """One training, from its weights to its final model. `run` goes through it; everything else is one idea
-    each.
-    """
+    """One training, from its weights to its final model."""
 
     def __init__(self, config: TrainConfig, weights: Path) -> None:
-        self.config, self.origin = config, weights
+        self.config, self.origin, self.started = config, weights, time.monotonic()
+        self.device = choose_device()
+        self.world = join_processes(self.device)
+        self.processes = Processes(self.world)
         self.data = PackedDataset(config.dataset)
         self.vocabulary = vocabulary(weights)
         self.tokenizer = tokenizer.load(weights)
         self._check_inputs()
-        self.position, self.counters = Position(), {"skipped_steps": 0, "tokens": 0}
-        resumed = self._find_resumed()
-        self.groups = Groups(tuple(self.data.categories), self.vocabulary.source)
-        self.engine = build_engine(
-            config, (resumed / "modeling") if resumed else weights, self.vocabulary, self.groups.count
+        preflight.check_rows(self.data, self.vocabulary, config.dataset[0])
+        old_rows = self.vocabulary.source
+        self.groups = Groups(tuple(self.data.categories), old_rows)
+        self.holdout = (
+            Holdout(config.holdout, self.tokenizer.fingerprint, old_rows) if config.holdout else None
         )
+        resumed = self._find_resumed()
+        # Adapters are part of the state, and belong to the weights that the run had started from.
+        start = resumed / MODELING if resumed and config.trainable != "lora" else weights
+        groups = max(self.groups.count, self.holdout.groups.count if self.holdout else 0)
+        self.engine = build_engine(config, start, self.vocabulary, groups, self.device, self.world)
         self.deal = Deal(
             config.micro_batch_size,
             config.micro_batch_size * config.accumulation_steps * self.engine.world.data_size,
         )
-        self.steps_per_epoch = -(-len(self.data) // self.deal.rows_per_step)
-        self.total = min(config.num_epochs * self.steps_per_epoch, config.max_steps or 1 << 62)
+        self.position = Position()
+        self.counters = {"tokens": 0, "skipped_steps": 0, "spikes": 0, "rollbacks": 0}
+        self.guard = Guard(config.on_spike, config.spike_threshold)
+        self.seen = np.zeros(self.vocabulary.size - old_rows, dtype=bool)
+        self.bad: list[BadStep] = []
+        self.asked_to_stop: str | None = None  # this rank, by a signal or the time limit
+        self.stopping: str | None = None  # all ranks, once they know of each other
+        self._saved_at, self._save_by_time = time.monotonic(), False
+        self.last_save: tuple[int, Path | None] = (0, None)
+        self._ordered_epoch = -1
+        if resumed:
+            self._restore(resumed)
+        steps_per_epoch = -(-len(self.data) // self.deal.rows_per_step)
+        self.total = min(config.num_epochs * steps_per_epoch, config.max_steps or 1 << 62)
         self.schedule = make_schedule(
             config.schedule, config.lr, config.min_lr_ratio, config.warmup_steps, self.total
         )
-        if resumed:
-            self._restore(resumed)
-        self.stopping: str | None = None
+        preflight.check_embeddings(self.engine.embedding_norms(), self.vocabulary, start)
+        shape = plan.read_shape(start)
+        self.flops_per_token = shape.flops_per_token(
+            config.trainable, plan.visible_keys(self.data, config.cross_document_attention)
+        )
+        needed = plan.memory(
+            shape,
+            config,
+            self.data.max_length,
+            precision=self.engine.precision,
+            plugin=self.engine.name,
+            on_cpu=self.device.type == "cpu",
+            processes=self.world.size,
+        )
+        if self.world.is_main:
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.device.type == "cpu" else 1
+            # The engine has been made: its weights and its optimizer are in memory already.
+            rest = sum(
+                size for part, size in needed.items() if part not in ("weights", "optimizer", "program")
+            )
+            preflight.check_memory(rest, device_memory(self.device) // local)
+        self.gpu = None
+        if self.device.type == "cuda":
+            self.gpu = gpu_device(torch.cuda.get_device_name(self.device), device_memory(self.device))
+        self.saver = Saver(config.save_dir, config.keep_last, config.background_save, self.world.is_main)
 
-    # -- before the first step
-    # ----------------------------------------------------------------------------------------
+    # Before the first step.
 
     def _check_inputs(self) -> None:
+        config, vocabulary = self.config, self.vocabulary
         if self.data.tokenizer_fingerprint != self.tokenizer.fingerprint:
             raise UserError(
-                f"{self.config.dataset[0]} was prepared with another tokenizer than that of {self.origin}; "
-                f"run llmforge prepare-data --tokenizer-dir {self.origin}."
+                f"{config.dataset[0]} was prepared with another tokenizer than that of {self.origin}; "
+                f"run llmforge prepare-data with --tokenizer-dir {self.origin}."
             )
-        if self.config.max_length not in (None, self.data.max_length):
+        if config.max_length not in (None, self.data.max_length):
             raise UsageError(
-                f"--max-length {self.config.max_length}: "
-                f"the rows of {self.config.dataset[0]} have {self.data.max_length} tokens."
+                f"--max-length {config.max_length} contradicts --dataset {config.dataset[0]}, "
+                f"whose rows have {self.data.max_length} tokens."
             )
         if not len(self.data):
-            raise UserError(f"{self.config.dataset[0]} has no rows.")
+            raise UserError(f"{config.dataset[0]} has no rows.")
+        if "new-embeddings" in config.trainable and vocabulary.size == vocabulary.source:
+            raise UserError(
+                f"--trainable {config.trainable}: {self.origin} has no new tokens; use embeddings."
+            )
 
     def _find_resumed(self) -> Path | None:
         wanted, save_dir = self.config.load_checkpoint, self.config.save_dir
@@ -86,14 +139,20 @@ class Stage:
             return None
         found = checkpoint.find_checkpoint(save_dir, wanted)
         if found is None:
-            say(f"{save_dir} has no checkpoint yet: starting from {self.origin}.")
+            self._say(f"{save_dir} has no checkpoint yet: starting from {self.origin}.")
             return None
         states = checkpoint.read_states(found)
         for what, value in self._identity().items():
-            if states["identity"][what] != value:
+            if states["identity"][what] != value and not self.config.allow_changes:
                 raise UserError(
-                    f"{found} belongs to a run with another {what} ({states['identity'][what]}, not {value})."
+                    f"{found} belongs to a run with another {what} ({states['identity'][what]}, now {value}); "
+                    "--allow-changes resumes all the same."
                 )
+        if states["engine"]["family"] != "native":
+            raise UserError(
+                f"{found} was written by the {states['engine']['family']} engine; the full state resumes there only, "
+                f"but --load-checkpoint {found / MODELING} starts a new stage from its weights."
+            )
         return found
 
     def _identity(self) -> dict[str, Any]:
@@ -109,131 +168,249 @@ class Stage:
         self.engine.restore(states["engine"])
         self.position = Position(**states["position"])
         self.counters = dict(states["counters"])
-        say(f"resuming {path} at step {self.position.step} of {self.total}.")
+        self.guard.restore(states["guard"])
+        self.seen = unpack(states["seen_new_tokens"], len(self.seen))
+        self.last_save = (self.position.step, path)
+        if states["rows_per_step"] != self.deal.rows_per_step:
+            self._say(
+                f"a step keeps the {states['rows_per_step']} rows of the checkpoint, though the flags and "
+                f"{self.world.size} processes would make it {self.deal.rows_per_step}."
+            )
+            self.deal = Deal(self.deal.micro, states["rows_per_step"])
+        self._say(f"resuming {path} after step {self.position.step}.")
 
-    # -- the loop
-    # -----------------------------------------------------------------------------------------------------
+    # The loop.
 
     def run(self) -> dict[str, Any] | None:
         """Trains to the end and returns the metrics of the run; None where it was asked to stop before."""
-        config, start = self.config, self.position.step
-        config.save_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint.remove_partial(config.save_dir)
-        self._write_config()
-        monitor = Monitor(config.save_dir, config.tensorboard_dir or config.save_dir / "tensorboard", start)
+        config = self.config
+        if self.world.is_main:
+            checkpoint.remove_partial(config.save_dir)
+            self._write_config()
+        board = config.tensorboard_dir or config.save_dir / "tensorboard"
+        start = self.position.step
+        self.monitor = (
+            Monitor(config.save_dir, board, start, config.wandb_project) if self.world.is_main else None
+        )
         self._announce()
-        loss, began, tokens_before = float("nan"), time.monotonic(), self.counters["tokens"]
-        with _Interrupts(self), progress("training", self.total - start, "steps") as advance:
-            while self.position.step < self.total and not self.stopping:
-                result, seconds = self._step()
-                loss = result.loss
-                speed = result.valid_tokens / seconds
-                monitor.write(self._figures(result, seconds))
-                advance(1, f"loss {loss:.4f}  {speed:,.0f} tokens/s")
+        try:
+            with _Interrupts(self):
+                result = self._train()
+        except RuntimeError as error:
+            if self.world.size == 1 or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise self.processes.describe_loss(error) from error
+        if self.monitor:
+            self.monitor.close()
+        self.saver.close()
+        return result
+
+    def _train(self) -> dict[str, Any] | None:
+        start, tokens_before, began = self.position.step, self.counters["tokens"], time.monotonic()
+        result: StepResult | None = None
+        if self.position.step == 0 and self.holdout:
+            self._write({"step": 0, **self._measure_holdout()})
+        bar: Any = progress("training", self.total - start, "steps")
+        with bar if self.world.is_main else nullcontext(lambda *_: None) as advance:
+            while (
+                self.position.step < self.total
+                and self.position.epoch < self.config.num_epochs
+                and not self.stopping
+            ):
+                result, figures = self._step()
+                if not result.applied and self._handle_bad_step(result, figures):
+                    continue
+                if self.holdout and self._measurement_is_due():
+                    figures |= self._measure_holdout()
+                self._write(figures)
+                advance(1, f"loss {result.loss:.4f}  {figures['tokens_per_second']:,.0f} tokens/s")
                 if self._save_is_due():
                     self._save()
+        self._save(last=True)
         if self.stopping:
-            self._save()
-            say(
-                f"stopped by {self.stopping} after step {self.position.step}; "
-                "--load-checkpoint latest goes on."
+            self._say(
+                f"stopped by {self.stopping} after step {self.position.step}; --load-checkpoint latest goes on."
             )
-            monitor.close()
             return None
-        last = self._save()
-        checkpoint.link_model(last, config.save_dir / MODELING)
-        monitor.close()
+        if self.world.is_main and self.last_save[1]:
+            checkpoint.link_model(self.last_save[1], self.config.save_dir / MODELING)
         seconds = time.monotonic() - began
         return {
             "steps": self.position.step,
-            "tokens": self.counters["tokens"],
-            "skipped_steps": self.counters["skipped_steps"],
-            "final_loss": loss,
-            "tokens_per_second": (self.counters["tokens"] - tokens_before) / seconds if seconds else 0.0,
+            **self.counters,
+            "final_loss": result.loss if result else None,
+            "tokens_per_second": (self.counters["tokens"] - tokens_before) / seconds,
             "peak_memory_bytes": self.engine.peak_memory(),
             "plugin": self.engine.name,
+            "processes": self.world.size,
         }
 
-    def _step(self) -> tuple[StepResult, float]:
+    def _step(self) -> tuple[StepResult, dict[str, Any]]:
         began, position = time.monotonic(), self.position
         rows = self._order()[position.sample : position.sample + self.deal.rows_per_step]
-        batches = [self._micro_batch(share) for share in self.deal.share(rows, self.engine.world)]
-        result = self.engine.train_step(batches, self.schedule.rate(position.step), lambda loss, norm: True)
+        batches, byte_count = [], 0
+        for share in self.deal.share(rows, self.engine.world):
+            read = self.data.rows(share) if len(share) else []
+            byte_count += sum(int(row.seq_bytes.sum()) for row in read)
+            for row in read:
+                self._see(row.input_ids)
+            config = self.config
+            batches.append(
+                make_micro_batch(
+                    read,
+                    config.micro_batch_size,
+                    self.data.max_length,
+                    self.groups,
+                    config.cross_document_attention,
+                )
+            )
+        rate = self.schedule.rate(position.step)
+        result = self.engine.train_step(batches, rate, self.guard.accept)
+        if self.guard.spiked:
+            self.counters["spikes"] += 1
+            self._warn(
+                f"step {position.step + 1}: jump of {self.guard.spiked}; --on-spike is {self.config.on_spike}."
+            )
+        if not result.applied:
+            why = self.guard.spiked or f"loss {result.loss}, gradient norm {result.gradient_norm}"
+            self.bad.append(BadStep(position.step + 1, position.epoch, why, rows.tolist()))
+        else:
+            self.bad = []
         position.step += 1
         position.sample += len(rows)
         if position.sample == len(self.data):
             position.epoch, position.sample = position.epoch + 1, 0
         self.counters["tokens"] += result.valid_tokens
-        if not result.applied:
-            self.counters["skipped_steps"] += 1
-            warn(
-                f"step {position.step} is passed over: "
-                f"loss {result.loss}, gradient norm {result.gradient_norm}."
-            )
-        return result, time.monotonic() - began
+        byte_count = self._agree(byte_count)
+        return result, self._figures(result, rate, byte_count, time.monotonic() - began)
+
+    def _agree(self, byte_count: int) -> int:
+        """What ranks must know of each other after a step: bytes read, tokens seen, and whether to stop
+        or save.
+        """
+        allowed, now = self.config.seconds_allowed(), time.monotonic()
+        if allowed is not None and now - self.started >= allowed:
+            self.asked_to_stop = self.asked_to_stop or "--time-limit"
+        save_due = self.config.save_seconds is not None and now - self._saved_at >= self.config.save_seconds
+        local = np.concatenate([[byte_count, bool(self.asked_to_stop), save_due], self.seen])
+        summed = self.engine.total(torch.from_numpy(local.astype(np.float64))).numpy()
+        self.stopping = (self.asked_to_stop or "another process") if summed[1] else None
+        self._save_by_time = bool(summed[2])
+        self.seen = summed[3:] > 0
+        return int(summed[0])
 
     def _order(self) -> np.ndarray:
-        if getattr(self, "_ordered_epoch", None) != self.position.epoch:
+        if self._ordered_epoch != self.position.epoch:
             self._ordered_epoch = self.position.epoch
             self._epoch_order = self.data.order(self.config.seed, self.position.epoch)
         return self._epoch_order
 
-    def _micro_batch(self, indices: np.ndarray) -> MicroBatch:
-        config = self.config
-        rows = self.data.rows(indices) if len(indices) else []
-        return make_micro_batch(
-            rows, config.micro_batch_size, self.data.max_length, self.groups, config.cross_document_attention
-        )
+    def _see(self, ids: np.ndarray) -> None:
+        self.seen[ids[ids >= self.vocabulary.source] - self.vocabulary.source] = True
 
-    # -- saving and reporting
-    # -----------------------------------------------------------------------------------------
+    def _handle_bad_step(self, result: StepResult, figures: Mapping[str, Any]) -> bool:
+        """Counts a step that was not applied; True where the run went back to a checkpoint."""
+        self.counters["skipped_steps"] += 1
+        bad = self.bad[-1]
+        if not self.guard.spiked:
+            self._warn(f"step {bad.step} is passed over: {bad.why}.")
+        if len(self.bad) >= self.config.max_bad_steps:
+            self.saver.wait()
+            raise stop_for(self.bad, self.config.save_dir, self.world.is_main)
+        if not (self.guard.spiked and self.config.on_spike == "rollback"):
+            return False
+        self.saver.wait()
+        step, path = self.last_save
+        if path is None or checkpoint.damage(path):
+            self._warn("there is no checkpoint yet to go back to: the step is passed over.")
+            return False
+        # The data between the checkpoint and the jump are passed over (PaLM, arXiv 2204.02311, section 5.1).
+        counters, position, seen = dict(self.counters), self.position, self.seen
+        self.engine.load_weights(path / MODELING)
+        self._restore(path)
+        self.counters = {**counters, "rollbacks": counters["rollbacks"] + 1}
+        self.position, self.seen = Position(step, position.epoch, position.sample), seen
+        if self.monitor:
+            self.monitor.go_back(step)
+        return True
+
+    # Saving and reporting.
 
     def _save_is_due(self) -> bool:
         interval, step = self.config.save_interval, self.position.step
-        if step >= self.total:
-            return False
         end_of_epoch = self.position.sample == 0 and not self.config.skip_save_each_epoch
-        return end_of_epoch or bool(interval and step % interval == 0)
+        return step < self.total and (
+            end_of_epoch or self._save_by_time or bool(interval and step % interval == 0)
+        )
 
-    def _save(self) -> Path:
+    def _save(self, last: bool = False) -> None:
         position = self.position
+        if self.last_save[0] == position.step and self.last_save[1] and last:
+            self.saver.wait()
+            if checkpoint.damage(self.last_save[1]) is None:
+                return
         path = self.config.save_dir / f"epoch-{position.epoch}_step-{position.step}"
-        if not path.exists():
-            states = {
-                **asdict(position),
-                "position": asdict(position),
-                "identity": self._identity(),
-                "engine": self.engine.state(),
-                "engine_name": self.engine.name,
-                "counters": self.counters,
-                "rows_per_step": self.deal.rows_per_step,
-                "config": self.config.to_json(),
-            }
-            identity = checkpoint.model_identity(self.vocabulary, self.tokenizer.fingerprint)
-            checkpoint.write_checkpoint(
-                path, self.engine.snapshot(), self.origin, identity, states, self.schedule
-            )
-        if self.config.keep_last:
-            checkpoint.remove_old(self.config.save_dir, self.config.keep_last)
-        return path
+        states = {
+            "position": asdict(position),
+            "identity": self._identity(),
+            "engine": {"family": "native", "name": self.engine.name, **self.engine.state()},
+            "counters": self.counters,
+            "guard": self.guard.state(),
+            "rows_per_step": self.deal.rows_per_step,
+            "seen_new_tokens": pack(self.seen),
+            "config": self.config.to_json(),
+        }
+        identity = {"vocabulary": asdict(self.vocabulary), "tokenizer": self.tokenizer.fingerprint}
+        contents = checkpoint.Contents(self.origin, identity, states, self.schedule)
+        save = self.saver.save_last if last else self.saver.save
+        save(path, self.engine.snapshot(), contents)
+        self.last_save, self._saved_at = (position.step, path), time.monotonic()
 
-    def _figures(self, result: StepResult, seconds: float) -> dict[str, Any]:
-        position = self.position
+    def _measurement_is_due(self) -> bool:
+        every = self.config.eval_interval
+        return self.position.step == self.total or bool(every and self.position.step % every == 0)
+
+    def _measure_holdout(self) -> dict[str, Any]:
+        assert self.holdout is not None
+        values = self.holdout.measure(
+            self.engine, self.config.micro_batch_size, self.config.cross_document_attention
+        )
+        self._say(f"step {self.position.step}: {values['all']:.4f} bits per byte on the holdout.")
+        return {"holdout_bits_per_byte": values}
+
+    def _figures(self, result: StepResult, rate: float, byte_count: int, seconds: float) -> dict[str, Any]:
+        norms = self.engine.embedding_norms()[self.vocabulary.source :]
         return {
-            "step": position.step,
-            "epoch": position.epoch,
-            "sample": position.sample,
+            "step": self.position.step,
+            "epoch": self.position.epoch,
+            "sample": self.position.sample,
             "loss": result.loss,
             **group_means(result.groups, self.groups),
-            "learning_rate": self.schedule.rate(position.step - 1),
+            "learning_rate": rate,
             "gradient_norm": result.gradient_norm,
             "applied": result.applied,
             "tokens": result.valid_tokens,
-            "new_row_norm": self.engine.new_row_norm(),
+            "bytes": byte_count,
+            "new_row_norm": float(norms.mean()) if len(norms) else None,
+            "new_tokens_never_seen": int((~self.seen).sum()),
             "seconds": seconds,
             "tokens_per_second": result.valid_tokens / seconds,
+            **self._utilization(result.valid_tokens / seconds),
+            "bytes_per_second": byte_count / seconds,
             "peak_memory_bytes": self.engine.peak_memory(),
         }
+
+    def _utilization(self, speed: float) -> dict[str, float]:
+        """Model FLOPs per second of all processes, and their share of what known GPUs could do."""
+        flops = speed * self.flops_per_token
+        if self.gpu is None:
+            return {"model_flops_per_second": flops}
+        peak = self.gpu.peak(self.engine.precision) * self.world.size
+        return {"model_flops_per_second": flops, "model_flops_utilization": flops / peak}
+
+    def _write(self, figures: Mapping[str, Any]) -> None:
+        if self.monitor:
+            self.monitor.write(figures)
 
     def _write_config(self) -> None:
         import yaml
@@ -245,17 +422,25 @@ class Stage:
         file.write_text(text, encoding="utf-8")
 
     def _announce(self) -> None:
-        vocabulary = self.vocabulary
-        say(
+        size, source = self.vocabulary.size, self.vocabulary.source
+        self._say(
             f"{self.engine.describe()}; {len(self.data):,} rows of {self.data.max_length:,} tokens, "
             f"{self.deal.rows_per_step} per step, {self.total:,} steps; "
-            f"vocabulary {vocabulary.size:,}, of which {vocabulary.size - vocabulary.source:,} are new."
+            f"vocabulary {size:,}, of which {size - source:,} are new."
         )
+
+    def _say(self, text: str) -> None:
+        if self.world.is_main:
+            say(text)
+
+    def _warn(self, text: str) -> None:
+        if self.world.is_main:
+            warn(text)
 
 
 class _Interrupts:
-    """SIGTERM and SIGINT end a run after the step under way, with a checkpoint; a second SIGINT ends it at
-    once.
+    """SIGTERM and SIGINT end a run after the step under way, with a checkpoint; a second SIGINT ends it
+    at once.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -271,6 +456,15 @@ class _Interrupts:
             signal.signal(number, handler)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
-        if self.stage.stopping and number == signal.SIGINT:
+        if self.stage.asked_to_stop and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.stage.stopping = signal.Signals(number).name
+        self.stage.asked_to_stop = signal.Signals(number).name
+
+
+def pack(flags: np.ndarray) -> str:
+    """Booleans as hexadecimal digits."""
+    return np.packbits(flags).tobytes().hex()
+
+
+def unpack(text: str, count: int) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=count).astype(bool)

@@ -6,7 +6,7 @@ import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,20 @@ import torch
 
 from llmforge.engine import attention
 from llmforge.engine.native import storage
+from llmforge.engine.native.lora import Lora
 from llmforge.engine.native.model import CausalLoss, load_model
 from llmforge.engine.protocol import IGNORED, Accept, LossSums, MicroBatch, StepResult, World
 from llmforge.engine.trainable import Trainable, embedding_parameters, freeze
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SCALE_AT_START, SCALE_GROWS_AFTER = 2.0**16, 2000
+ADAM_EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. `old_rows`: ids below it are the tokens that the model had before it was grown; `rows`:
-    ids in use.
+    """How to train. Ids below `old_rows` were there before the model was grown, ids below `rows` are in
+    use.
     """
 
     model: Path
@@ -42,6 +44,9 @@ class Settings:
     head_chunk: int = 512
     gradient_checkpointing: bool = False
     compile: bool = False
+    attention: str = "auto"
+    lora_rank: int | None = None
+    noise: float = 0.0
     device: str = "cpu"
 
 
@@ -65,7 +70,7 @@ class LossScale:
 
 
 class NativeEngine:
-    """`llmforge.engine.protocol.Engine` on one device.
+    """`llmforge.engine.protocol.Engine` on one device; `parallel.py` has the two that share the work.
 
     Weights are float32; in bf16 and fp16 the matrix products are computed in that dtype (autocast). All
     chance of a step comes from (seed, step, rank), so there is no generator state to save.
@@ -73,43 +78,49 @@ class NativeEngine:
 
     name = "native"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, world: World | None = None) -> None:
         self.settings = settings
         self.device = torch.device(settings.device)
-        self.world = World()
+        self.world = world or World()
+        self.precision = settings.precision
         self.dtype = PRECISIONS[settings.precision]
-        self.causal = load_model(settings.model, attention.choose(self.device, self.dtype)).to(self.device)
+        self.attention = attention.choose(self.device, self.dtype, settings.attention)
+        self.causal = load_model(settings.model, attention.NAMES[self.attention])
         freeze(self.causal, settings.trainable)
+        self.lora = Lora(self.causal, settings.lora_rank, settings.seed) if settings.trainable.lora else None
         if settings.gradient_checkpointing:
             self.causal.gradient_checkpointing_enable({"use_reentrant": False})
+        if settings.noise:
+            self.causal.get_input_embeddings().register_forward_hook(noise_hook(settings.noise))
         self.rows = (settings.old_rows, settings.rows) if settings.trainable.new_rows_only else None
-        self.module = CausalLoss(self.causal, self.dtype, settings.head_chunk, self.rows)
-        self.module.train()
+        self.loss = CausalLoss(self.causal, self.dtype, settings.head_chunk, self.rows)
+        self.loss.train()
+        self.module = self._distribute()
+        if settings.compile:
+            for layer in self.causal.base_model.layers:
+                layer.compile()
         self.parameters = {n: p for n, p in self.causal.named_parameters() if p.requires_grad}
         self.masked = list(embedding_parameters(self.causal).values()) if self.rows else []
         self.optimizer = self._make_optimizer()
-        self.scale = LossScale(SCALE_AT_START, dynamic=True) if settings.precision == "fp16" else LossScale()
+        dynamic = settings.precision == "fp16"
+        self.scale = LossScale(SCALE_AT_START if dynamic else 1.0, dynamic=dynamic)
         self.steps = 0
-
-    # -- one step
-    # ---------------------------------------------------------------------------------------------------
 
     def train_step(
         self, micro_batches: Sequence[MicroBatch], learning_rate: float, accept: Accept
     ) -> StepResult:
         self._seed_step()
-        tokens = self._sum_over_ranks(
-            torch.tensor([float(count_targets(micro_batches))], dtype=torch.float64)
-        )
-        factor = self.scale.value * self.world.data_size / max(tokens.item(), 1.0)
+        tokens = self.total(torch.tensor([count_targets(micro_batches)], dtype=torch.float64)).item()
+        factor = self.scale.value * self.world.data_size / max(tokens, 1.0)
         sums = torch.zeros(2, self.settings.groups, dtype=torch.float64)
         for number, batch in enumerate(micro_batches):
-            with self._gradient_sync(number == len(micro_batches) - 1), self._autocast():
-                loss, losses = self.module(self._to_device(batch))
-            (loss * factor).backward()
+            with self._gradient_sync(number == len(micro_batches) - 1):
+                with self._autocast():
+                    loss, losses = self.module(self._to_device(batch))
+                (loss * factor).backward()
             sums += group_sums(losses, batch, self.settings.groups)
         groups = self._as_loss_sums(sums)
-        loss_sum, valid = groups.loss.sum().item(), int(groups.tokens.sum().item())
+        loss_sum, valid = float(groups.loss.sum()), int(groups.tokens.sum())
         norm = self._gradient_norm() / self.scale.value
         finite = math.isfinite(loss_sum) and math.isfinite(norm)
         applied = valid > 0 and finite and accept(loss_sum / valid, norm)
@@ -122,12 +133,115 @@ class NativeEngine:
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSums:
         sums = torch.zeros(2, self.settings.groups, dtype=torch.float64)
-        self.module.eval()
+        self.loss.eval()
         with torch.no_grad(), self._autocast():
             for batch in micro_batches:
-                sums += group_sums(self.module(self._to_device(batch))[1], batch, self.settings.groups)
-        self.module.train()
+                losses = self.module(self._to_device(batch))[1]
+                sums += group_sums(losses, batch, self.settings.groups)
+        self.loss.train()
         return self._as_loss_sums(sums)
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def embedding_norms(self) -> torch.Tensor:
+        weight, first = self._local(self.causal.get_input_embeddings().weight.detach())
+        norms = torch.zeros(self.settings.rows, dtype=torch.float64)
+        used = weight[: max(0, self.settings.rows - first)]
+        norms[first : first + len(used)] = used.float().norm(dim=1).double().cpu()
+        return self._assemble(norms)
+
+    def snapshot(self) -> "NativeSnapshot":
+        weights: dict[str, torch.Tensor] = {}
+        state = {name: self._copy(tensor) for name, tensor in self._state_tensors().items()}
+        if self.lora:
+            weights = self.lora.merged() if self.world.is_main else {}
+        else:
+            for name, tensor in storage.unique_state(self.causal).items():
+                whole = self._whole(tensor)
+                if self.world.is_main:
+                    # What is not trained does not change, and needs no copy.
+                    weights[name] = copy_to_cpu(whole) if name in self.parameters else whole.cpu()
+        return NativeSnapshot(weights, state, self._background_group())
+
+    def load_state(self, directory: Path) -> None:
+        storage.load_sharded(self._state_tensors(), directory)
+
+    def load_weights(self, directory: Path) -> None:
+        if self.lora:
+            return  # the base never changes, and the adapters are part of the state
+        tensors = storage.read_weights(directory)
+        with torch.no_grad():
+            for name, tensor in storage.unique_state(self.causal).items():
+                self._local(tensor)[0].copy_(self._share_of(tensor, tensors[name]))
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "scale": asdict(self.scale)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.steps = int(state["steps"])
+        self.scale = LossScale(**state["scale"])
+
+    def describe(self) -> str:
+        trained = sum(p.numel() for p in self.parameters.values())
+        whole = sum(p.numel() for p in self.causal.parameters())
+        return (
+            f"{self.name} engine on {self.device}, {self.settings.precision}, {self.attention} attention, "
+            f"training {trained:,} of {whole:,} parameters"
+        )
+
+    def peak_memory(self) -> int:
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    def close(self) -> None:
+        pass
+
+    # What differs with several processes.
+
+    def _distribute(self) -> torch.nn.Module:
+        """Puts the model on its device, and returns the module to call for a loss."""
+        return self.loss.to(self.device)
+
+    @contextmanager
+    def _gradient_sync(self, last: bool) -> Iterator[None]:
+        """Around one micro-batch; gradients need to be complete on every rank after the last one alone."""
+        yield
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _local(self, tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """The rows of a parameter or gradient that lie on this rank, and the number of the first."""
+        return tensor, 0
+
+    def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A parameter with the rows of all ranks."""
+        return tensor.detach()
+
+    def _share_of(self, parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+        """This rank's rows of `whole`, which has the shape of `parameter`."""
+        return whole
+
+    def _assemble(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` of all ranks added up, where each has those of its own rows and 0 elsewhere."""
+        return values
+
+    def _whole_norm(self, local: torch.Tensor) -> float:
+        """The norm of all gradients, from that of this rank's rows."""
+        return float(local)
+
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the CPU that knows which part of the whole it is."""
+        return copy_to_cpu(tensor)
+
+    def _background_group(self) -> Any:
+        """The process group for writing in the background, apart from that of training."""
+        return None
+
+    # Inside a step.
 
     def _update(self, learning_rate: float, norm: float) -> None:
         clip = self.settings.clip
@@ -140,65 +254,54 @@ class NativeEngine:
         self.optimizer.step()
 
     def _gradient_norm(self) -> float:
-        """L2 norm over all trained parameters, the loss scale included; rows that are not trained are cleared
+        """L2 norm over what is trained, the loss scale included; rows that are not trained are cleared
         first.
         """
         for parameter in self.masked:
             if parameter.grad is not None and self.rows is not None:
-                parameter.grad[: self.rows[0]] = 0
-                parameter.grad[self.rows[1] :] = 0
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+                gradient, first = self._local(parameter.grad)
+                gradient[: max(0, self.rows[0] - first)] = 0
+                gradient[max(0, self.rows[1] - first) :] = 0
+        gradients = [self._local(p.grad)[0] for p in self.parameters.values() if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
+        return self._whole_norm(torch.linalg.vector_norm(norms))
 
     def _seed_step(self) -> None:
         number = hash((self.settings.seed, self.steps, self.world.rank)) & 0x7FFFFFFF
         random.seed(number)
         torch.manual_seed(number)
 
-    def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    @contextmanager
-    def _gradient_sync(self, last: bool) -> Iterator[None]:
-        yield
-
     def _to_device(self, batch: MicroBatch) -> MicroBatch:
         if self.device.type == "cpu":
             return batch
-        moved = {
-            n: getattr(batch, n).to(self.device, non_blocking=True)
-            for n in ("input_ids", "targets", "positions")
-        }
-        return replace(batch, **moved)
-
-    def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        return values
+        names = ("input_ids", "targets", "positions")
+        return replace(batch, **{n: getattr(batch, n).to(self.device, non_blocking=True) for n in names})
 
     def _as_loss_sums(self, sums: torch.Tensor) -> LossSums:
-        sums = self._sum_over_ranks(sums)
+        sums = self.total(sums)
         return LossSums(loss=sums[0], tokens=sums[1].long())
 
-    # -- optimizer and state
-    # ------------------------------------------------------------------------------------------
-
     def _make_optimizer(self) -> torch.optim.AdamW:
-        """AdamW (arXiv 1711.05101): norms and biases do not decay, nor do embeddings whose old rows must stay
-        as they are.
+        """AdamW (arXiv 1711.05101). Norms and biases do not decay, nor embeddings whose old rows must
+        stay.
         """
         embeddings = {id(p) for p in embedding_parameters(self.causal).values()}
+        may_decay = self.settings.decay_embeddings and self.rows is None
         decayed: list[torch.nn.Parameter] = []
         kept: list[torch.nn.Parameter] = []
         for parameter in self.parameters.values():
-            may_decay = parameter.ndim >= 2 and (
-                id(parameter) not in embeddings or (self.settings.decay_embeddings and self.rows is None)
-            )
-            (decayed if may_decay else kept).append(parameter)
+            decays = parameter.ndim >= 2 and (may_decay or id(parameter) not in embeddings)
+            (decayed if decays else kept).append(parameter)
         groups = [
             {"params": decayed, "weight_decay": self.settings.weight_decay},
             {"params": kept, "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=0.0, betas=self.settings.betas, eps=1e-8, fused=True
+            [group for group in groups if group["params"]],
+            lr=0.0,
+            betas=self.settings.betas,
+            eps=ADAM_EPSILON,
+            fused=True,
         )
         for parameter in self.parameters.values():
             optimizer.state[parameter] = {
@@ -208,80 +311,54 @@ class NativeEngine:
             }
         return optimizer
 
-    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        return {
-            f"{n}.{key}": t for n, p in self.parameters.items() for key, t in self.optimizer.state[p].items()
-        }
-
-    def snapshot(self) -> "NativeSnapshot":
-        frozen = {p.data_ptr() for p in self.causal.parameters() if not p.requires_grad}
-        weights = {
-            name: tensor if tensor.data_ptr() in frozen else tensor.detach().cpu().clone()
-            for name, tensor in storage.unique_state(self.causal).items()
-        }
-        return NativeSnapshot(
-            weights, {name: t.detach().cpu().clone() for name, t in self._optimizer_tensors().items()}
-        )
-
-    def load_state(self, directory: Path) -> None:
-        storage.load_sharded(self._optimizer_tensors(), directory)
-
-    def load_weights(self, directory: Path) -> None:
-        tensors = storage.read_weights(directory)
-        with torch.no_grad():
-            for name, tensor in storage.unique_state(self.causal).items():
-                tensor.copy_(tensors[name])
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "steps": self.steps,
-            "loss_scale": self.scale.value,
-            "steps_without_overflow": self.scale.steps_without_overflow,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.steps = int(state["steps"])
-        self.scale.value, self.scale.steps_without_overflow = (
-            float(state["loss_scale"]),
-            int(state["steps_without_overflow"]),
-        )
-
-    def describe(self) -> str:
-        trained = sum(p.numel() for p in self.parameters.values())
-        whole = sum(p.numel() for p in self.causal.parameters())
-        return (
-            f"{self.name} engine on {self.device}, {self.settings.precision}, "
-            f"training {trained:,} of {whole:,} parameters"
-        )
-
-    def new_row_norm(self) -> float | None:
-        if self.settings.rows <= self.settings.old_rows:
-            return None
-        rows = self.causal.get_input_embeddings().weight[self.settings.old_rows : self.settings.rows]
-        return float(rows.detach().float().norm(dim=1).mean())
-
-    def peak_memory(self) -> int:
-        if self.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated())
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-
-    def close(self) -> None:
-        pass
+    def _state_tensors(self) -> dict[str, torch.Tensor]:
+        """What `optimizer/` holds: the optimizer's tensors, and the adapters of LoRA."""
+        states = self.optimizer.state
+        tensors = {f"{n}.{key}": t for n, p in self.parameters.items() for key, t in states[p].items()}
+        adapters = {n: p.detach() for n, p in self.parameters.items()} if self.lora else {}
+        return tensors | adapters
 
 
 @dataclass(frozen=True)
 class NativeSnapshot:
-    """Copies of the weights and the optimizer's tensors, on the CPU."""
+    """Copies on the CPU: of the weights (on the main rank), and of this rank's share of the state."""
 
     weights: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor] = field(repr=False)
+    state: dict[str, torch.Tensor]
+    group: Any = None
+
+    def agree(self, fine: bool) -> bool:
+        if self.group is None:
+            return fine
+        import torch.distributed as dist
+
+        flag = torch.tensor(int(fine))
+        dist.all_reduce(flag, dist.ReduceOp.MIN, group=self.group)
+        return bool(flag)
 
     def write_model(self, directory: Path) -> None:
         storage.write_weights(self.weights, directory)
 
     def write_state(self, directory: Path) -> None:
-        storage.save_sharded(self.optimizer, directory)
+        storage.save_sharded(self.state, directory, self.group)
+
+
+def copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def noise_hook(alpha: float) -> Any:
+    """Adds uniform noise of size alpha / sqrt(length x width) to the embeddings in training (arXiv
+    2310.05914).
+    """
+
+    def add_noise(module: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return output
+        size = alpha / math.sqrt(output.shape[1] * output.shape[2])
+        return output + torch.zeros_like(output).uniform_(-size, size)
+
+    return add_noise
 
 
 def count_targets(micro_batches: Sequence[MicroBatch]) -> int:

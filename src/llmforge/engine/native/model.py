@@ -60,7 +60,7 @@ class CausalLoss(torch.nn.Module):
             input_ids=batch.input_ids,
             position_ids=batch.positions,
             use_cache=False,
-            document_lengths=batch.lengths,
+            documents=attention.Documents(batch.lengths, batch.input_ids.device),
         ).last_hidden_state
         head = self.causal.get_output_embeddings()
         return chunked_cross_entropy(

@@ -1,0 +1,103 @@
+"""Devices by name: what they could compute, what a training attains of it, and what they hold."""
+
+import os
+import time
+from dataclasses import dataclass
+
+from llmforge.errors import UsageError
+
+ATTAINED = 0.40  # model FLOPs utilization that dense training of 1 B parameters and up reaches on one GPU
+CPU_ATTAINED = (
+    0.70  # the same against the products measured below: norms, softmax and the optimizer take the rest
+)
+GB = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Device:
+    """`bf16` and `fp32` are FLOP/s of dense products (fp32 on a GPU: TF32); `memory` in bytes."""
+
+    name: str
+    bf16: float
+    fp32: float
+    memory: int
+    is_cpu: bool = False
+
+    @property
+    def bf16_is_fast(self) -> bool:
+        return self.bf16 > self.fp32
+
+    def peak(self, precision: str) -> float:
+        return self.fp32 if precision == "fp32" else self.bf16
+
+    def attainable(self, precision: str) -> float:
+        """FLOP/s that a training may hope for."""
+        return self.peak(precision) * (CPU_ATTAINED if self.is_cpu else ATTAINED)
+
+
+# From the vendors' data sheets, dense, without sparsity.
+KNOWN = {
+    "a100-40gb": Device("a100-40gb", 312e12, 156e12, 40 * GB),
+    "a100-80gb": Device("a100-80gb", 312e12, 156e12, 80 * GB),
+    "a800-80gb": Device("a800-80gb", 312e12, 156e12, 80 * GB),
+    "h100": Device("h100", 989e12, 494e12, 80 * GB),
+    "h800": Device("h800", 989e12, 494e12, 80 * GB),
+    "h200": Device("h200", 989e12, 494e12, 141 * GB),
+    "l40s": Device("l40s", 362e12, 183e12, 48 * GB),
+    "rtx-4090": Device("rtx-4090", 165e12, 82e12, 24 * GB),
+    "v100-32gb": Device("v100-32gb", 125e12, 15.7e12, 32 * GB),
+}
+
+
+def by_name(name: str) -> Device:
+    """The device that `--device name` means; `this` is the machine at hand, measured for half a second."""
+    if name == "this":
+        return this_device()
+    if name.lower() not in KNOWN:
+        raise UsageError(f"--device {name}: must be this or one of {', '.join(KNOWN)}.")
+    return KNOWN[name.lower()]
+
+
+def gpu_device(full_name: str, memory: int) -> Device | None:
+    """The entry for the name that CUDA gives a GPU, with the memory it really has."""
+    words = full_name.lower().replace(" ", "-")
+    for name, device in KNOWN.items():
+        if name.split("-")[0] in words or name in words:
+            return Device(full_name, device.bf16, device.fp32, memory)
+    return None
+
+
+def this_device() -> Device:
+    """The machine at hand: its GPU if it is a known one, else products timed here and now."""
+    import torch
+
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory
+        if known := gpu_device(torch.cuda.get_device_name(0), memory):
+            return known
+        name, memory = torch.cuda.get_device_name(0), memory
+        return Device(name, measure("cuda", torch.bfloat16), measure("cuda", torch.float32), memory)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    threads = torch.get_num_threads()
+    return Device(
+        f"this CPU ({threads} threads)",
+        measure("cpu", torch.bfloat16),
+        measure("cpu", torch.float32),
+        memory,
+        True,
+    )
+
+
+def measure(device: str, dtype: object, seconds: float = 0.25) -> float:
+    """FLOP/s of products of the shapes of a layer (2,048 tokens, width 576 to 1,536)."""
+    import torch
+
+    width, inner = (576, 1536) if device == "cpu" else (4096, 11008)
+    x, w = (torch.randn(n, width, device=device).to(dtype) for n in (2048, inner))  # type: ignore[call-overload]
+    (x @ w.T).sum().item()
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        product = x @ w.T
+        count += 1
+    product.sum().item()
+    return 2.0 * 2048 * width * inner * count / (time.perf_counter() - began)

@@ -1,0 +1,44 @@
+"""Bits per byte on held-out data while a model is trained: the one figure that does not depend on the
+vocabulary.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from llmforge.data import PackedDataset
+from llmforge.engine.protocol import Engine, LossSums
+from llmforge.errors import UserError
+from llmforge.train.batches import Deal, Groups, make_micro_batch
+from llmforge.train.monitor import bits_per_byte
+
+
+class Holdout:
+    """Prepared datasets, measured whole and in order."""
+
+    def __init__(self, directories: list[Path], tokenizer_fingerprint: str, old_rows: int) -> None:
+        self.data = PackedDataset(directories)
+        if self.data.tokenizer_fingerprint != tokenizer_fingerprint:
+            raise UserError(
+                f"--holdout {directories[0]} was prepared with another tokenizer than the model's."
+            )
+        self.groups = Groups(tuple(self.data.categories), old_rows)
+        self.bytes = np.zeros(len(self.groups.categories))
+        for start in range(0, len(self.data), 1024):
+            for row in self.data.rows(range(start, min(start + 1024, len(self.data)))):
+                for name, size in zip(row.seq_categories, row.seq_bytes, strict=True):
+                    self.bytes[self.groups.categories.index(name)] += size
+
+    def measure(self, engine: Engine, micro: int, cross_document: bool) -> dict[str, float]:
+        """Bits per byte by category, and of all."""
+        deal = Deal(micro, len(self.data))
+        total: LossSums | None = None
+        for share in deal.share(np.arange(len(self.data)), engine.world):
+            rows = self.data.rows(share) if len(share) else []
+            sums = engine.evaluate(
+                [make_micro_batch(rows, micro, self.data.max_length, self.groups, cross_document)]
+            )
+            total = sums if total is None else LossSums(total.loss + sums.loss, total.tokens + sums.tokens)
+        assert total is not None
+        count = self.groups.count
+        return bits_per_byte(LossSums(total.loss[:count], total.tokens[:count]), self.groups, self.bytes)
