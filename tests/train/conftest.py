@@ -107,7 +107,7 @@ def random_rows(count: int, seed: int) -> list[dict[str, Any]]:
     rows = []
     for number in range(count):
         length = LENGTH if number % 3 else LENGTH - 5
-        cuts = np.sort(chance.choice(np.arange(4, length - 4), size=2, replace=False))
+        cuts = np.sort(chance.choice(np.arange(4, length - 4, 3), size=2, replace=False))
         lengths = np.diff([0, *cuts, length]).tolist()
         documents = []
         for size in lengths:
@@ -206,7 +206,6 @@ def make_spiked(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> C
     """60 rows of one easy pattern in 60 parts, so that their order is fixed; row 44 is random."""
 
     def make() -> Path:
-        from conftest_helpers import LENGTH, write_dataset
 
         chance = np.random.default_rng(0)
         rows = []

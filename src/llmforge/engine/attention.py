@@ -68,7 +68,7 @@ def register() -> None:
 def available(device: torch.device, dtype: torch.dtype) -> list[str]:
     """The words of `--attention` that this machine can run, the best first."""
     if device.type != "cuda":
-        return ["sdpa", "flex"]
+        return ["sdpa"]  # flex attention has no gradient on a CPU
     half = dtype in (torch.bfloat16, torch.float16)
     flash = ["flash"] if half and find_spec("flash_attn") else []
     varlen = ["varlen"] if half and find_spec("torch.nn.attention.varlen") else []

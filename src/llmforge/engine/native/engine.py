@@ -89,7 +89,7 @@ class NativeEngine:
         freeze(self.causal, settings.trainable)
         self.lora = Lora(self.causal, settings.lora_rank, settings.seed) if settings.trainable.lora else None
         if settings.gradient_checkpointing:
-            self.causal.gradient_checkpointing_enable({"use_reentrant": False})
+            enable_recomputation(self.causal)
         if settings.noise:
             self.causal.get_input_embeddings().register_forward_hook(noise_hook(settings.noise))
         self.rows = (settings.old_rows, settings.rows) if settings.trainable.new_rows_only else None
@@ -345,6 +345,13 @@ class NativeSnapshot:
 
 def copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True)
+
+
+def enable_recomputation(causal: Any) -> None:
+    """Recomputes each layer's activations in the backward pass (arXiv 1604.06174)."""
+    # transformers renamed the method.
+    enable = getattr(causal, "activation_checkpointing_enable", None) or causal.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def noise_hook(alpha: float) -> Any:

@@ -3,12 +3,16 @@ torch.distributed.checkpoint.
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+# One process is no accident here.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 SHARD_BYTES = 5_000_000_000
 
 
@@ -66,11 +70,11 @@ def save_sharded(state: dict[str, torch.Tensor], directory: Path, process_group:
     """Writes tensors or DTensors, each rank its own share."""
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(state, checkpoint_id=str(directory), process_group=process_group)
+    save(state, checkpoint_id=str(directory), process_group=process_group, no_dist=not dist.is_initialized())
 
 
 def load_sharded(state: dict[str, torch.Tensor], directory: Path) -> None:
     """Fills the tensors of `state` in place, however many processes had written them."""
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    load(state, checkpoint_id=str(directory))
+    load(state, checkpoint_id=str(directory), no_dist=not dist.is_initialized())
