@@ -30,8 +30,10 @@ def weights(save_dir: Path) -> bytes:
     return (save_dir / "modeling" / "model.safetensors").read_bytes()
 
 
-def run_in_child(values: dict[str, Any], file_limit: int | None = None) -> None:
+def run_in_child(values: dict[str, Any], file_limit: int | None = None, messages: Path | None = None) -> None:
     """Runs a training in a process of its own, as the target of `PROCESSES.Process`."""
+    if messages:
+        os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT), 2)
     import torch
 
     from llmforge.train.config import make_config
@@ -134,7 +136,7 @@ def test_save_seconds_saves(train: Train, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_the_checkpoint_before_and_goes_on_but_the_last_save_must_succeed(
-    values: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    values: dict[str, Any], tmp_path: Path
 ) -> None:
     save_dir = tmp_path / "run"
     child = start({**values, "max_steps": 4, "save_interval": 2})
@@ -142,12 +144,11 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_goes_on_but_the_last_save_m
     for name in ("llmforge.json", "modeling", "epoch-0_step-4"):
         path = save_dir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    capfd.readouterr()
     # No file may grow beyond 100 kB: the weights of a checkpoint have more.
     more = {"max_steps": 7, "save_interval": 2, "load_checkpoint": "latest"}
-    child = start({**values, **more}, file_limit=100_000)
+    child = start({**values, **more}, file_limit=100_000, messages=tmp_path / "messages")
     child.join()
-    messages = capfd.readouterr().err
+    messages = (tmp_path / "messages").read_text()
     assert child.exitcode == 1
     assert "Training goes on" in messages
     assert "could not be written" in messages

@@ -171,7 +171,7 @@ def by_varlen(
         k, v = (tensor.repeat_interleave(heads // key.shape[1], dim=1) for tensor in (k, v))
     if scaling is not None:
         q = q * (scaling * width**0.5)
-    attended = varlen_attn(q, k, v, bounds, bounds, longest, longest, **causal_window())
+    attended: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, **causal_window())
     return attended.view(rows, length, heads, -1), None
 
 

@@ -47,7 +47,7 @@ class Shape:
         wanted = parse(trainable)
         if wanted.everything:
             return self.parameters
-        layers = set()
+        layers: set[int] = set()
         for first, end in wanted.layers:
             layers.update(range(first, self.layers if end is None else end))
         return len(layers) * self.layer_parameters + self.embedding_parameters * wanted.embeddings

@@ -51,7 +51,9 @@ def run_training(config: TrainConfig) -> Finished | None:
         if is_main and ours and not finished and not config.overwrite:
             _check_unfinished(config, arguments)
     if config.dry_run:
-        return _show_plan(config, weights) if is_main else None
+        if is_main:
+            _show_plan(config, weights)
+        return None
     from llmforge.train.stage import Stage
 
     with _locked(config, arguments) if is_main else _nothing():

@@ -162,7 +162,7 @@ class FSDPEngine(_Distributed):
     def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
 
-    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _copy(self, tensor: Any) -> torch.Tensor:
         if not hasattr(tensor, "to_local"):
             return copy_to_cpu(tensor)
         from torch.distributed.tensor import DTensor
