@@ -12,7 +12,8 @@ import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from llmforge.data.prepare import PrepareOptions, prepare_data
+from llmforge.data.options import PrepareOptions
+from llmforge.data.prepare import prepare_data
 from llmforge.workspace import Finished
 
 TEXTS = [

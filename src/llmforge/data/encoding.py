@@ -2,18 +2,22 @@
 itself.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import tokenizers
 
 from llmforge.data.reading import Block
-from llmforge.errors import UserError
 from llmforge.tokenizer import Tokenizer
 
+DEFINITION, TOKEN_BYTES, SETTINGS = "tokenizer.json", "token_bytes.npy", "encoder.json"
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
@@ -34,33 +38,40 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes blocks; `backend` is "gigatoken" or "tokenizers" (`choose_backend`)."""
+    """Encodes blocks as `save_encoder` set it up: a directory, so that a worker starts in a moment."""
 
-    def __init__(self, tokenizer: Tokenizer, backend: str) -> None:
-        if tokenizer.eos_id is None:
-            raise UserError(
-                f"{tokenizer.directory} names no end-of-sequence token; documents could not be told apart."
-            )
-        self.tokenizer = tokenizer
-        self.eos_id: int = tokenizer.eos_id
-        self.gigatoken = load_gigatoken(tokenizer) if backend == "gigatoken" else None
-        self.token_bytes = byte_lengths(tokenizer)
+    def __init__(self, directory: Path) -> None:
+        settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
+        self.bos_id: int | None = settings["bos_id"]
+        self.eos_id: int = settings["eos_id"]
+        self.definition = directory / DEFINITION
+        self.token_bytes = np.load(directory / TOKEN_BYTES)
+        self.gigatoken = None
+        if settings["backend"] == "gigatoken":
+            self.gigatoken = load_gigatoken(self.definition.read_text(encoding="utf-8"))
         # An id that no text may become: seen in a text's ids, it shows that a special token was read as
         # control.
-        self.control = np.zeros(tokenizer.size, np.bool_)
-        self.control[list(tokenizer.special_ids)] = True
+        self.control = np.zeros(len(self.token_bytes), np.bool_)
+        self.control[settings["special_ids"]] = True
+
+    @cached_property
+    def reference(self) -> tokenizers.Tokenizer:
+        """The tokenizer itself."""
+        backend = tokenizers.Tokenizer.from_file(str(self.definition))
+        backend.encode_special_tokens = True
+        return backend
 
     def encode(self, block: Block) -> Encoded:
         """The documents of `block`, in order."""
         ids, offsets = self._text_ids(block)
         masked, trained_bytes = self._source_and_bytes(block, ids, offsets)
-        head = 0 if self.tokenizer.bos_id is None else 1
+        head = 0 if self.bos_id is None else 1
         n = len(block)
         framed_offsets = offsets + np.arange(n + 1) * (head + 1)
         framed = np.empty(framed_offsets[-1], np.int32)
         text = np.ones(len(framed), np.bool_)
         if head:
-            framed[framed_offsets[:-1]] = self.tokenizer.bos_id
+            framed[framed_offsets[:-1]] = self.bos_id
             text[framed_offsets[:-1]] = False
         framed[framed_offsets[1:] - 1] = self.eos_id
         text[framed_offsets[1:] - 1] = False
@@ -71,7 +82,7 @@ class Encoder:
 
     def _text_ids(self, block: Block) -> tuple[Int32, Int64]:
         if self.gigatoken is None:
-            return self.tokenizer.encode(block.text.to_pylist())
+            return self._reference_ids(block.text.to_pylist())
         ids, offsets = gigatoken_ids(self.gigatoken, block.text.cast(pa.binary()).to_pylist())
         wrong = np.flatnonzero(self.control[ids])
         if len(wrong) == 0:
@@ -79,7 +90,7 @@ class Encoder:
         # gigatoken knows no way to read special tokens as text: the few documents that spell one are encoded
         # again.
         spelling = np.unique(np.searchsorted(offsets, wrong, side="right") - 1)
-        again, again_offsets = self.tokenizer.encode([block.text[int(i)].as_py() for i in spelling])
+        again, again_offsets = self._reference_ids([block.text[int(i)].as_py() for i in spelling])
         parts, at = [], 0
         for k, document in enumerate(spelling.tolist()):
             parts += [ids[at : offsets[document]], again[again_offsets[k] : again_offsets[k + 1]]]
@@ -88,12 +99,16 @@ class Encoder:
         lengths[spelling] = np.diff(again_offsets)
         return np.concatenate([*parts, ids[at:]]), np.append(0, np.cumsum(lengths))
 
+    def _reference_ids(self, texts: list[str]) -> tuple[Int32, Int64]:
+        encodings = self.reference.encode_batch_fast(texts, add_special_tokens=False)
+        ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+        return np.concatenate(ids), np.append(0, np.cumsum([len(one) for one in ids]))
+
     def _source_and_bytes(self, block: Block, ids: Int32, offsets: Int64) -> tuple[Int64, Int64]:
         """Per document: how many tokens end inside `source`, and how many bytes of text the others stand
         for.
         """
-        text_offsets = np.frombuffer(block.text.buffers()[1], np.int32)[block.text.offset :][: len(block) + 1]
-        text_bytes = np.diff(text_offsets.astype(np.int64))
+        text_bytes = np.diff(block.text_offsets).astype(np.int64)
         masked = np.zeros(len(block), np.int64)
         trained = text_bytes.copy()
         with_source = np.flatnonzero(block.source_bytes)
@@ -120,23 +135,35 @@ class Encoder:
         """
         text = block.text[document].as_py()
         source = len(text.encode()[: block.source_bytes[document]].decode())
-        encoding = self.tokenizer.backend.encode(text, add_special_tokens=False)
+        encoding = self.reference.encode(text, add_special_tokens=False)
         inside = [end <= source for _, end in encoding.offsets]
         return inside.index(False) if False in inside else len(inside)
 
 
-def byte_lengths(tokenizer: Tokenizer) -> Int32:
-    """(size,) int32: how many UTF-8 bytes of text each id stands for."""
-    return np.array([len(one) for one in tokenizer.token_bytes()], np.int32)
+def save_encoder(tokenizer: Tokenizer, backend: str, directory: Path) -> None:
+    """Writes what `Encoder` reads; `backend` is "gigatoken" or "tokenizers" (`choose_backend`)."""
+    settings = {
+        "backend": backend,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "special_ids": sorted(tokenizer.special_ids),
+    }
+    directory.mkdir(exist_ok=True)
+    (directory / DEFINITION).write_text(definition_of(tokenizer), encoding="utf-8")
+    np.save(directory / TOKEN_BYTES, np.array([len(one) for one in tokenizer.token_bytes()], np.int32))
+    (directory / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
 
 
-def load_gigatoken(tokenizer: Tokenizer) -> Any:
-    """The tokenizer in gigatoken; raises what gigatoken raises for a kind that it does not know."""
-    import json
+def definition_of(tokenizer: Tokenizer) -> str:
+    """The `tokenizer.json` of a tokenizer, whatever files it came from."""
+    return json.dumps(tokenizer.definition.json, ensure_ascii=False)
 
+
+def load_gigatoken(definition: str) -> Any:
+    """A tokenizer in gigatoken; raises what gigatoken raises for a kind that it does not know."""
     import gigatoken
 
-    return gigatoken.Tokenizer.from_json(json.dumps(tokenizer.definition.json, ensure_ascii=False))
+    return gigatoken.Tokenizer.from_json(definition)
 
 
 def gigatoken_ids(encoder: Any, texts: Sequence[bytes]) -> tuple[Int32, Int64]:
@@ -168,7 +195,9 @@ def choose_backend(tokenizer: Tokenizer, sample: Sequence[str]) -> Choice:
     """
     size = sum(len(text.encode()) for text in sample)
     try:
-        ids, offsets = gigatoken_ids(load_gigatoken(tokenizer), [text.encode() for text in sample])
+        ids, offsets = gigatoken_ids(
+            load_gigatoken(definition_of(tokenizer)), [text.encode() for text in sample]
+        )
     except ImportError:
         return Choice("tokenizers", "gigatoken is not installed")
     except (

@@ -2,21 +2,22 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import xxhash
 
-from llmforge.data.reading import Fields, read_blocks
+from llmforge.data.options import Fields
+from llmforge.data.reading import read_blocks
 from llmforge.data.sources import Chunk
 
 LONGEST_NAME = 120
 
 
 def write_holdout(
-    directory: Path, chunks: list[Chunk], fields: Fields, documents: Mapping[int, list[int]]
+    directory: Path, chunks: Sequence[Chunk], fields: Fields, documents: Mapping[int, list[int]]
 ) -> None:
     """Reads the chunks of `documents` again (chunk number to the positions of its held-out documents) and
     writes those.

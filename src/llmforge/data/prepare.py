@@ -5,339 +5,75 @@ parts.
 """
 
 import json
-import shutil
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llmforge.console import progress, say, warn
-from llmforge.data.encoding import Choice, choose_backend
-from llmforge.data.holdout import write_holdout
-from llmforge.data.ledger import Ledger
-from llmforge.data.planning import (
-    LAST_KEY,
-    BinFiles,
-    Count,
-    Weighed,
-    category_names,
-    document_keys,
-    each_shard,
-    find_cuts,
-    place,
-    text_keys,
-)
-from llmforge.data.reading import Fields, read_blocks
-from llmforge.data.shards import ShardSettings, Summary, make_shard, shard_path
-from llmforge.data.shuffle import Keys
-from llmforge.data.sources import Chunk, default_categories, find_chunks
-from llmforge.data.splicing import Splice
-from llmforge.data.workers import available_cores, run_all
-from llmforge.data.writing import ONLY_MASKED, PartSettings, write_part
+from llmforge.data.assemble import Assembly, lines_before, remove
+from llmforge.data.dedup import minhash_library
+from llmforge.data.encoding import Choice, choose_backend, save_encoder
+from llmforge.data.options import Fields, PrepareOptions
+from llmforge.data.quality import QualitySettings, contaminant_codes, read_blocklist
+from llmforge.data.reading import read_blocks
+from llmforge.data.shards import ShardSettings, Summary, make_shard, read_summary, shard_path
+from llmforge.data.sources import Chunk, find_chunks
+from llmforge.data.workers import LocalRun, RayRun, available_cores
 from llmforge.errors import UserError
 from llmforge.tokenizer import Tokenizer, load
-from llmforge.workspace import Finished, Outcome, Step, run_step
+from llmforge.workspace import Finished, Outcome, Step, fingerprint, read_manifest, run_step
 
 SAMPLE_CHUNKS, SAMPLE_BYTES = 32, 512 << 10
 SMALL_INPUT_BYTES = 8 << 20
-WORK, REJECTED = ".work", "rejected.jsonl"
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What `prepare-data` is asked for. `holdout` and `max_rejected` are shares, 0 to 1."""
-
-    inputs: list[Path]
-    tokenizer_dir: Path
-    output: Path
-    max_length: int = 4096
-    bins: int = 10
-    splice: Splice = "best-fit"
-    fields: Fields = field(default_factory=Fields)
-    holdout: float = 0.0
-    stop_on_bad_line: bool = False
-    max_rejected: float = 0.01
-    seed: int = 42
-    workers: int = 0
-    overwrite: bool = False
-
-    def arguments(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """What decides the bytes of the dataset."""
-        return {
-            "tokenizer": tokenizer.fingerprint,
-            "categories": default_categories(self.inputs),
-            "max_length": self.max_length,
-            "num_spliced_dataset_bins": self.bins,
-            "splice": self.splice,
-            "text_field": self.fields.text,
-            "category_field": self.fields.category,
-            "holdout": self.holdout,
-            "seed": self.seed,
-        }
+STEP, SHARD_STEP = "prepare-data", "prepare-data-shard"
+SUFFIXES = ("ids", "records", "hashes", "minhash", "rejected", "json")
 
 
 def prepare_data(options: PrepareOptions) -> Finished:
-    """Prepares the dataset that `options` describe; raises `UserError` for what the user can mend."""
-    tokenizer = load(options.tokenizer_dir)
+    """Prepares the dataset (or, with `shard`, one part of the way to it); `UserError` for what the user can
+    mend.
+    """
+    tokenizer = open_tokenizer(options.tokenizer_dir)
     chunks = find_chunks(options.inputs)
-    step = Step(
-        name="prepare-data",
-        output=options.output,
-        arguments=options.arguments(tokenizer),
-        inputs=options.inputs,
-        overwrite=options.overwrite,
-        resumable=True,
-    )
-    return run_step(step, lambda partial: _Preparation(options, tokenizer, chunks, partial).run())
-
-
-class _Preparation:
-    """One run, in the hidden directory `partial`."""
-
-    def __init__(
-        self, options: PrepareOptions, tokenizer: Tokenizer, chunks: list[Chunk], partial: Path
-    ) -> None:
-        self.options, self.tokenizer, self.chunks, self.partial = options, tokenizer, chunks, partial
-        self.work = partial / WORK
-        self.shards, self.bins, self.parts = self.work / "shards", self.work / "bins", partial / "arrow"
-        small = sum(chunk.size for chunk in chunks) < SMALL_INPUT_BYTES
-        self.workers = options.workers or (1 if small else available_cores())
-
-    def run(self) -> Outcome:
-        done = self.work / "outcome.json"
-        if not done.is_file():
-            self.shards.mkdir(parents=True, exist_ok=True)
-            choice = self._choose_backend()
-            settings = ShardSettings(
-                str(self.options.tokenizer_dir.resolve()),
-                choice.backend,
-                self.options.fields,
-                self.options.holdout > 0,
-            )
-            summaries = self._encode(settings)
-            outcome = self._splice(settings, summaries, choice)
-            _write_json(done, outcome)
-        outcome = json.loads(done.read_text(encoding="utf-8"))
-        # The outcome goes last: until then a killed run finds it again.
-        for entry in [*(e for e in self.work.iterdir() if e != done), *self.parts.glob(".part-*")]:
-            _remove(entry)
-        shutil.rmtree(self.work)
-        return Outcome(**outcome)
-
-    def _choose_backend(self) -> Choice:
-        """gigatoken or tokenizers, by documents from all over the corpus; a resumed run keeps the choice."""
-        path = self.work / "encoder.json"
-        if path.is_file():
-            return Choice(**json.loads(path.read_text(encoding="utf-8")))
-        choice = choose_backend(self.tokenizer, list(_sample(self.chunks, self.options.fields)))
-        say(f"encoding with {choice.backend}: {choice.reason}")
-        _write_json(path, choice.__dict__)
-        return choice
-
-    def _encode(self, settings: ShardSettings) -> list[Summary]:
-        summaries: list[Summary] = []
-        total = sum(chunk.size for chunk in self.chunks) / 1e6
-        began, documents, tokens, size = time.monotonic(), 0, 0, 0
-        tasks = [(settings, chunk, self.shards) for chunk in self.chunks]
-        with progress("encode", total, "MB") as advance:
-            for chunk, summary in zip(self.chunks, run_all(make_shard, tasks, self.workers), strict=True):
-                summaries.append(summary)
-                documents, tokens, size = (
-                    documents + summary.documents,
-                    tokens + summary.tokens,
-                    size + chunk.size,
-                )
-                passed = max(time.monotonic() - began, 1e-3)
-                left = (total - size / 1e6) * passed / max(size / 1e6, 1e-9)
-                advance(
-                    chunk.size / 1e6,
-                    f"{documents:,} documents, {size / 1e6 / passed:.1f} MB/s, "
-                    f"{tokens / passed:,.0f} tokens/s, {left:.0f} s left",
-                )
-                if self.options.stop_on_bad_line and summary.rejected:
-                    raise UserError(f"{self._place(summaries, chunk)}; mend it, or drop --on-bad-line stop.")
-        self._check_rejected(summaries)
-        return summaries
-
-    def _place(self, summaries: list[Summary], chunk: Chunk) -> str:
-        """Where and why the first bad line of `chunk` is."""
-        bad = json.loads(summaries[chunk.number].first_rejected)
-        before = sum(
-            s.lines for s, c in zip(summaries, self.chunks, strict=False) if c.path == chunk.path
-        ) - (summaries[chunk.number].lines)
-        line = f", line {before + bad['line']}" if bad["line"] else ""
-        return f"{chunk.name}{line}: {bad['reason']}"
-
-    def _check_rejected(self, summaries: list[Summary]) -> None:
-        for summary, chunk in zip(summaries, self.chunks, strict=True):
-            if summary.rejected and json.loads(summary.first_rejected)["line"] == 0:
-                warn(self._place(summaries[: chunk.number + 1], chunk))
-        rejected, read = sum(s.rejected for s in summaries), sum(s.documents for s in summaries)
-        if read == 0 and rejected == 0:
-            raise UserError(f"{', '.join(map(str, self.options.inputs))}: there is no document in there.")
-        if rejected > self.options.max_rejected * (read + rejected):
-            chunk = next(c for c, s in zip(self.chunks, summaries, strict=True) if s.rejected)
-            raise UserError(
-                f"{rejected:,} of {read + rejected:,} documents cannot be used, more than --max-rejected "
-                f"{self.options.max_rejected:.3%} allows; the first is "
-                f"{self._place(summaries[: chunk.number + 1], chunk)}."
-            )
-        if read == 0:
-            raise UserError(f"{', '.join(map(str, self.options.inputs))}: no document in there can be used.")
-
-    def _splice(self, settings: ShardSettings, summaries: list[Summary], choice: Choice) -> dict[str, Any]:
-        names = category_names(summaries)
-        ledger = Ledger(names)
-        shutil.rmtree(self.bins, ignore_errors=True)
-        self.bins.mkdir()
-        passes = partial(each_shard, self.shards, summaries, names)
-        held = self._holdout_cuts(passes, len(names), summaries)
-        seed, n = self.options.seed, len(names)
-
-        def kept(summary: Summary, records: Any) -> Any:
-            keep = records["verdict"] == 0
-            if held is not None:
-                keep &= text_keys(seed, self.shards, summary.number) >= held[records["category"]]
-            return keep
-
-        def trained() -> Iterator[Weighed]:
-            for summary, before, records in passes():
-                keep = kept(summary, records)
-                yield (
-                    records["category"][keep].astype(np.int64),
-                    document_keys(seed, before, len(records))[keep],
-                    records["tokens"][keep].astype(np.int64),
-                )
-
-        totals = np.zeros(n, np.int64)
-        for category, _, tokens in trained():
-            totals += np.bincount(category, tokens, n).astype(np.int64)
-        shares = np.arange(1, self.options.bins) / self.options.bins
-        cuts = find_cuts(trained, [(total * shares).astype(np.int64) for total in totals])
-        files = BinFiles(self.bins)
-        held_out: dict[int, list[int]] = {}
-        for summary, before, records in passes():
-            keep, key = kept(summary, records), document_keys(seed, before, len(records))
-            ledger.read(records)
-            if held is not None and not keep.all():
-                out = np.flatnonzero(~keep)
-                ledger.reject("held out", records[out])
-                held_out[summary.number] = out.tolist()
-            bins = np.zeros(len(records), np.int64)
-            for c in np.unique(records["category"]):
-                mine = records["category"] == c
-                bins[mine] = np.searchsorted(cuts[c], key[mine], side="right")
-            files.add(bins[keep], place(records, summary.number, key)[keep])
-        files.flush()
-        part_settings = PartSettings(
-            str(self.shards),
-            str(self.bins),
-            names,
-            self.options.max_length,
-            self.options.splice,
-            settings.tokenizer_dir,
+    if options.dedup == "near":
+        minhash_library()
+    arguments = options.arguments(tokenizer.fingerprint)
+    if options.shard:
+        number, count = options.shard
+        step = _step(
+            options,
+            SHARD_STEP,
+            shard_dir(options.output, number, count),
+            {**arguments, "shard": [number, count]},
         )
-        self.parts.mkdir(exist_ok=True)
-        for stale in self.parts.glob(".*.tmp"):
-            _remove(stale)
-        tasks = [(part_settings, number, str(self.parts)) for number in range(self.options.bins)]
-        parts: list[dict[str, Any]] = []
-        with progress("splice", self.options.bins, "parts") as advance:
-            for figures in run_all(write_part, tasks, self.workers):
-                parts.append(figures)
-                advance(1, f"{figures['rows']:,} rows")
-        if held_out:
-            write_holdout(self.partial / "holdout", self.chunks, self.options.fields, held_out)
-        for figures in parts:
-            ledger.write(figures["written"])
-            ledger.reject_named(ONLY_MASKED, figures.pop("only_masked"))
-        self._write_rejected(summaries, ledger, names, parts)
-        ledger.check()
-        rows, tokens = sum(p["rows"] for p in parts), sum(p["tokens"] for p in parts)
-        for figures in parts:
-            del figures["rejected"], figures["written"]
-        return {
-            "outputs": {
-                "tokenizer": self.tokenizer.fingerprint,
-                "max_length": self.options.max_length,
-                "categories": names,
-                "holdout": sorted(f.name for f in (self.partial / "holdout").glob("*")),
-            },
-            "metrics": {
-                "rows": rows,
-                "tokens": tokens,
-                "valid_tokens": sum(p["valid_tokens"] for p in parts),
-                "bytes": sum(p["bytes"] for p in parts),
-                "fill": tokens / max(1, rows * self.options.max_length),
-                "encoder": choice.__dict__,
-                "ledger": ledger.as_json(),
-                "parts": parts,
-            },
-        }
-
-    def _holdout_cuts(self, passes: Any, n: int, summaries: list[Summary]) -> Keys | None:
-        """For each category, the text key below which documents are held out."""
-        if not self.options.holdout:
-            return None
-
-        def texts() -> Iterator[Weighed]:
-            for summary, _, records in passes():
-                keep = records["verdict"] == 0
-                ones = np.ones(int(keep.sum()), np.int64)
-                key = text_keys(self.options.seed, self.shards, summary.number)[keep]
-                yield records["category"][keep].astype(np.int64), key, ones
-
-        counts = np.zeros(n, np.int64)
-        for category, _, ones in texts():
-            counts += np.bincount(category, ones, n).astype(np.int64)
-        # At least one document of every category that has two: an evaluation needs a text.
-        wanted = np.where(counts > 1, np.maximum(1, np.rint(counts * self.options.holdout)), 0).astype(
-            np.int64
-        )
-        cuts = find_cuts(texts, [np.array([k]) for k in wanted])
-        return np.array([cut[0] if k else 0 for cut, k in zip(cuts, wanted.tolist(), strict=True)], np.uint64)
-
-    def _write_rejected(
-        self, summaries: list[Summary], ledger: Ledger, names: list[str], parts: list[dict[str, Any]]
-    ) -> None:
-        before: dict[int, int] = {}
-        lines: dict[str, int] = {}
-        for summary, chunk in zip(summaries, self.chunks, strict=True):
-            before[chunk.number] = lines.get(chunk.path, 0)
-            lines[chunk.path] = before[chunk.number] + summary.lines
-        with (self.partial / REJECTED).open("w", encoding="utf-8") as file:
-
-            def write(chunk: Chunk, entry: dict[str, Any]) -> None:
-                line = before[chunk.number] + entry["line"] if entry["line"] else None
-                file.write(json.dumps({"file": chunk.name, **entry, "line": line}, ensure_ascii=False) + "\n")
-
-            for summary, chunk in zip(summaries, self.chunks, strict=True):
-                if summary.rejected:
-                    with shard_path(self.shards, chunk.number, "rejected").open(encoding="utf-8") as rejects:
-                        for text in rejects:
-                            entry = json.loads(text)
-                            ledger.reject_unread(entry["reason"], entry["category"], entry["documents"])
-                            write(chunk, entry)
-            for figures in parts:
-                for number, line, tokens, category in figures["rejected"]:
-                    entry = {
-                        "line": line,
-                        "reason": ONLY_MASKED,
-                        "category": names[category],
-                        "tokens": tokens,
-                    }
-                    write(self.chunks[number], entry)
+        return run_step(step, lambda partial: _Preparation(options, tokenizer, chunks, partial).make_shards())
+    step = _step(options, STEP, options.output, arguments)
+    return run_step(step, lambda partial: _Preparation(options, tokenizer, chunks, partial).make_dataset())
 
 
-def _sample(chunks: list[Chunk], fields: Fields) -> Iterator[str]:
-    """Documents from the beginnings of evenly spaced chunks, the same on every machine."""
+def open_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer in `directory`, which must be able to end a document."""
+    tokenizer = load(directory)
+    if tokenizer.eos_id is None:
+        raise UserError(f"{directory} names no end-of-sequence token; documents could not be told apart.")
+    return tokenizer
+
+
+def shard_dir(output: Path, number: int, count: int) -> Path:
+    """Where `--shard number/count` of a preparation of `output` lies."""
+    return output.with_name(f"{output.name}.shards") / f"{number}-of-{count}"
+
+
+def sample_texts(chunks: Sequence[Chunk], fields: Fields, size: int = SAMPLE_BYTES) -> Iterator[str]:
+    """Documents from the beginnings of evenly spaced chunks, some `size` bytes, the same on every machine."""
     count = min(len(chunks), SAMPLE_CHUNKS)
     for i in range(count):
-        left = SAMPLE_BYTES // count
+        left = size // count
         for block in read_blocks(chunks[i * len(chunks) // count], fields):
             for text in block.text:
                 if left <= 0:
@@ -348,17 +84,205 @@ def _sample(chunks: list[Chunk], fields: Fields) -> Iterator[str]:
             break
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+def _step(options: PrepareOptions, name: str, output: Path, arguments: dict[str, Any]) -> Step:
+    return Step(name, output, arguments, options.inputs, options.overwrite, resumable=True)
+
+
+class _Preparation:
+    """One run, in the hidden directory `partial`."""
+
+    def __init__(
+        self, options: PrepareOptions, tokenizer: Tokenizer, chunks: list[Chunk], partial: Path
+    ) -> None:
+        self.options, self.tokenizer, self.chunks = options, tokenizer, chunks
+        self.partial = partial.resolve()
+        self.work = self.partial / ".work"
+        self.shards, self.encoder = self.work / "shards", self.work / "encoder"
+        small = sum(chunk.size for chunk in chunks) < SMALL_INPUT_BYTES
+        self.workers = options.workers or (1 if small else available_cores())
+
+    def make_dataset(self) -> Outcome:
+        """All of it: shards (or those of other machines), bins, parts."""
+        done = self.work / "outcome.json"
+        parts = self.partial if self.options.flat else self.partial / "arrow"
+        if not done.is_file():
+            self._make_work()
+            with self._runner() as run_all:
+                choice = self._choose_backend(self._gather_shards() if self.options.merge else None)
+                summaries = self._make(self.chunks, choice, run_all)
+                self._check_rejected(self.chunks, summaries)
+                assembly = Assembly(
+                    self.options,
+                    self.chunks,
+                    summaries,
+                    self.shards,
+                    self.work / "bins",
+                    self.encoder,
+                    parts,
+                    self.partial,
+                )
+                _write_json(done, assembly.run(run_all, self.tokenizer.fingerprint, choice))
+        outcome = json.loads(done.read_text(encoding="utf-8"))
+        # The outcome goes last: until then a killed run finds it again.
+        for entry in [*(e for e in self.work.iterdir() if e != done), *parts.glob(".part-*")]:
+            remove(entry)
+        done.unlink()
+        self._remove_work()
+        return Outcome(**outcome)
+
+    def make_shards(self) -> Outcome:
+        """The chunks of one `--shard`, for a `--merge` to come."""
+        assert self.options.shard
+        self._make_work()
+        chunks = chunks_of_shard(self.chunks, *self.options.shard)
+        with self._runner() as run_all:
+            choice = self._choose_backend()
+            summaries = self._make(chunks, choice, run_all)
+        for summary in summaries:
+            for suffix in SUFFIXES:
+                shard_path(self.shards, summary.number, suffix).rename(
+                    shard_path(self.partial, summary.number, suffix)
+                )
+        for entry in self.work.iterdir():
+            remove(entry)
+        self._remove_work()
+        figures = {
+            key: sum(asdict(s)[key] for s in summaries)
+            for key in ("documents", "tokens", "bytes", "rejected")
+        }
+        return Outcome(metrics={**figures, "encoder": choice.__dict__})
+
+    def _make_work(self) -> None:
+        if self.options.cache_dir and not self.work.exists():
+            self.options.cache_dir.mkdir(parents=True, exist_ok=True)
+            self.work.unlink(missing_ok=True)
+            self.work.symlink_to(tempfile.mkdtemp(prefix="llmforge-", dir=self.options.cache_dir.resolve()))
+        self.shards.mkdir(parents=True, exist_ok=True)
+
+    def _remove_work(self) -> None:
+        self.work.resolve().rmdir()
+        self.work.unlink(missing_ok=True)
+
+    def _runner(self) -> LocalRun | RayRun:
+        return RayRun(self.options.ray) if self.options.ray else LocalRun(self.workers)
+
+    def _choose_backend(self, given: Choice | None = None) -> Choice:
+        """gigatoken or tokenizers, by documents from all over the corpus; a resumed run keeps its choice."""
+        path = self.work / "choice.json"
+        if path.is_file():
+            return Choice(**json.loads(path.read_text(encoding="utf-8")))
+        choice = given or choose_backend(self.tokenizer, list(sample_texts(self.chunks, self.options.fields)))
+        say(f"encoding with {choice.backend}: {choice.reason}")
+        save_encoder(self.tokenizer, choice.backend, self.encoder)
+        _write_json(path, choice.__dict__)
+        return choice
+
+    def _settings(self) -> ShardSettings:
+        options = self.options
+        contaminants = ""
+        if options.decontaminate:
+            contaminants = str(self.work / "contaminants.npy")
+            np.save(contaminants, contaminant_codes(options.decontaminate))
+        return ShardSettings(
+            encoder=str(self.encoder),
+            fields=options.fields,
+            hashes=bool(options.holdout or options.dedup),
+            minhash=options.dedup == "near",
+            quality=QualitySettings(
+                options.gopher, read_blocklist(options.blocklist) if options.blocklist else (), contaminants
+            ),
+        )
+
+    def _make(self, chunks: Sequence[Chunk], choice: Choice, run_all: LocalRun | RayRun) -> list[Summary]:
+        """The shards of `chunks`, with a line of progress."""
+        settings = self._settings()
+        summaries: list[Summary] = []
+        total = sum(chunk.size for chunk in chunks) / 1e6
+        began, documents, tokens, size = time.monotonic(), 0, 0, 0.0
+        tasks = [(settings, chunk, self.shards) for chunk in chunks]
+        with progress("encode", total, "MB") as advance:
+            for chunk, summary in zip(chunks, run_all(make_shard, tasks), strict=True):
+                summaries.append(summary)
+                documents, tokens = documents + summary.documents, tokens + summary.tokens
+                size += chunk.size / 1e6
+                passed = max(time.monotonic() - began, 1e-3)
+                note = f"{documents:,} documents, {size / passed:.1f} MB/s, {tokens / passed:,.0f} tokens/s"
+                advance(chunk.size / 1e6, f"{note}, {(total - size) * passed / max(size, 1e-9):.0f} s left")
+                if self.options.stop_on_bad_line and summary.rejected:
+                    where = _first_bad(chunks, summaries)
+                    raise UserError(f"{where}; mend it, or drop --on-bad-line stop.")
+        return summaries
+
+    def _check_rejected(self, chunks: Sequence[Chunk], summaries: Sequence[Summary]) -> None:
+        for i, summary in enumerate(summaries):
+            if summary.rejected and json.loads(summary.first_rejected)["line"] == 0:
+                warn(f"{_first_bad([chunks[i]], [summary])}; the rest of it is missing here")
+        rejected, read = sum(s.rejected for s in summaries), sum(s.documents for s in summaries)
+        inputs = ", ".join(map(str, self.options.inputs))
+        if read == 0 and rejected == 0:
+            raise UserError(f"{inputs}: there is no document in there.")
+        if rejected > self.options.max_rejected * (read + rejected):
+            raise UserError(
+                f"{rejected:,} of {read + rejected:,} documents cannot be used, more than --max-rejected "
+                f"{self.options.max_rejected:.3%} allows; the first is {_first_bad(chunks, summaries)}."
+            )
+        if read == 0:
+            raise UserError(f"{inputs}: no document in there can be used.")
+
+    def _gather_shards(self) -> Choice:
+        """Links the shards of all `--shard` runs into the working directory, having checked that they belong
+        here.
+        """
+        root = self.options.output.with_name(f"{self.options.output.name}.shards")
+        found = sorted(root.glob("*-of-*")) if root.is_dir() else []
+        counts = {path.name.partition("-of-")[2] for path in found}
+        if len(counts) != 1:
+            what = f"shards of {' and of '.join(sorted(counts))}" if counts else "no shard"
+            raise UserError(f"{root} holds {what}; make them with --shard 0/N to --shard N-1/N and one N.")
+        count = int(counts.pop())
+        arguments = self.options.arguments(self.tokenizer.fingerprint)
+        inputs = [fingerprint(path) for path in self.options.inputs]
+        choices = []
+        for number in range(count):
+            directory = shard_dir(self.options.output, number, count)
+            manifest = read_manifest(directory, SHARD_STEP)
+            for key, value in arguments.items():
+                if json.loads(json.dumps(value)) != manifest.arguments.get(key):
+                    raise UserError(
+                        f"{directory} was made with {key} = {manifest.arguments.get(key)}, not {value}; "
+                        "give every --shard and the --merge the same flags."
+                    )
+            if [i.fingerprint for i in manifest.inputs] != inputs:
+                raise UserError(f"{directory} was made from other inputs; make it again.")
+            choices.append(Choice(**manifest.metrics["encoder"]))
+            for file in directory.iterdir():
+                link = self.shards / file.name
+                if file.suffix.removeprefix(".") in SUFFIXES and file.name[0].isdigit() and not link.exists():
+                    link.symlink_to(file.resolve())
+        missing = [c.name for c in self.chunks if read_summary(self.shards, c.number) is None]
+        if missing or len({choice.backend for choice in choices}) > 1:
+            why = f"{missing[0]} is in none of them" if missing else "they were encoded in different ways"
+            raise UserError(f"the shards in {root} do not make up this corpus ({why}); make them again.")
+        return choices[0]
+
+
+def chunks_of_shard(chunks: Sequence[Chunk], number: int, count: int) -> list[Chunk]:
+    """The chunks of one shard: neighbours, and about the same number of bytes in every shard."""
+    middles = np.cumsum([chunk.size for chunk in chunks]) - np.array([chunk.size for chunk in chunks]) / 2
+    total = max(1, sum(chunk.size for chunk in chunks))
+    shard = np.minimum((middles * count / total).astype(np.int64), count - 1)
+    return [chunk for chunk, one in zip(chunks, shard.tolist(), strict=True) if one == number]
+
+
+def _first_bad(chunks: Sequence[Chunk], summaries: Sequence[Summary]) -> str:
+    """Where and why the first line that cannot be used is."""
+    i = next(i for i, summary in enumerate(summaries) if summary.rejected)
+    bad = json.loads(summaries[i].first_rejected)
+    line = f", line {lines_before(chunks, summaries)[i] + bad['line']}" if bad["line"] else ""
+    return f"{chunks[i].name}{line}: {bad['reason']}"
 
 
 def _write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
     temporary.replace(path)
-
-
-__all__ = ["LAST_KEY", "Count", "PrepareOptions", "prepare_data"]

@@ -10,6 +10,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -19,27 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import zstandard
 
+from llmforge.data.options import Fields
 from llmforge.data.sources import Chunk
 
 BLOCK_BYTES = 8 << 20
 LONGEST_LINE = 256 << 20
-TEXT_FIELDS = ("target", "text")
-
-
-@dataclass(frozen=True)
-class Fields:
-    """The names of the fields: `text` replaces `target` (or `text`) where it is given."""
-
-    text: str | None = None
-    category: str = "category"
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.text,) if self.text else TEXT_FIELDS
-
-    @property
-    def names(self) -> list[str]:
-        return list(dict.fromkeys(["source", *self.texts, self.category]))
 
 
 @dataclass(frozen=True)
@@ -57,7 +42,7 @@ class Block:
 
     `text` is source + target, UTF-8; `source_bytes` (n,) int64 how much of it is source; `category` a
     dictionary array of names; `line` (n,) int64, 1-based in the chunk. `lines` counts the lines of the block,
-    blank ones too, and `size` its bytes as read.
+    blank ones too, and `size` the bytes on disk that it took.
     """
 
     text: pa.StringArray
@@ -71,14 +56,36 @@ class Block:
     def __len__(self) -> int:
         return len(self.text)
 
+    @property
+    def text_offsets(self) -> npt.NDArray[np.int32]:
+        """(n + 1,) int32: where each text begins in `text_data`."""
+        offsets = np.frombuffer(self.text.buffers()[1] or bytes(4), np.int32)
+        return offsets[self.text.offset : self.text.offset + len(self) + 1]
+
+    @property
+    def text_data(self) -> memoryview:
+        """The UTF-8 bytes that `text_offsets` cut."""
+        return memoryview(self.text.buffers()[2] or b"")
+
+    @property
+    def text_bytes(self) -> int:
+        return int(self.text_offsets[-1] - self.text_offsets[0])
+
+    def head(self, n: int) -> "Block":
+        """The first `n` documents, with their share of the bytes."""
+        size = self.size * n // max(1, len(self))
+        text, category = self.text.slice(0, n), self.category.slice(0, n)
+        return Block(text, self.source_bytes[:n], category, self.line[:n], [], self.lines, size)
+
 
 def read_blocks(chunk: Chunk, fields: Fields) -> Iterator[Block]:
     """The documents of `chunk` in order, some 8 MB of text at a time."""
     if chunk.kind == ".parquet":
         yield from _parquet_blocks(chunk, fields)
         return
-    before = 0
-    for data in _line_blocks(chunk):
+    before = position = 0
+    for data, reached in _line_blocks(chunk):
+        size, position = reached - position, reached
         if isinstance(data, Rejection):
             lines = 1 if data.line else 0
             yield _empty_block([Rejection(before + 1 if data.line else 0, data.reason)], lines)
@@ -87,26 +94,25 @@ def read_blocks(chunk: Chunk, fields: Fields) -> Iterator[Block]:
         lines = data.count(b"\n") + (not data.endswith(b"\n"))
         table = _parse_block(data, lines, fields)
         if table is not None:
-            yield _documents(table, np.arange(lines) + 1 + before, [], fields, chunk, lines, len(data))
+            yield _documents(table, np.arange(lines) + 1 + before, [], fields, chunk, lines, size)
         else:
             good, numbers, rejected = _parse_lines(data, fields, before + 1)
-            yield _documents(good, numbers, rejected, fields, chunk, lines, len(data))
+            yield _documents(good, numbers, rejected, fields, chunk, lines, size)
         before += lines
 
 
-def _line_blocks(chunk: Chunk) -> Iterator[bytes | Rejection]:
-    """Blocks of whole lines; a `Rejection` (line 1: one line, 0: the rest of the file) where something is
+def _line_blocks(chunk: Chunk) -> Iterator[tuple[bytes | Rejection, int]]:
+    """Blocks of whole lines, or a `Rejection` (line 1: one line, 0: the rest of the file) where something is
     lost.
+
+    With each, how many bytes of the chunk were read so far, on disk.
     """
-    with _open(chunk) as stream:
-        left: int | None = (
-            None  # how many bytes of this chunk are still unread, where it is part of a plain file
-        )
-        if chunk.kind == ".jsonl":
-            left = chunk.stop - chunk.start
-            if chunk.start:
-                stream.seek(chunk.start - 1)
-                left -= _skip_line(stream) - 1  # a line that began before belongs to the chunk before
+    with _open(chunk) as (file, stream):
+        # How many bytes of this chunk are still unread, where it is part of a plain file.
+        left = chunk.stop - chunk.start if chunk.kind == ".jsonl" else None
+        if left is not None and chunk.start:
+            stream.seek(chunk.start - 1)
+            left -= _skip_line(stream) - 1  # a line that began before belongs to the chunk before
         held = b""
         while left is None or left > 0:
             data, damage = _read(stream, BLOCK_BYTES if left is None else min(BLOCK_BYTES, left))
@@ -114,13 +120,14 @@ def _line_blocks(chunk: Chunk) -> Iterator[bytes | Rejection]:
                 left -= len(data)
                 if left <= 0 and not data.endswith(b"\n"):
                     data += stream.readline(LONGEST_LINE + 1)
+            position = file.tell() - chunk.start
             held += data
             end = held.rfind(b"\n") + 1
             if end:
-                yield held[:end]
+                yield held[:end], position
                 held = held[end:]
             if damage:  # what follows the last newline is not a whole line
-                yield Rejection(0, f"the compressed file is damaged or cut off ({damage})")
+                yield Rejection(0, f"the compressed file is damaged or cut off ({damage})"), position
                 return
             if not data:
                 break
@@ -128,9 +135,9 @@ def _line_blocks(chunk: Chunk) -> Iterator[bytes | Rejection]:
                 skipped = _skip_line(stream)
                 left = None if left is None else left - skipped
                 held = b""
-                yield Rejection(1, f"the line is longer than {LONGEST_LINE >> 20} MiB")
+                yield Rejection(1, f"the line is longer than {LONGEST_LINE >> 20} MiB"), position
         if held:
-            yield held
+            yield held, position
 
 
 def _read(stream: IO[bytes], size: int) -> tuple[bytes, str]:
@@ -159,28 +166,28 @@ def _skip_line(stream: IO[bytes]) -> int:
     return skipped
 
 
-def _open(chunk: Chunk) -> Any:
-    if chunk.kind == ".jsonl.gz":
-        return gzip.open(chunk.path, "rb")
-    if chunk.kind == ".jsonl.zst":
-        return io.BufferedReader(_ZstdReader(chunk.path), 1 << 20)
-    return open(chunk.path, "rb")
+@contextmanager
+def _open(chunk: Chunk) -> Iterator[tuple[IO[bytes], Any]]:
+    """The file of a chunk, and the stream of its lines."""
+    with open(chunk.path, "rb") as file:
+        if chunk.kind == ".jsonl.gz":
+            yield file, gzip.GzipFile(fileobj=file)
+        elif chunk.kind == ".jsonl.zst":
+            yield file, io.BufferedReader(_ZstdReader(file), 1 << 20)
+        else:
+            yield file, file
 
 
 class _ZstdReader(io.RawIOBase):
     """A zstd file that raises `EOFError` where its last frame is cut off, as gzip does."""
 
-    def __init__(self, path: str) -> None:
-        self.file = open(path, "rb")  # noqa: SIM115 - closed with the reader
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
         self.decoder: zstandard.ZstdDecompressionObj | None = None
         self.compressed = self.plain = b""
 
     def readable(self) -> bool:
         return True
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
 
     def readinto(self, buffer: Any) -> int:
         while not self.plain:
@@ -217,14 +224,15 @@ def _parse_block(data: bytes, lines: int, fields: Fields) -> pa.Table | None:
         return None
     schema = pa.schema([(name, pa.string()) for name in fields.names])
     try:
-        data.decode()
+        pa.Array.from_buffers(
+            pa.string(), 1, [None, pa.py_buffer(np.array([0, len(data)], np.int32)), pa.py_buffer(data)]
+        ).validate(full=True)  # as UTF-8; what is valid here and escaped in JSON is valid in the table
         table = pj.read_json(
             pa.BufferReader(data),
             read_options=pj.ReadOptions(use_threads=False, block_size=len(data) + 1),
             parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
         )
-        table.validate(full=True)
-    except (pa.ArrowException, UnicodeDecodeError):
+    except pa.ArrowException:
         return None
     return table.combine_chunks() if table.num_rows == lines else None
 
@@ -330,7 +338,8 @@ def _parquet_blocks(chunk: Chunk, fields: Fields) -> Iterator[Block]:
                 {n: batch[n] if n in present else pa.nulls(len(batch), pa.string()) for n in fields.names}
             )
             table, numbers, bad = _as_text(table, numbers)
-            yield _documents(table, numbers, bad, fields, chunk, len(batch), batch.nbytes)
+            size = chunk.size * len(batch) // rows
+            yield _documents(table, numbers, bad, fields, chunk, len(batch), size)
     except (pa.ArrowException, OSError) as error:
         reason = f"the parquet file is damaged ({_first_line(error)})"
         yield _empty_block([Rejection(0, reason, rows - done)], rows - done)

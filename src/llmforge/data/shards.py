@@ -4,6 +4,7 @@ another.
     000012.ids        int32, the documents one after another
     000012.records    one RECORD per document
     000012.hashes     XXH3-128 of each text, where duplicates or a holdout need it
+    000012.minhash    the MinHash of each text, where near duplicates are looked for
     000012.rejected   the lines that are not documents, as in rejected.jsonl
     000012.json       a `Summary`; written last, so a shard without it is not finished
 
@@ -22,8 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from llmforge.data.dedup import signatures
 from llmforge.data.encoding import Encoder
-from llmforge.data.reading import Block, Fields, read_blocks
+from llmforge.data.options import Fields
+from llmforge.data.quality import Judge, QualitySettings
+from llmforge.data.reading import Block, read_blocks
 from llmforge.data.sources import Chunk
 
 RECORD = np.dtype(
@@ -44,10 +48,11 @@ Records = npt.NDArray[np.void]
 class ShardSettings:
     """All that decides a shard's bytes besides its chunk."""
 
-    tokenizer_dir: str
-    backend: str
+    encoder: str
     fields: Fields
     hashes: bool = False
+    minhash: bool = False
+    quality: QualitySettings = field(default_factory=QualitySettings)
 
 
 @dataclass(frozen=True)
@@ -74,18 +79,20 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
     """Reads and encodes `chunk`; a shard that is finished already is left as it is."""
     if done := read_summary(directory, chunk.number):
         return done
-    encoder = _encoder(settings.tokenizer_dir, settings.backend)
+    encoder, judge = _encoder(settings.encoder), _judge(settings.quality)
     categories: dict[str, int] = {}
+    verdicts: dict[str, int] = {}
     start = documents = size = lines = rejected = 0
     first_rejected = ""
     paths = {
         suffix: shard_path(directory, chunk.number, suffix)
-        for suffix in ("ids", "records", "hashes", "rejected")
+        for suffix in ("ids", "records", "hashes", "minhash", "rejected")
     }
     with (
         paths["ids"].open("wb") as ids,
         paths["records"].open("wb") as records,
         paths["hashes"].open("wb") as hashes,
+        paths["minhash"].open("wb") as minhash,
         paths["rejected"].open("w", encoding="utf-8") as rejects,
     ):
         for block in read_blocks(chunk, settings.fields):
@@ -106,12 +113,17 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
             table["line"] = block.line
             table["category"] = _codes(block, categories)
             ids.write(encoded.ids.data)
-            records.write(table.data)
             if settings.hashes:
                 hashes.write(text_hashes(block))
+            if judge:
+                reasons = [judge.reason(text) for text in block.text.to_pylist()]
+                table["verdict"] = [verdicts.setdefault(r, 1 + len(verdicts)) if r else 0 for r in reasons]
+            if settings.minhash:
+                minhash.write(signatures(block.text.to_pylist()).tobytes())
+            records.write(table.data)
             start += len(encoded.ids)
             documents += len(block)
-            size += int(table["bytes"].sum(dtype=np.int64)) + int(block.source_bytes.sum())
+            size += block.text_bytes
     summary = Summary(
         chunk.number,
         documents,
@@ -122,7 +134,7 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
         rejected,
         first_rejected,
         list(categories),
-        [],
+        list(verdicts),
     )
     _write_json(shard_path(directory, chunk.number, "json"), asdict(summary))
     return summary
@@ -146,8 +158,7 @@ def read_hashes(directory: Path, number: int) -> npt.NDArray[np.uint64]:
 
 def text_hashes(block: Block) -> bytes:
     """XXH3-128 of each text of the block, 16 bytes each."""
-    view = memoryview(block.text.buffers()[2] or b"")
-    offsets = np.frombuffer(block.text.buffers()[1], np.int32)[block.text.offset :][: len(block) + 1].tolist()
+    view, offsets = block.text_data, block.text_offsets.tolist()
     digest = xxhash.xxh3_128_digest
     return b"".join([digest(view[a:b]) for a, b in pairwise(offsets)])
 
@@ -160,10 +171,13 @@ def _codes(block: Block, categories: dict[str, int]) -> npt.NDArray[np.int64]:
 
 
 @lru_cache(maxsize=1)
-def _encoder(tokenizer_dir: str, backend: str) -> Encoder:
-    from llmforge.tokenizer import load
+def _encoder(directory: str) -> Encoder:
+    return Encoder(Path(directory))
 
-    return Encoder(load(Path(tokenizer_dir)), backend)
+
+@lru_cache(maxsize=1)
+def _judge(settings: QualitySettings) -> Judge | None:
+    return Judge(settings) if settings else None
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -9,13 +9,11 @@ best-fit and greedy cut only the documents that are longer than a row.
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-Splice = Literal["best-fit", "greedy", "concat"]
-SPLICES: tuple[str, ...] = get_args(Splice)
+SPLICES = ("best-fit", "greedy", "concat")
 Int64 = npt.NDArray[np.int64]
 
 
@@ -33,7 +31,7 @@ class Rows:
     ends: Int64
 
 
-def splice(lengths: Int64, max_length: int, kind: Splice) -> Rows:
+def splice(lengths: Int64, max_length: int, kind: str) -> Rows:
     """The rows of documents of `lengths` (each at least 1), as a pure function of the arguments."""
     if kind == "concat":
         return _concat(lengths, max_length)

@@ -1,14 +1,31 @@
-"""Running tasks in worker processes: results in the order of the tasks, whatever finished first."""
+"""Running tasks in worker processes or on a Ray cluster: results in the order of the tasks, whatever finished
+first.
+"""
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 from llmforge.errors import UserError
 
-Result = TypeVar("Result")
+KILLED = (
+    "a worker process was killed, most likely for want of memory; run the same command again with fewer --workers, "
+    "it goes on where it was."
+)
+
+
+class Run(Protocol):
+    """`function(*task)` of every task, in the order of the tasks.
+
+    An error of any task is raised when its turn comes; tasks that have not begun are then given up.
+    """
+
+    def __call__(
+        self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], /
+    ) -> Iterator[Any]: ...
 
 
 def available_cores() -> int:
@@ -16,32 +33,82 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_all(
-    function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], workers: int
-) -> Iterator[Result]:
-    """`function(*task)` of every task, in order. With one worker (or one task) in this process.
-
-    An error of any task is raised when its turn comes; tasks that have not begun are then given up.
+class LocalRun:
+    """Runs in `workers` processes, kept from one call to the next; with one, or for a single task, in this
+    one.
     """
-    if workers <= 1 or len(tasks) <= 1:
-        for task in tasks:
-            yield function(*task)
-        return
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
 
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn"), initializer=_start_worker)
-    try:
-        for future in [pool.submit(function, *task) for task in tasks]:
-            yield future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process was killed, most likely for want of memory; run the same command again "
-            "with fewer --workers, it goes on where it was."
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.pool: Any = None
+
+    def __enter__(self) -> "LocalRun":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def __call__(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], /) -> Iterator[Any]:
+        if self.workers <= 1 or (len(tasks) <= 1 and self.pool is None):
+            for task in tasks:
+                yield function(*task)
+            return
+        from concurrent.futures import ProcessPoolExecutor
+        from concurrent.futures.process import BrokenProcessPool
+        from multiprocessing import get_context
+
+        if self.pool is None:
+            self.pool = ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_start_worker)
+        try:
+            for future in [self.pool.submit(function, *task) for task in tasks]:
+                yield future.result()
+        except BrokenProcessPool:
+            raise UserError(KILLED) from None
+
+
+class RayRun:
+    """Runs on a Ray cluster; every machine of it must see the same files under the same paths."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise UserError('--ray needs Ray: pip install "llmforge[ray]"') from None
+        self.ray = ray
+        self.started = not ray.is_initialized()
+        if self.started:
+            try:
+                ray.init(
+                    address=None if address == "local" else address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise UserError(f"--ray {address}: no Ray cluster answers there ({error}).") from None
+
+    def __enter__(self) -> "RayRun":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.started:
+            self.ray.shutdown()
+
+    def __call__(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], /) -> Iterator[Any]:
+        remote = self.ray.remote(num_cpus=1)(function)
+        waiting = [remote.remote(*task) for task in tasks]
+        try:
+            for reference in waiting:
+                yield self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, UserError) else error from None
+        except self.ray.exceptions.RayError as error:
+            raise UserError(
+                f"Ray lost a task ({str(error).splitlines()[0]}); run the same command again."
+            ) from None
+        finally:
+            for reference in waiting:
+                self.ray.cancel(reference)
 
 
 def _start_worker() -> None:

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from llmforge.data.encoding import TOKEN_BYTES
 from llmforge.data.planning import PLACED, bin_path
 from llmforge.data.shards import shard_path
-from llmforge.data.splicing import Rows, Splice, splice
+from llmforge.data.splicing import Rows, splice
 from llmforge.errors import UserError
 from llmforge.workspace import fingerprint
 
@@ -50,8 +51,8 @@ class PartSettings:
     bins: str
     categories: list[str]
     max_length: int
-    splice: Splice
-    tokenizer_dir: str
+    splice: str
+    encoder: str
 
 
 def write_part(settings: PartSettings, number: int, parts: str) -> dict[str, Any]:
@@ -225,7 +226,7 @@ def _piece_bytes(
     split = np.flatnonzero(rows.length != documents["tokens"][rows.document])
     if len(split) == 0:
         return result
-    table = _byte_lengths(settings.tokenizer_dir)
+    table = np.load(Path(settings.encoder) / TOKEN_BYTES)
     for piece in split.tolist():
         end = int(piece_ends[piece])
         result[piece] = table[ids[end - int(rows.length[piece] - masked[piece]) : end]].sum()
@@ -244,18 +245,6 @@ def _piece_bytes(
                 if excess <= 0:
                     break
     return result
-
-
-_tables: dict[str, Int32] = {}
-
-
-def _byte_lengths(tokenizer_dir: str) -> Int32:
-    if tokenizer_dir not in _tables:
-        from llmforge.data.encoding import byte_lengths
-        from llmforge.tokenizer import load
-
-        _tables[tokenizer_dir] = byte_lengths(load(Path(tokenizer_dir)))
-    return _tables[tokenizer_dir]
 
 
 def _write_dataset_files(directory: Path) -> None:

@@ -1,0 +1,81 @@
+"""What a preparation would give, from a sample: tokens, rows, size, time. Writes nothing."""
+
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmforge.data.encoding import Encoder, choose_backend, save_encoder
+from llmforge.data.options import PrepareOptions
+from llmforge.data.prepare import open_tokenizer, sample_texts
+from llmforge.data.reading import read_blocks
+from llmforge.data.sources import find_chunks
+from llmforge.data.splicing import splice
+from llmforge.data.workers import available_cores
+from llmforge.errors import UserError
+
+SAMPLE_CHUNKS = 16
+BYTES_PER_TOKEN = 8  # an id and a label
+STARTING_SECONDS = 2.0
+# Reading, splicing and writing, as a share of the time of encoding with gigatoken; measured by
+# benchmarks/data_speed.py.
+AROUND_ENCODING = 0.6
+
+
+def forecast(options: PrepareOptions) -> dict[str, Any]:
+    """Encodes the first block of evenly spaced chunks and extrapolates; for compressed files by bytes on
+    disk.
+    """
+    tokenizer = open_tokenizer(options.tokenizer_dir)
+    chunks = find_chunks(options.inputs)
+    choice = choose_backend(tokenizer, list(sample_texts(chunks, options.fields)))
+    total = sum(chunk.size for chunk in chunks)
+    count = min(len(chunks), SAMPLE_CHUNKS)
+    lengths, categories, text_bytes, disk_bytes, seconds = [], Counter[str](), 0, 0.0, 0.0
+    with tempfile.TemporaryDirectory(prefix="llmforge-") as directory:
+        save_encoder(tokenizer, choice.backend, Path(directory) / "encoder")
+        encoder = Encoder(Path(directory) / "encoder")
+        for i in range(count):
+            began = time.monotonic()
+            block = next(read_blocks(chunks[i * len(chunks) // count], options.fields), None)
+            if block is None or not len(block):
+                continue
+            if choice.backend == "tokenizers":  # slow: a part of the block tells as much
+                block = block.head(max(1, len(block) // 8))
+            encoded = encoder.encode(block)
+            seconds += time.monotonic() - began
+            documents = np.diff(encoded.offsets)
+            lengths.append(documents)
+            for name, tokens in zip(block.category.to_pylist(), documents.tolist(), strict=True):
+                categories[name] += tokens
+            text_bytes += block.text_bytes
+            disk_bytes += block.size
+    if not lengths:
+        raise UserError(f"{', '.join(map(str, options.inputs))}: no document in the sample can be used.")
+    all_lengths = np.concatenate(lengths).astype(np.int64)
+    sampled = int(all_lengths.sum())
+    factor = max(1.0, total / disk_bytes)
+    tokens = round(sampled * factor)
+    tokens = min(tokens, options.max_tokens or tokens)
+    rows = splice(all_lengths, options.max_length, options.splice)
+    fill = sampled / (len(rows.ends) * options.max_length) if sampled > 64 * options.max_length else 1.0
+    workers = options.workers or available_cores()
+    around = AROUND_ENCODING if choice.backend == "gigatoken" else 0.1
+    return {
+        "files": len({chunk.path for chunk in chunks}),
+        "input_bytes": total,
+        "sample_documents": len(all_lengths),
+        "sample_bytes": text_bytes,
+        "backend": choice.backend,
+        "tokens": tokens,
+        "max_length": options.max_length,
+        "rows": -(-tokens // max(1, int(options.max_length * fill))),
+        "output_bytes": round(tokens * BYTES_PER_TOKEN + len(all_lengths) * factor * 24),
+        "working_bytes": round(sampled * factor * 4),
+        "workers": workers,
+        "seconds": STARTING_SECONDS + seconds * factor * (1 + around) / workers,
+        "categories": {name: count / sampled for name, count in categories.most_common()},
+    }
