@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init-tokenizer": (TOKENIZER, "Add pieces to a tokenizer, and prove that it still works."),
     "init-model": (MODEL, "Grow a model's embeddings to a larger tokenizer."),
     "prepare-data": (DATA, "Tokenize a corpus and splice it into balanced buckets of full rows."),
+    "inspect-data": (DATA, "Show what a dataset holds."),
     "train": (TRAINING, "Continue pretraining, in stages."),
     "plan": (TRAINING, "Estimate memory, steps and hours of a training before anything loads."),
     "export": (RESULT, "Write a checkpoint as an ordinary Hugging Face model."),

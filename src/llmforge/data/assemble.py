@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from llmforge.console import progress
 from llmforge.data.encoding import Choice
 from llmforge.data.holdout import write_holdout
 from llmforge.data.ledger import Ledger
 from llmforge.data.options import PrepareOptions
-from llmforge.data.planning import BinFiles, category_names, document_keys, place
+from llmforge.data.planning import BinFiles, category_names, place
 from llmforge.data.selection import HELD_OUT, LEFT_OUT, Selection
 from llmforge.data.shards import Summary, shard_path
 from llmforge.data.sources import Chunk
@@ -91,8 +92,8 @@ class Assembly:
 
     def _place(
         self, names: list[str], ledger: Ledger, write: Callable[[int, dict[str, Any]], None]
-    ) -> dict[int, list[int]]:
-        """Every document to its bin or its reason; returns the positions of held-out documents by chunk."""
+    ) -> dict[int, npt.NDArray[np.uint32]]:
+        """Every document to its bin or its reason; returns the lines of held-out documents by chunk."""
         shutil.rmtree(self.bins, ignore_errors=True)
         self.bins.mkdir()
         selection = Selection(self.options, self.shards, self.summaries, names)
@@ -101,15 +102,14 @@ class Assembly:
             ledger.read(records)
             code, bins = selection.judge(summary, before, records)
             keep = code == 0
-            placed = place(records, summary.number, document_keys(self.options.seed, before, len(records)))
-            files.add(bins[keep], placed[keep])
+            files.add(bins[keep], place(records[keep], summary.number))
             for number in np.unique(code[~keep]).tolist():
                 reason, which = selection.reasons[number], np.flatnonzero(code == number)
                 ledger.reject(reason, records[which])
                 if reason == HELD_OUT:
-                    held_out[summary.number] = which.tolist()
+                    held_out[summary.number] = np.sort(records["line"][which])
                 elif reason != LEFT_OUT:  # what the user did not ask for is no fault of the document
-                    for one in records[which]:
+                    for one in np.sort(records[which], order="line"):
                         entry = {
                             "line": int(one["line"]),
                             "reason": reason,

@@ -36,7 +36,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     directory: Path
     manifest: Manifest
     number: int
@@ -52,7 +52,7 @@ class PackedDataset:
     """
 
     def __init__(self, directories: Sequence[Path]) -> None:
-        parts = [part for directory in directories for part in _find_parts(Path(directory))]
+        parts = [part for directory in directories for part in find_parts(Path(directory))]
         if not parts:
             raise UserError("no dataset was given; --dataset takes the output of llmforge prepare-data.")
         self.tokenizer_fingerprint: str = parts[0].manifest.outputs["tokenizer"]
@@ -69,11 +69,11 @@ class PackedDataset:
             sum(int(one[key]) for one in figures) for key in ("tokens", "valid_tokens", "bytes")
         )
         self.categories = sorted({name for part in parts for name in part.manifest.outputs["categories"]})
-        self._batches: list[_Batch] = []
+        self._batches: list[Batch] = []
         self._bucket_rows: list[int] = []
         self._length: int = 0
         for part in parts:
-            batches = list(_open_batches(part.directory))
+            batches = list(open_batches(part.directory))
             self._batches += batches
             self._bucket_rows.append(sum(len(batch) for batch in batches))
         self._length = sum(self._bucket_rows)
@@ -103,7 +103,7 @@ class PackedDataset:
         ]
 
 
-class _Batch:
+class Batch:
     """One record batch: the offsets and values of its lists, as views of the file."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
@@ -127,21 +127,21 @@ class _Batch:
         return Row(part("input_ids"), part("labels"), part("seq_lengths"), names, part("seq_bytes"))
 
 
-def _open_batches(directory: Path) -> Iterator[_Batch]:
+def open_batches(directory: Path) -> Iterator[Batch]:
     files = sorted(directory.glob("data-*.arrow"))
     if not files:
         raise UserError(f"{directory} holds no data-*.arrow file; prepare the data again.")
     for file in files:
         try:
             with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-                yield from (_Batch(batch) for batch in stream)
+                yield from (Batch(batch) for batch in stream)
         except pa.ArrowException as error:
             raise UserError(
                 f"{file} is damaged ({str(error).splitlines()[0]}); prepare the data again."
             ) from error
 
 
-def _find_parts(directory: Path) -> list[_Part]:
+def find_parts(directory: Path) -> list[Part]:
     """The parts in or at `directory`, with the manifest of the preparation that wrote them."""
     if not directory.is_dir():
         raise UserError(
@@ -161,4 +161,4 @@ def _find_parts(directory: Path) -> list[_Part]:
         found = sorted(resolved.glob("part-*")) or sorted((resolved / "arrow").glob("part-*"))
     if not found:
         raise UserError(f"{directory} holds no part-00000; prepare the data again.")
-    return [_Part(path, manifest, int(path.name.removeprefix("part-"))) for path in found]
+    return [Part(path, manifest, int(path.name.removeprefix("part-"))) for path in found]

@@ -46,11 +46,13 @@ def signatures(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
     return result
 
 
-def exact_duplicates(hashes: npt.NDArray[np.uint64], wanted: Flags) -> Flags:
-    """Which documents have the hash ((n, 2) uint64) of an earlier one; only `wanted` ones count."""
+def exact_duplicates(hashes: npt.NDArray[np.uint64], position: npt.NDArray[np.int64], wanted: Flags) -> Flags:
+    """Which documents have the hash ((n, 2) uint64) of one at an earlier `position`; only `wanted` ones
+    count.
+    """
     candidates = np.flatnonzero(wanted)
     own = hashes[candidates]
-    order = np.lexsort((own[:, 1], own[:, 0]))  # stable, so equal hashes stay in input order
+    order = np.lexsort((position[candidates], own[:, 1], own[:, 0]))
     same = (own[order][1:] == own[order][:-1]).all(axis=1)
     result = np.zeros(len(wanted), np.bool_)
     result[candidates[order[1:][same]]] = True
@@ -88,13 +90,13 @@ class Signatures:
         return result
 
 
-def near_duplicates(found: Signatures, wanted: Flags) -> Flags:
-    """Which documents nearly equal an earlier one of the same band; only `wanted` ones count."""
+def near_duplicates(found: Signatures, position: npt.NDArray[np.int64], wanted: Flags) -> Flags:
+    """Which documents nearly equal one at an earlier `position`, in some band; only `wanted` ones count."""
     result = np.zeros(len(wanted), np.bool_)
     for number in range(BANDS):
         candidates = np.flatnonzero(wanted & ~result)
         band = found.band(number)[candidates]
-        order = np.argsort(band, kind="stable")
+        order = np.lexsort((position[candidates], band))
         begins = np.append(True, band[order][1:] != band[order][:-1])
         first = candidates[order[np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))]]
         later = np.flatnonzero(~begins)

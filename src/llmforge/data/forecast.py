@@ -18,11 +18,11 @@ from llmforge.data.workers import available_cores
 from llmforge.errors import UserError
 
 SAMPLE_CHUNKS = 16
+SAMPLE_BYTES = {"gigatoken": 1 << 20, "tokenizers": 64 << 10}  # of text, from each chunk
 BYTES_PER_TOKEN = 8  # an id and a label
 STARTING_SECONDS = 2.0
-# Reading, splicing and writing, as a share of the time of encoding with gigatoken; measured by
-# benchmarks/data_speed.py.
-AROUND_ENCODING = 0.6
+# Splicing and writing, as a share of the time of reading and encoding; benchmarks/data_speed.py shows it.
+AROUND_ENCODING = {"gigatoken": 0.6, "tokenizers": 0.05}
 
 
 def forecast(options: PrepareOptions) -> dict[str, Any]:
@@ -43,16 +43,19 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
             block = next(read_blocks(chunks[i * len(chunks) // count], options.fields), None)
             if block is None or not len(block):
                 continue
-            if choice.backend == "tokenizers":  # slow: a part of the block tells as much
-                block = block.head(max(1, len(block) // 8))
-            encoded = encoder.encode(block)
+            sample = block.head(
+                max(1, int(len(block) * min(1.0, SAMPLE_BYTES[choice.backend] / block.text_bytes)))
+            )
+            seconds += (time.monotonic() - began) * len(sample) / len(block)
+            began = time.monotonic()
+            encoded = encoder.encode(sample)
             seconds += time.monotonic() - began
             documents = np.diff(encoded.offsets)
             lengths.append(documents)
-            for name, tokens in zip(block.category.to_pylist(), documents.tolist(), strict=True):
+            for name, tokens in zip(sample.category.to_pylist(), documents.tolist(), strict=True):
                 categories[name] += tokens
-            text_bytes += block.text_bytes
-            disk_bytes += block.size
+            text_bytes += sample.text_bytes
+            disk_bytes += sample.size
     if not lengths:
         raise UserError(f"{', '.join(map(str, options.inputs))}: no document in the sample can be used.")
     all_lengths = np.concatenate(lengths).astype(np.int64)
@@ -63,7 +66,7 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
     rows = splice(all_lengths, options.max_length, options.splice)
     fill = sampled / (len(rows.ends) * options.max_length) if sampled > 64 * options.max_length else 1.0
     workers = options.workers or available_cores()
-    around = AROUND_ENCODING if choice.backend == "gigatoken" else 0.1
+    around = AROUND_ENCODING[choice.backend]
     return {
         "files": len({chunk.path for chunk in chunks}),
         "input_bytes": total,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from llmforge.data.options import Fields
@@ -17,9 +18,9 @@ LONGEST_NAME = 120
 
 
 def write_holdout(
-    directory: Path, chunks: Sequence[Chunk], fields: Fields, documents: Mapping[int, list[int]]
+    directory: Path, chunks: Sequence[Chunk], fields: Fields, lines: Mapping[int, npt.NDArray[np.uint32]]
 ) -> None:
-    """Reads the chunks of `documents` again (chunk number to the positions of its held-out documents) and
+    """Reads the chunks of `lines` again (chunk number to the lines of its held-out documents) and
     writes those.
 
     A line is {"source", "target", "category"}; `source` only where the document has one.
@@ -29,10 +30,9 @@ def write_holdout(
         stale.unlink()
     files: dict[str, IO[str]] = {}
     try:
-        for number in sorted(documents):
-            wanted, before = np.array(documents[number]), 0
+        for number in sorted(lines):
             for block in read_blocks(chunks[number], fields):
-                for i in (wanted[(wanted >= before) & (wanted < before + len(block))] - before).tolist():
+                for i in np.flatnonzero(np.isin(block.line, lines[number])).tolist():
                     category = block.category[i].as_py()
                     if category not in files:
                         files[category] = (directory / f"{file_name(category)}.jsonl").open(
@@ -42,7 +42,6 @@ def write_holdout(
                     record = {"source": raw[:cut].decode()} if cut else {}
                     record |= {"target": raw[cut:].decode(), "category": category}
                     files[category].write(json.dumps(record, ensure_ascii=False) + "\n")
-                before += len(block)
     finally:
         for file in files.values():
             file.close()

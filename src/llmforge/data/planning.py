@@ -21,8 +21,8 @@ BUCKET_BITS = 12
 BUFFERED_DOCUMENTS = 1 << 18
 LAST_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)
 
-# A document of a bin: its record, where it lies, and its key.
-PLACED = np.dtype([*RECORD.descr, ("chunk", "<u4"), ("key", "<u8")])
+# A document of a bin.
+PLACED = np.dtype([*RECORD.descr, ("chunk", "<u4")])
 
 Int64 = npt.NDArray[np.int64]
 # (category codes, keys, weights) of some documents
@@ -110,11 +110,6 @@ def find_cuts(passes: Callable[[], Iterator[Weighed]], targets: list[Int64]) -> 
     return cuts
 
 
-def document_keys(seed: int, before: int, count: int) -> Keys:
-    """The keys of documents number `before` to `before + count` of the corpus."""
-    return keys(derived_seed("documents", seed), np.arange(before, before + count))
-
-
 def text_keys(seed: int, shards: Path, number: int) -> Keys:
     """The keys of a shard's texts: equal texts have equal keys, so that a holdout takes all copies of a
     text.
@@ -152,10 +147,10 @@ def bin_path(directory: Path, number: int) -> Path:
     return directory / f"bin-{number:05d}"
 
 
-def place(records: Records, chunk: int, key: Keys) -> npt.NDArray[np.void]:
-    """`records` with where they lie and their keys, as PLACED."""
+def place(records: Records, chunk: int) -> npt.NDArray[np.void]:
+    """`records` with the chunk in whose shard they lie, as PLACED."""
     placed = np.empty(len(records), PLACED)
     for name in RECORD.names or ():
         placed[name] = records[name]
-    placed["chunk"], placed["key"] = chunk, key
+    placed["chunk"] = chunk
     return placed

@@ -186,6 +186,7 @@ class _Preparation:
         return ShardSettings(
             encoder=str(self.encoder),
             fields=options.fields,
+            seed=options.seed,
             hashes=bool(options.holdout or options.dedup),
             minhash=options.dedup == "near",
             quality=QualitySettings(

@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 import numpy as np
@@ -71,11 +71,17 @@ class Block:
     def text_bytes(self) -> int:
         return int(self.text_offsets[-1] - self.text_offsets[0])
 
+    def take(self, order: npt.NDArray[np.int64]) -> "Block":
+        """The documents with these numbers, in this order."""
+        rows = pa.array(order)
+        text, category = self.text.take(rows), self.category.take(rows)
+        return replace(
+            self, text=text, source_bytes=self.source_bytes[order], category=category, line=self.line[order]
+        )
+
     def head(self, n: int) -> "Block":
         """The first `n` documents, with their share of the bytes."""
-        size = self.size * n // max(1, len(self))
-        text, category = self.text.slice(0, n), self.category.slice(0, n)
-        return Block(text, self.source_bytes[:n], category, self.line[:n], [], self.lines, size)
+        return replace(self.take(np.arange(n)), size=self.size * n // max(1, len(self)))
 
 
 def read_blocks(chunk: Chunk, fields: Fields) -> Iterator[Block]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from llmforge.console import say
 from llmforge.data.dedup import EXACT, NEAR, Signatures, exact_duplicates, near_duplicates
 from llmforge.data.options import PrepareOptions
-from llmforge.data.planning import LAST_KEY, Weighed, document_keys, each_shard, find_cuts, text_keys
+from llmforge.data.planning import LAST_KEY, Weighed, each_shard, find_cuts, text_keys
 from llmforge.data.shards import Records, Summary, read_hashes, shard_path
 from llmforge.data.shuffle import Keys
 from llmforge.errors import UserError
@@ -49,7 +49,7 @@ class Selection:
         precede it.
         """
         code = self._before_mixture(summary, before, records)
-        key = document_keys(self.options.seed, before, len(records))
+        key = records["key"]
         bins = np.zeros(len(records), np.int64)
         for category in np.unique(records["category"]):
             mine = records["category"] == category
@@ -77,8 +77,7 @@ class Selection:
                 key = text_keys(self.options.seed, self.shards, summary.number)[keep]
                 yield category, key, np.ones(len(category), np.int64)
             else:
-                key = document_keys(self.options.seed, before, len(records))[keep]
-                yield category, key, records["tokens"][keep].astype(np.int64)
+                yield category, records["key"][keep], records["tokens"][keep].astype(np.int64)
 
     def _totals(self, passes: Iterable[Weighed]) -> Int64:
         totals = np.zeros(len(self.names), np.int64)
@@ -92,15 +91,24 @@ class Selection:
         count = sum(summary.documents for summary in self.summaries)
         found = np.zeros(count, np.uint8)
         wanted = np.concatenate([records["verdict"] == 0 for _, _, records in self.shard_records()])
+        position = self._positions()
         full = [summary for summary in self.summaries if summary.documents]
         hashes = np.concatenate([read_hashes(self.shards, summary.number) for summary in full])
-        found[exact_duplicates(hashes, wanted)] = 1
+        found[exact_duplicates(hashes, position, wanted)] = 1
         del hashes
         if self.options.dedup == "near":
             paths = [shard_path(self.shards, summary.number, "minhash") for summary in full]
             signatures = Signatures(paths, [summary.documents for summary in full])
-            found[near_duplicates(signatures, wanted & (found == 0))] = 2
+            found[near_duplicates(signatures, position, wanted & (found == 0))] = 2
         self._duplicate = found
+
+    def _positions(self) -> Int64:
+        """Where each document stands in the input; the records of a shard stand in another order."""
+        lines = np.cumsum([0, *(summary.lines for summary in self.summaries)])
+        begin = {summary.number: int(line) for summary, line in zip(self.summaries, lines, strict=False)}
+        return np.concatenate(
+            [begin[s.number] + records["line"].astype(np.int64) for s, _, records in self.shard_records()]
+        )
 
     def _find_holdout(self) -> None:
         """For each category, the text key below which documents are held out."""
@@ -132,7 +140,8 @@ class Selection:
         mix, most = self.options.mix, self.options.max_tokens or int(totals.sum())
         if not mix:
             taken = min(1.0, most / max(1, int(totals.sum())))
-            return np.rint(totals * taken).astype(np.int64)
+            shrunk: Int64 = np.rint(totals * taken).astype(np.int64)
+            return shrunk
         unknown, missing = sorted(set(mix) - set(self.names)), sorted(set(self.names) - set(mix))
         if unknown:
             raise UserError(

@@ -8,7 +8,8 @@ another.
     000012.rejected   the lines that are not documents, as in rejected.jsonl
     000012.json       a `Summary`; written last, so a shard without it is not finished
 
-Nothing here depends on which process made it or when.
+The documents of each block read stand in the order of category and key: what goes to one bin lies together,
+and is read in few large portions. Nothing here depends on which process made it or when.
 """
 
 import json
@@ -28,6 +29,7 @@ from llmforge.data.encoding import Encoder
 from llmforge.data.options import Fields
 from llmforge.data.quality import Judge, QualitySettings
 from llmforge.data.reading import Block, read_blocks
+from llmforge.data.shuffle import Keys, derived_seed, keys
 from llmforge.data.sources import Chunk
 
 RECORD = np.dtype(
@@ -38,6 +40,7 @@ RECORD = np.dtype(
         ("bytes", "<u4"),  # of trained text
         ("line", "<u4"),  # in the chunk, from 1
         ("category", "<u2"),  # an index into the shard's categories
+        ("key", "<u8"),  # pseudo-random: the order of documents in a dataset
         ("verdict", "<u2"),  # 0, or 1 + an index into the shard's verdicts: why it is not wanted
     ]
 )
@@ -50,6 +53,7 @@ class ShardSettings:
 
     encoder: str
     fields: Fields
+    seed: int
     hashes: bool = False
     minhash: bool = False
     quality: QualitySettings = field(default_factory=QualitySettings)
@@ -104,6 +108,7 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
                 rejected += one.documents
             if not len(block):
                 continue
+            block, key = _in_key_order(block, settings.seed, chunk.number)
             encoded = encoder.encode(block)
             table = np.zeros(len(block), RECORD)
             table["start"] = start + encoded.offsets[:-1]
@@ -111,6 +116,7 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
             table["masked"] = encoded.masked
             table["bytes"] = encoded.trained_bytes
             table["line"] = block.line
+            table["key"] = key
             table["category"] = _codes(block, categories)
             ids.write(encoded.ids.data)
             if settings.hashes:
@@ -161,6 +167,15 @@ def text_hashes(block: Block) -> bytes:
     view, offsets = block.text_data, block.text_offsets.tolist()
     digest = xxhash.xxh3_128_digest
     return b"".join([digest(view[a:b]) for a, b in pairwise(offsets)])
+
+
+def _in_key_order(block: Block, seed: int, chunk: int) -> tuple[Block, Keys]:
+    """The documents of `block` by category and key, and those keys; a document's key follows from where it
+    stands.
+    """
+    key = keys(derived_seed("documents", seed, chunk), block.line)
+    order = np.lexsort((key, np.asarray(block.category.indices)))
+    return block.take(order), key[order]
 
 
 def _codes(block: Block, categories: dict[str, int]) -> npt.NDArray[np.int64]:

@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from importlib import import_module
 from typing import Any, Protocol
 
 from llmforge.errors import UserError
@@ -43,6 +45,14 @@ class LocalRun:
         self.pool: Any = None
 
     def __enter__(self) -> "LocalRun":
+        """Starts the processes, which import what they need while this one goes on."""
+        if self.workers > 1:
+            from concurrent.futures import ProcessPoolExecutor
+            from multiprocessing import get_context
+
+            self.pool = ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_start_worker)
+            for _ in range(self.workers):
+                self.pool.submit(_import_libraries)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -50,16 +60,12 @@ class LocalRun:
             self.pool.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], /) -> Iterator[Any]:
-        if self.workers <= 1 or (len(tasks) <= 1 and self.pool is None):
+        if self.pool is None:
             for task in tasks:
                 yield function(*task)
             return
-        from concurrent.futures import ProcessPoolExecutor
         from concurrent.futures.process import BrokenProcessPool
-        from multiprocessing import get_context
 
-        if self.pool is None:
-            self.pool = ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_start_worker)
         try:
             for future in [self.pool.submit(function, *task) for task in tasks]:
                 yield future.result()
@@ -119,6 +125,13 @@ def _start_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _import_libraries() -> None:
+    """What every task needs, imported before the first comes."""
+    for name in ("pyarrow.json", "llmforge.data.writing", "awkward", "gigatoken"):
+        with suppress(ImportError):
+            import_module(name)
 
 
 def _follow_parent() -> None:

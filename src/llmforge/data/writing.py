@@ -137,7 +137,7 @@ def _window_batch(settings: PartSettings, documents: npt.NDArray[np.void], tally
     masked = np.clip(documents["masked"].astype(np.int64)[rows.document] - rows.start, 0, rows.length)
     rows, masked = _without_untrainable(rows, masked, documents, tally)
     piece_ends = np.cumsum(rows.length)
-    ids = _gather(settings, documents, rows, piece_ends)
+    ids = _gather(settings, documents, rows)
     labels = ids.copy()
     for piece in np.flatnonzero(masked).tolist():
         begin = int(piece_ends[piece] - rows.length[piece])
@@ -190,27 +190,45 @@ def _without_untrainable(
     return Rows(rows.document[kept], rows.start[kept], rows.length[kept], ends), masked[kept]
 
 
-def _gather(settings: PartSettings, documents: npt.NDArray[np.void], rows: Rows, piece_ends: Int64) -> Int32:
-    """The ids of all pieces, row by row. Read in the order in which they lie on disk; no file is mapped, so
-    that pages once read do not count as this process's memory."""
-    ids = np.empty(int(rows.length.sum()), np.int32)
-    view = memoryview(ids.view(np.uint8))  # type: ignore[arg-type]
+def _gather(settings: PartSettings, documents: npt.NDArray[np.void], rows: Rows) -> Int32:
+    """The ids of all pieces, row by row.
+
+    They are read in the order in which they lie on disk, neighbours at once, and then put into the order of
+    the rows. No file is mapped: pages once read would count as this process's memory.
+    """
     at = documents["start"][rows.document] + rows.start
     chunk = documents["chunk"][rows.document]
     order = np.lexsort((at, chunk))
-    begins = ((piece_ends - rows.length) * 4).tolist()
-    ends, offsets = (piece_ends * 4).tolist(), (at * 4).tolist()
-    for first, last in _runs(chunk[order]):
-        path = shard_path(Path(settings.shards), int(chunk[order[first]]), "ids")
+    at, chunk, length = at[order], chunk[order], rows.length[order]
+    ends = np.cumsum(length)
+    read = np.empty(int(ends[-1]) if len(ends) else 0, np.int32)
+    view = memoryview(read.view(np.uint8))  # type: ignore[arg-type]
+    apart = np.flatnonzero((at[1:] != (at + length)[:-1]) | (chunk[1:] != chunk[:-1])) + 1
+    begins = np.append(0, apart)[: len(at)]
+    last_ends = ends[np.append(apart, len(at))[: len(begins)] - 1]
+    portions = (begins, last_ends, (ends - length)[begins])
+    for first, last in _runs(chunk[begins]):
+        path = shard_path(Path(settings.shards), int(chunk[begins[first]]), "ids")
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            for piece in order[first:last].tolist():
-                wanted = view[begins[piece] : ends[piece]]
-                if os.preadv(descriptor, [wanted], offsets[piece]) != len(wanted):
-                    raise UserError(f"{path} was cut off while it was in use; run the same command again.")
+            for i in range(first, last):
+                wanted = view[int(portions[2][i]) * 4 : int(portions[1][i]) * 4]
+                _read_all(descriptor, wanted, int(at[begins[i]]) * 4, path)
         finally:
             os.close(descriptor)
-    return ids
+    pieces = pa.LargeListArray.from_arrays(pa.array(np.append(0, ends)), pa.array(read))
+    where = np.empty(len(order), np.int64)
+    where[order] = np.arange(len(order))
+    return np.asarray(pieces.take(pa.array(where)).values)
+
+
+def _read_all(descriptor: int, wanted: memoryview, offset: int, path: Path) -> None:
+    done = 0
+    while done < len(wanted):
+        got = os.preadv(descriptor, [wanted[done:]], offset + done)
+        if not got:
+            raise UserError(f"{path} was cut off while it was in use; run the same command again.")
+        done += got
 
 
 def _piece_bytes(

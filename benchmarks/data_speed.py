@@ -1,0 +1,229 @@
+"""How fast a corpus becomes a dataset: prepare-data beside other ways, on the same files and cores in one
+run.
+
+    python benchmarks/data_speed.py [--share 0.1] [--tokenizer mistral] [--only llmforge,datatrove]
+
+The corpus: 60 MB of Chinese verse, 24 MB of English technical text and 30 MB of Python (tools/real_inputs.py
+fetches them). Each way runs in a process of its own, imports not counted for the peers and counted for
+llmforge, on all the cores that this process may use (`taskset` limits them):
+
+    llmforge        the command `llmforge prepare-data`: jsonl in, spliced Arrow out, start-up and all
+    encode_batch    `tokenizers.Tokenizer.encode_batch_fast` alone, texts in memory before, ids thrown away
+    datasets.map    load_dataset, then map with the same tokenizer and a loop that packs rows, one process per
+    core datatrove       its JsonlReader and DocumentTokenizer, one task per core
+    TRL             pack_dataset("bfd_split") alone, on documents that were tokenized before
+
+`--share` gives the peers that share of the documents, evenly drawn; rates are per second, so they stay
+comparable. datatrove and TRL are left out where they are not installed. Rates are of UTF-8 text.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+CORPUS = {"poetry": 60, "kernel": 24, "stdlib": 30}
+MAX_LENGTH = 4096
+Measure = tuple[float, int, int]  # seconds, bytes of text, tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--tokenizer", default="mistral", help="a name of tools/real_inputs.py")
+    parser.add_argument("--only", default=",".join(WAYS))
+    parser.add_argument("--way", help=argparse.SUPPRESS)  # the process of one way
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        print(json.dumps(WAYS[options.way](options.work)))
+        return
+    with tempfile.TemporaryDirectory(prefix="data-speed-") as directory:
+        work = Path(directory)
+        prepare_work(work, options.tokenizer, options.share)
+        found: dict[str, Measure] = {}
+        for way in options.only.split(","):
+            command = [sys.executable, __file__, "--way", way, "--work", str(work)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                print(f"{way}: left out ({(done.stderr.strip().splitlines() or ['?'])[-1]})", file=sys.stderr)
+                continue
+            found[way] = json.loads(done.stdout.splitlines()[-1])
+            print(f"{way}: {found[way]}", file=sys.stderr)
+    print(table(found, options.tokenizer, options.share))
+
+
+def table(found: dict[str, Measure], tokenizer: str, share: float) -> str:
+    """The result in Markdown."""
+    mine = found["llmforge"][1] / found["llmforge"][0]
+    lines = [
+        f"{cores()} cores, tokenizer {tokenizer}, rows of {MAX_LENGTH:,} tokens, peers on {share:.0%} of the documents",
+        "",
+        "| | MB | seconds | MB/s | tokens/s | llmforge is |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for way, (seconds, size, tokens) in found.items():
+        rate = size / seconds
+        times = "" if way == "llmforge" else f"{mine / rate:.1f} x"
+        lines.append(
+            f"| {way} | {size / 1e6:.1f} | {seconds:.1f} | {rate / 1e6:.1f} | {tokens / seconds:,.0f} | {times} |"
+        )
+    return "\n".join(lines)
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def prepare_work(work: Path, tokenizer: str, share: float) -> None:
+    """The corpus, the peers' share of it in one file per core, and the tokenizer as a tokenizer.json."""
+    from real_inputs import fetch
+
+    from llmforge.tokenizer import load
+
+    (work / "tokenizer").mkdir()
+    loaded = load(fetch(tokenizer))
+    definition = json.dumps(loaded.definition.json, ensure_ascii=False)
+    (work / "tokenizer/tokenizer.json").write_text(definition, encoding="utf-8")
+    eos = loaded.pieces()[loaded.eos_id] if loaded.eos_id is not None else ""
+    (work / "tokenizer/tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+    (work / "peers").mkdir()
+    peers = [(work / f"peers/{i}.jsonl").open("w", encoding="utf-8") for i in range(cores())]
+    written = 0
+    for name, megabytes in CORPUS.items():
+        (work / "corpus" / name).mkdir(parents=True)
+        size, taken = 0, 0.0
+        with (
+            (work / "corpus" / name / "x.jsonl").open("w", encoding="utf-8") as out,
+            (fetch(name) / f"{name}.jsonl").open(encoding="utf-8") as lines,
+        ):
+            for line in lines:
+                text = json.loads(line)["target"]
+                size += len(text.encode())
+                if size > megabytes * 1e6:
+                    break
+                out.write(line)
+                taken += share
+                if taken >= 1:
+                    taken -= 1
+                    peers[written % len(peers)].write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+                    written += 1
+    for file in peers:
+        file.close()
+
+
+def texts(work: Path) -> Iterator[str]:
+    for path in sorted((work / "peers").glob("*.jsonl")):
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)["text"]
+
+
+def text_size(work: Path) -> int:
+    return sum(len(text.encode()) for text in texts(work))
+
+
+def run_llmforge(work: Path) -> Measure:
+    command = [sys.executable, "-m", "llmforge", "prepare-data", "--data-input-dirs", str(work / "corpus")]
+    command += ["--tokenizer-dir", str(work / "tokenizer"), "--data-output-dirs", str(work / "out")]
+    began = time.perf_counter()
+    done = subprocess.run(
+        [*command, "--max-length", str(MAX_LENGTH), "--json"], check=True, capture_output=True
+    )
+    seconds = time.perf_counter() - began
+    metrics = json.loads(done.stdout)["metrics"]
+    shutil.rmtree(work / "out")
+    return seconds, metrics["bytes"], metrics["tokens"]
+
+
+def run_encode_batch(work: Path) -> Measure:
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(work / "tokenizer/tokenizer.json"))
+    held = list(texts(work))
+    began = time.perf_counter()
+    tokens = 0
+    for begin in range(0, len(held), 10_000):
+        batch = tokenizer.encode_batch_fast(held[begin : begin + 10_000], add_special_tokens=False)
+        tokens += sum(len(one.ids) for one in batch)
+    return time.perf_counter() - began, text_size(work), tokens
+
+
+def run_datasets_map(work: Path) -> Measure:
+    import datasets
+    import tokenizers
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    datasets.disable_progress_bars()
+    tokenizer = tokenizers.Tokenizer.from_file(str(work / "tokenizer/tokenizer.json"))
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [one.ids for one in tokenizer.encode_batch_fast(batch["text"])]}
+
+    def pack(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        stream = [i for ids in batch["input_ids"] for i in ids]
+        rows = [stream[i : i + MAX_LENGTH] for i in range(0, len(stream), MAX_LENGTH)]
+        return {"input_ids": rows, "labels": [list(row) for row in rows]}
+
+    files = [str(path) for path in sorted((work / "peers").glob("*.jsonl"))]
+    began = time.perf_counter()
+    data = datasets.load_dataset("json", data_files=files, split="train", cache_dir=str(work / "cache"))
+    data = data.map(encode, batched=True, remove_columns=["text"], num_proc=cores())
+    rows = data.map(pack, batched=True, num_proc=cores())
+    rows.save_to_disk(str(work / "map"))
+    seconds = time.perf_counter() - began
+    return seconds, text_size(work), sum(len(row["input_ids"]) for row in rows)
+
+
+def run_datatrove(work: Path) -> Measure:
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    tokenizer = work / "tokenizer/tokenizer.json"
+    began = time.perf_counter()
+    steps = [
+        JsonlReader(str(work / "peers")),
+        DocumentTokenizer(str(work / "datatrove"), str(tokenizer), save_final_metadata=False),
+    ]
+    LocalPipelineExecutor(steps, tasks=cores(), workers=cores(), logging_dir=str(work / "logs")).run()
+    seconds = time.perf_counter() - began
+    width = 2 if len(json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]) <= 65536 else 4
+    tokens = sum(file.stat().st_size // width for file in (work / "datatrove").rglob("*.ds"))
+    return seconds, text_size(work), tokens
+
+
+def run_trl(work: Path) -> Measure:
+    import datasets
+    import tokenizers
+    from trl import pack_dataset
+
+    datasets.disable_progress_bars()
+    tokenizer = tokenizers.Tokenizer.from_file(str(work / "tokenizer/tokenizer.json"))
+    ids = [one.ids for one in tokenizer.encode_batch_fast(list(texts(work)))]
+    datasets.Dataset.from_dict({"input_ids": ids}).save_to_disk(str(work / "tokenized"))
+    data = datasets.load_from_disk(str(work / "tokenized"))
+    began = time.perf_counter()
+    pack_dataset(data, MAX_LENGTH, "bfd_split", {"num_proc": cores()}).save_to_disk(str(work / "trl"))
+    return time.perf_counter() - began, text_size(work), sum(map(len, ids))
+
+
+WAYS: dict[str, Callable[[Path], Measure]] = {
+    "llmforge": run_llmforge,
+    "encode_batch": run_encode_batch,
+    "datasets.map": run_datasets_map,
+    "datatrove": run_datatrove,
+    "TRL": run_trl,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""`llmforge inspect-data`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmforge.cli.options import AsJson, Debug, Seed, example
+
+
+@example("llmforge inspect-data data/zh-en --tokenizer-dir models/smollm2-zh --html zh-en.html")
+def inspect_data(
+    dataset: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Outputs of prepare-data, or parts of one.")
+    ],
+    tokenizer_dir: Annotated[
+        Path | None, typer.Option(help="Decode the samples with this tokenizer.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
+    html: Annotated[Path | None, typer.Option(help="Write one HTML page to this file instead.")] = None,
+    seed: Seed = 42,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a dataset holds: composition by bucket and category, lengths, fill, and decoded rows.
+
+    In the samples ⟦ and ⟧ stand around text that is read but not trained on.
+    """
+    from llmforge.data.inspection import inspect_dataset
+    from llmforge.data.inspection_text import as_html, as_text
+
+    found = inspect_dataset(dataset, tokenizer_dir, samples, seed)
+    if html:
+        html.write_text(as_html(found), encoding="utf-8")
+    print(json.dumps(found, ensure_ascii=False) if as_json else str(html) if html else as_text(found))
