@@ -14,12 +14,15 @@ llmforge, on all the cores that this process may use (`taskset` limits them):
     TRL             pack_dataset("bfd_split") alone, on documents that were tokenized before
 
 `--share` gives the peers that share of the documents, evenly drawn; rates are per second, so they stay
-comparable. datatrove and TRL are left out where they are not installed. Rates are of UTF-8 text.
+comparable. datatrove and TRL are left out where they are not installed. Rates are of UTF-8 text. The rate per
+second of computing is for machines that are not idle: it does not count the time in which others had the
+cores.
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -31,7 +34,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 CORPUS = {"poetry": 60, "kernel": 24, "stdlib": 30}
 MAX_LENGTH = 4096
-Measure = tuple[float, int, int]  # seconds, bytes of text, tokens
+Measure = tuple[float, float, int, int]  # seconds, seconds of all cores together, bytes of text, tokens
 
 
 def main() -> None:
@@ -64,20 +67,32 @@ def main() -> None:
 
 def table(found: dict[str, Measure], tokenizer: str, share: float) -> str:
     """The result in Markdown."""
-    mine = found["llmforge"][1] / found["llmforge"][0]
+    rates = {way: size / seconds for way, (seconds, _, size, _) in found.items()}
+    work = {way: size / cpu for way, (_, cpu, size, _) in found.items()}
     lines = [
         f"{cores()} cores, tokenizer {tokenizer}, rows of {MAX_LENGTH:,} tokens, peers on {share:.0%} of the documents",
         "",
-        "| | MB | seconds | MB/s | tokens/s | llmforge is |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| | MB | seconds | MB/s | tokens/s | llmforge is | MB per core-second | llmforge is |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for way, (seconds, size, tokens) in found.items():
-        rate = size / seconds
-        times = "" if way == "llmforge" else f"{mine / rate:.1f} x"
+    for way, (seconds, _, size, tokens) in found.items():
+        faster, lighter = (values["llmforge"] / values[way] for values in (rates, work))
         lines.append(
-            f"| {way} | {size / 1e6:.1f} | {seconds:.1f} | {rate / 1e6:.1f} | {tokens / seconds:,.0f} | {times} |"
+            f"| {way} | {size / 1e6:.1f} | {seconds:.1f} | {rates[way] / 1e6:.1f} | {tokens / seconds:,.0f} | "
+            f"{faster:.1f} x | {work[way] / 1e6:.2f} | {lighter:.1f} x |"
         )
     return "\n".join(lines)
+
+
+def clock() -> tuple[float, float]:
+    """Seconds passed, and seconds that this process and its ended children computed."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.perf_counter(), sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def since(began: tuple[float, float]) -> tuple[float, float]:
+    now = clock()
+    return now[0] - began[0], now[1] - began[1]
 
 
 def cores() -> int:
@@ -135,14 +150,14 @@ def text_size(work: Path) -> int:
 def run_llmforge(work: Path) -> Measure:
     command = [sys.executable, "-m", "llmforge", "prepare-data", "--data-input-dirs", str(work / "corpus")]
     command += ["--tokenizer-dir", str(work / "tokenizer"), "--data-output-dirs", str(work / "out")]
-    began = time.perf_counter()
+    began = clock()
     done = subprocess.run(
         [*command, "--max-length", str(MAX_LENGTH), "--json"], check=True, capture_output=True
     )
-    seconds = time.perf_counter() - began
+    seconds, cpu = since(began)
     metrics = json.loads(done.stdout)["metrics"]
     shutil.rmtree(work / "out")
-    return seconds, metrics["bytes"], metrics["tokens"]
+    return seconds, cpu, metrics["bytes"], metrics["tokens"]
 
 
 def run_encode_batch(work: Path) -> Measure:
@@ -150,12 +165,12 @@ def run_encode_batch(work: Path) -> Measure:
 
     tokenizer = tokenizers.Tokenizer.from_file(str(work / "tokenizer/tokenizer.json"))
     held = list(texts(work))
-    began = time.perf_counter()
+    began = clock()
     tokens = 0
     for begin in range(0, len(held), 10_000):
         batch = tokenizer.encode_batch_fast(held[begin : begin + 10_000], add_special_tokens=False)
         tokens += sum(len(one.ids) for one in batch)
-    return time.perf_counter() - began, text_size(work), tokens
+    return *since(began), text_size(work), tokens
 
 
 def run_datasets_map(work: Path) -> Measure:
@@ -175,13 +190,13 @@ def run_datasets_map(work: Path) -> Measure:
         return {"input_ids": rows, "labels": [list(row) for row in rows]}
 
     files = [str(path) for path in sorted((work / "peers").glob("*.jsonl"))]
-    began = time.perf_counter()
+    began = clock()
     data = datasets.load_dataset("json", data_files=files, split="train", cache_dir=str(work / "cache"))
     data = data.map(encode, batched=True, remove_columns=["text"], num_proc=cores())
     rows = data.map(pack, batched=True, num_proc=cores())
     rows.save_to_disk(str(work / "map"))
-    seconds = time.perf_counter() - began
-    return seconds, text_size(work), sum(len(row["input_ids"]) for row in rows)
+    seconds, cpu = since(began)
+    return seconds, cpu, text_size(work), sum(len(row["input_ids"]) for row in rows)
 
 
 def run_datatrove(work: Path) -> Measure:
@@ -190,16 +205,16 @@ def run_datatrove(work: Path) -> Measure:
     from datatrove.pipeline.tokens import DocumentTokenizer
 
     tokenizer = work / "tokenizer/tokenizer.json"
-    began = time.perf_counter()
+    began = clock()
     steps = [
         JsonlReader(str(work / "peers")),
         DocumentTokenizer(str(work / "datatrove"), str(tokenizer), save_final_metadata=False),
     ]
     LocalPipelineExecutor(steps, tasks=cores(), workers=cores(), logging_dir=str(work / "logs")).run()
-    seconds = time.perf_counter() - began
+    seconds, cpu = since(began)
     width = 2 if len(json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]) <= 65536 else 4
     tokens = sum(file.stat().st_size // width for file in (work / "datatrove").rglob("*.ds"))
-    return seconds, text_size(work), tokens
+    return seconds, cpu, text_size(work), tokens
 
 
 def run_trl(work: Path) -> Measure:
@@ -212,9 +227,9 @@ def run_trl(work: Path) -> Measure:
     ids = [one.ids for one in tokenizer.encode_batch_fast(list(texts(work)))]
     datasets.Dataset.from_dict({"input_ids": ids}).save_to_disk(str(work / "tokenized"))
     data = datasets.load_from_disk(str(work / "tokenized"))
-    began = time.perf_counter()
+    began = clock()
     pack_dataset(data, MAX_LENGTH, "bfd_split", {"num_proc": cores()}).save_to_disk(str(work / "trl"))
-    return time.perf_counter() - began, text_size(work), sum(map(len, ids))
+    return *since(began), text_size(work), sum(map(len, ids))
 
 
 WAYS: dict[str, Callable[[Path], Measure]] = {

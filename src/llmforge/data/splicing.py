@@ -116,7 +116,10 @@ def _best_fit(length: Int64, max_length: int) -> Int64:
             each = room // size
             used = min(len(rows), -(-(end - begin) // each))
             taken = min(end - begin, used * each)
-            row[order[begin : begin + taken]] = np.repeat(rows[:used], each)[:taken]
+            if taken == 1:
+                row[order[begin]] = rows[0]
+            else:
+                row[order[begin : begin + taken]] = np.repeat(rows[:used], each)[:taken]
             begin += taken
             last = each - (used * each - taken)  # how many pieces the last of these rows took
             if at < len(rooms):
