@@ -98,7 +98,7 @@ def _go_on(command: list[str]) -> list[str]:
     if command[0] != "train" or "--load-checkpoint" in command:
         return []
     save_dir = Path(command[command.index("--save-dir") + 1]) if "--save-dir" in command else None
-    begun = save_dir is not None and any(save_dir.glob("epoch-*_step-*/llmforge.json"))
+    begun = save_dir is not None and (save_dir / "run.json").is_file()
     return ["--load-checkpoint", "latest"] if begun else []
 
 

@@ -19,6 +19,7 @@ from llmforge.workspace import (
     Input,
     Manifest,
     Step,
+    empty_directory,
     find_finished,
     fingerprint,
     fingerprint_json,
@@ -126,29 +127,37 @@ def _locked(config: TrainConfig, arguments: dict[str, Any]) -> Iterator[None]:
     """
     save_dir = config.save_dir
     try:
-        if config.overwrite and save_dir.is_dir():
-            shutil.rmtree(save_dir)
         save_dir.mkdir(parents=True, exist_ok=True)
-        run_file = save_dir / RUN_FILE
-        temporary = run_file.with_name(f".{RUN_FILE}.tmp")
-        temporary.write_text(
-            json.dumps({"step": "train", "arguments": arguments}, indent=2) + "\n", encoding="utf-8"
-        )
-        temporary.replace(run_file)
         descriptor = os.open(save_dir, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise UserError(
-            f"--save-dir {save_dir} cannot be written ({error.strerror}); choose another."
-        ) from error
+        raise _unwritable(save_dir, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        try:
+            if config.overwrite:
+                empty_directory(save_dir)
+            temporary = save_dir / f".{RUN_FILE}.tmp"
+            temporary.write_text(
+                json.dumps({"step": "train", "arguments": arguments}, indent=2) + "\n", encoding="utf-8"
+            )
+            temporary.replace(save_dir / RUN_FILE)
+        except OSError as error:
+            raise _unwritable(save_dir, error) from error
+        try:
+            yield
+        finally:
+            if {entry.name for entry in save_dir.iterdir()} == {RUN_FILE}:  # refused before it began
+                shutil.rmtree(save_dir)
     except BlockingIOError:
         raise UserError(
             f"another llmforge is training into {save_dir} right now; choose another --save-dir."
         ) from None
     finally:
         os.close(descriptor)
+
+
+def _unwritable(save_dir: Path, error: OSError) -> UserError:
+    return UserError(f"--save-dir {save_dir} cannot be written ({error.strerror}); choose another.")
 
 
 @contextmanager

@@ -170,7 +170,7 @@ def _locked_partial(step: Step, plan: str) -> Iterator[Path]:
     try:
         plan_file = partial / PLAN
         if not (step.resumable and plan_file.is_file() and plan_file.read_text() == plan):
-            _empty(partial)
+            empty_directory(partial)
             plan_file.write_text(plan)
         try:
             yield partial
@@ -225,7 +225,8 @@ def _inside(path: Path, directory: Path) -> bool:
     return path.resolve() == directory.resolve() or directory.resolve() in path.resolve().parents
 
 
-def _empty(directory: Path) -> None:
+def empty_directory(directory: Path) -> None:
+    """Deletes everything in `directory`."""
     for entry in directory.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
