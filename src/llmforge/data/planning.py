@@ -85,25 +85,31 @@ def find_cuts(passes: Callable[[], Iterator[Weighed]], targets: list[Int64]) -> 
     near = np.zeros(weight.shape, np.bool_)
     for c, found in enumerate(buckets):
         near[c, found[found < near.shape[1]]] = True
-    held: list[Weighed] = []
+    nothing = np.zeros(0, np.int64)
+    held: list[Weighed] = [(nothing, nothing.astype(np.uint64), nothing)]
     for category, key, weights in passes():
         chosen = near[category, (key >> shift).astype(np.int64)]
         if chosen.any():
             held.append((category[chosen], key[chosen], weights[chosen]))
-    if held:
-        category, key, weights = (np.concatenate([part[i] for part in held]) for i in range(3))
+    category, key, weights = (np.concatenate([part[i] for part in held]) for i in range(3))
+    order = np.lexsort((key, category))
+    category, key, weights = category[order], key[order], weights[order]
     cuts = []
     for c, found in enumerate(buckets):
+        begin, end = np.searchsorted(category, [c, c + 1])
+        own, heavy = key[begin:end], weights[begin:end]
+        own_bucket = (own >> shift).astype(np.int64)
         mine = np.full(len(found), LAST_KEY)
         for i, bucket in enumerate(found.tolist()):
-            if bucket >= near.shape[1] or not held:
-                continue
-            members = np.flatnonzero((category == c) & ((key >> shift).astype(np.int64) == bucket))
-            members = members[np.argsort(key[members], kind="stable")]
-            middle = ends[c, bucket] - weight[c, bucket] + np.cumsum(weights[members]) - weights[members] / 2
-            after = int(np.searchsorted(middle, targets[c][i], side="left"))
-            if after < len(members):
-                mine[i] = key[members[after]]
+            if bucket >= near.shape[1]:
+                continue  # the target is beyond all there is
+            first, last = np.searchsorted(own_bucket, [bucket, bucket + 1])
+            middle = (
+                ends[c, bucket] - weight[c, bucket] + np.cumsum(heavy[first:last]) - heavy[first:last] / 2
+            )
+            after = first + int(np.searchsorted(middle, targets[c][i], side="left"))
+            if after < last:
+                mine[i] = own[after]
             elif bucket + 1 < near.shape[1]:
                 mine[i] = np.uint64(bucket + 1) << shift
         cuts.append(mine)

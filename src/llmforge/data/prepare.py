@@ -153,9 +153,10 @@ class _Preparation:
         return Outcome(metrics={**figures, "encoder": choice.__dict__})
 
     def _make_work(self) -> None:
+        if self.work.is_symlink() and not self.work.exists():
+            self.work.unlink()  # the cache was cleared while the run was interrupted
         if self.options.cache_dir and not self.work.exists():
             self.options.cache_dir.mkdir(parents=True, exist_ok=True)
-            self.work.unlink(missing_ok=True)
             self.work.symlink_to(tempfile.mkdtemp(prefix="llmforge-", dir=self.options.cache_dir.resolve()))
         self.shards.mkdir(parents=True, exist_ok=True)
 
