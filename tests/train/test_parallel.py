@@ -129,40 +129,52 @@ def test_new_rows_only_with_the_model_cut_in_two(
     assert all((before[name] == after[name]).all() for name in before if name != "model.embed_tokens.weight")
 
 
-def test_a_rank_that_dies_ends_the_others_by_name(common: list[object], tmp_path: Path) -> None:
-    """Both processes are started by hand, so that no launcher helps."""
-    port = free_port()
-    words = [
-        *map(str, common),
-        *("--num-epochs", "2000", "--plugin", "ddp", "--save-dir", str(tmp_path / "s")),
-    ]
-    ranks = []
-    for rank in range(2):
-        environment = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-        }
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "llmforge", "train", *words],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, **environment, "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
-            )
+def start_two(words: list[str]) -> list[subprocess.Popen[str]]:
+    """Two ranks started by hand, so that no launcher helps."""
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "llmforge", "train", *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
         )
-    metrics = tmp_path / "s" / "metrics.jsonl"
+        for rank in range(2)
+    ]
+
+
+def wait_for_a_step(save_dir: Path, ranks: list[subprocess.Popen[str]]) -> None:
+    metrics = save_dir / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline:
         assert all(process.poll() is None for process in ranks), ranks[0].communicate()[1]
         time.sleep(0.2)
+
+
+def test_a_rank_that_dies_ends_the_others_by_name(common: list[object], tmp_path: Path) -> None:
+    ranks = start_two(
+        [*map(str, common), "--num-epochs", "2000", "--plugin", "ddp", "--save-dir", str(tmp_path / "s")]
+    )
+    wait_for_a_step(tmp_path / "s", ranks)
     ranks[1].send_signal(signal.SIGKILL)
     _, messages = ranks[0].communicate(timeout=60)
     ranks[1].communicate()
     assert ranks[0].returncode == 1
     assert f"rank 1 (process {ranks[1].pid}" in messages
+
+
+def test_a_signal_to_one_rank_saves_and_ends_all(common: list[object], tmp_path: Path) -> None:
+    ranks = start_two(
+        [*map(str, common), "--num-epochs", "2000", "--plugin", "fsdp", "--save-dir", str(tmp_path / "s")]
+    )
+    wait_for_a_step(tmp_path / "s", ranks)
+    ranks[1].send_signal(signal.SIGTERM)
+    for process in ranks:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    steps = len(losses(tmp_path / "s"))
+    assert list((tmp_path / "s").glob(f"epoch-*_step-{steps}/llmforge.json"))
 
 
 def test_a_port_in_use_is_named(common: list[object], tmp_path: Path) -> None:

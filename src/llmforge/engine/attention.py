@@ -62,7 +62,7 @@ def register() -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     for name, function in ((SDPA, by_sdpa), (FLASH, by_flash), (VARLEN, by_varlen), (FLEX, by_flex)):
-        ALL_ATTENTION_FUNCTIONS[name] = torch.compiler.disable(function)
+        ALL_ATTENTION_FUNCTIONS[name] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
 
 
 def available(device: torch.device, dtype: torch.dtype) -> list[str]:

@@ -6,6 +6,9 @@ from typing import Any, cast
 
 import torch
 
+from llmforge.console import say
+from llmforge.engine import attention
+from llmforge.engine.native.engine import PRECISIONS
 from llmforge.engine.protocol import Engine, World
 from llmforge.engine.trainable import parse
 from llmforge.errors import UsageError
@@ -38,11 +41,13 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def choose_plugin(wanted: str, world: World, device: torch.device, parameters: int) -> str:
+def choose_plugin(wanted: str, world: World, device: torch.device, parameters: int, lora: bool) -> str:
     """The plugin to run: `auto` shares the model among processes only where one cannot hold it."""
     if wanted == "auto":
         if world.size == 1:
             return "native"
+        if lora:
+            return "ddp"
         per_process = device_memory(device) / (1 if device.type == "cuda" else world.size)
         return "ddp" if parameters * BYTES_PER_PARAMETER < per_process else "fsdp"
     if wanted == "native" and world.size > 1:
@@ -51,7 +56,23 @@ def choose_plugin(wanted: str, world: World, device: torch.device, parameters: i
         raise UsageError(
             f"--plugin {wanted} needs several processes; start it with torchrun, or use --plugin native."
         )
+    if wanted == "fsdp" and lora:
+        raise UsageError(
+            "--plugin fsdp contradicts --trainable lora: adapters cannot be merged from parts; use ddp."
+        )
     return wanted
+
+
+def choose_attention(config: Any, device: torch.device, precision: str, is_main: bool) -> str:
+    """`--attention`, or flash where `--use-flash-attn` asks for it and it is there."""
+    if not config.use_flash_attn:
+        return str(config.attention)
+    can = attention.available(device, PRECISIONS[precision])
+    if "flash" not in can and is_main:
+        say(
+            f"flash-attn does not run here (it needs a GPU, bf16 or fp16, and the package): {can[0]} is used."
+        )
+    return "flash" if "flash" in can else "auto"
 
 
 def build_engine(
@@ -79,12 +100,12 @@ def build_engine(
         head_chunk=config.head_chunk,
         gradient_checkpointing=config.use_grad_checkpoint,
         compile=config.compile,
-        attention=config.attention,
+        attention=choose_attention(config, device, precision, world.is_main),
         lora_rank=config.lora_rank,
         noise=config.neft_alpha if config.use_neft else 0.0,
         device=str(device),
     )
     size = sum(file.stat().st_size for file in model.glob("*.safetensors")) // 4
     engines = {"native": NativeEngine, "ddp": DDPEngine, "fsdp": FSDPEngine}
-    plugin = choose_plugin(config.plugin, world, device, size)
+    plugin = choose_plugin(config.plugin, world, device, size, lora=config.trainable == "lora")
     return cast(Engine, engines[plugin](settings, world))

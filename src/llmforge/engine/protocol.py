@@ -94,6 +94,7 @@ class Engine(Protocol):
     order.
     """
 
+    family: str  # engines of one family read each other's state: native, colossal
     name: str
     precision: str
     world: World

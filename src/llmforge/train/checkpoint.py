@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,16 @@ def write_checkpoint(path: Path, snapshot: Snapshot, contents: Contents, is_main
     written.
     """
     partial = path.with_name(f".{path.name}.partial")
-    stages = (
-        lambda: _write_model(partial, snapshot, contents) if is_main else None,
-        lambda: snapshot.write_state(partial / "optimizer"),
-        lambda: _complete(partial, path, contents) if is_main else None,
+    stages: tuple[tuple[bool, Callable[[], None]], ...] = (
+        (is_main, lambda: _write_model(partial, snapshot, contents)),
+        (True, lambda: snapshot.write_state(partial / "optimizer")),
+        (is_main, lambda: _complete(partial, path, contents)),
     )
-    for write in stages:
+    for mine, write in stages:
         problem: Exception | None = None
         try:
-            write()
+            if mine:
+                write()
         except Exception as error:  # every library that writes has errors of its own for a full disk
             problem = error
         if not snapshot.agree(problem is None):

@@ -227,7 +227,10 @@ class TrainConfig:
             parts = []
         if not 1 <= len(parts) <= 3 or any(part < 0 for part in parts):
             raise UsageError(f"--time-limit {self.time_limit}: must be seconds, M:SS or H:MM:SS.")
-        return sum(part * 60**power for power, part in enumerate(reversed(parts)))
+        seconds = 0.0
+        for part in parts:
+            seconds = 60 * seconds + part
+        return seconds
 
     def deciding(self) -> dict[str, Any]:
         """The values that decide the bytes of the result, as JSON values."""

@@ -62,13 +62,11 @@ class Shape:
         weights = self.layers * self.layer_parameters + self.vocabulary * self.width
         forward = 2 * weights + 4 * self.layers * self.heads * self.head_width * visible
         wanted = parse(trainable)
-        if wanted.lora:
-            return 2 * forward
-        products = self.trained(trainable) - (
-            0 if self.tied or not (wanted.everything or wanted.embeddings) else self.vocabulary * self.width
-        )
-        attention = forward - 2 * weights if wanted.everything else 0.0
-        return 2 * forward + 2 * products + attention
+        if wanted.everything:
+            return 3 * forward
+        head = self.vocabulary * self.width if wanted.embeddings else 0
+        layers = self.trained(trainable) - self.embedding_parameters * wanted.embeddings
+        return 2 * forward + 2 * (layers + head) * (not wanted.lora)
 
 
 def read_shape(model: Path) -> Shape:

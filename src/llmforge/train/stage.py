@@ -167,6 +167,9 @@ class Stage:
         self.engine.load_state(path / "optimizer")
         self.engine.restore(states["engine"])
         self.position = Position(**states["position"])
+        if states["identity"]["dataset"] != self.data.fingerprint:
+            self._say("the dataset is another one: it is read from its beginning.")
+            self.position.sample = 0
         self.counters = dict(states["counters"])
         self.guard.restore(states["guard"])
         self.seen = unpack(states["seen_new_tokens"], len(self.seen))
@@ -353,7 +356,7 @@ class Stage:
         states = {
             "position": asdict(position),
             "identity": self._identity(),
-            "engine": {"family": "native", "name": self.engine.name, **self.engine.state()},
+            "engine": {"family": self.engine.family, "name": self.engine.name, **self.engine.state()},
             "counters": self.counters,
             "guard": self.guard.state(),
             "rows_per_step": self.deal.rows_per_step,

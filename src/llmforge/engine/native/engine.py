@@ -76,6 +76,7 @@ class NativeEngine:
     chance of a step comes from (seed, step, rank), so there is no generator state to save.
     """
 
+    family = "native"
     name = "native"
 
     def __init__(self, settings: Settings, world: World | None = None) -> None:

@@ -120,7 +120,7 @@ class DDPEngine(_Distributed):
         if last:
             yield
         else:
-            with self.module.no_sync():  # type: ignore[operator, union-attr]
+            with self.module.no_sync():  # type: ignore[operator]
                 yield
 
 

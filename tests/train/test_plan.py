@@ -1,0 +1,73 @@
+"""The plan against what a run really is: exact where it can be, close where it estimates."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmforge.engine.devices import KNOWN, gpu_device
+from llmforge.errors import UsageError
+from llmforge.train.config import make_config
+from llmforge.train.plan import make_plan, read_shape
+
+
+def test_counts_are_those_of_the_run(
+    train: Callable[..., Any],
+    tiny_model: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = make_config(
+        {
+            "pretrained": tiny_model,
+            "dataset": [tiny_data],
+            "save_dir": tmp_path,
+            "micro_batch_size": 4,
+            "num_epochs": 2,
+        }
+    )
+    plan = make_plan(config, tiny_model, KNOWN["h100"], processes=2)
+    assert (plan.parameters, plan.trained_parameters) == (38_624, 38_624)
+    assert (plan.rows_per_step, plan.steps) == (8, 12)
+    assert plan.memory["optimizer"] == 8 * 38_624
+    assert "fsdp" not in plan.render()
+    assert train(micro_batch_size=4, dry_run=True) is None
+    assert "38,624" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    manifest = train(micro_batch_size=4).manifest
+    assert manifest.metrics["steps"] == 11
+
+
+def test_flops_of_what_is_frozen_are_not_counted(tiny_model: Path) -> None:
+    shape = read_shape(tiny_model)
+    everything = shape.flops_per_token("all", 10.0)
+    forward = 2 * (3 * shape.layer_parameters + 336 * 32) + 4 * 3 * 32 * 10
+    assert everything == pytest.approx(3 * forward)
+    embeddings = shape.flops_per_token("new-embeddings", 10.0)
+    assert embeddings == pytest.approx(2 * forward + 2 * 336 * 32)
+
+
+def test_devices_are_found_by_the_name_cuda_gives_them() -> None:
+    found = gpu_device("NVIDIA H100 80GB HBM3", 85_000_000_000)
+    assert found is not None
+    assert (found.bf16, found.memory) == (989e12, 85_000_000_000)
+    assert gpu_device("Some GPU", 1) is None
+
+
+def test_the_command_prints_a_plan(llmforge: Any, tiny_model: Path, tiny_data: Path) -> None:
+    words = ("plan", "--pretrained", tiny_model, "--dataset", tiny_data, "--device")
+    made = json.loads(llmforge(*words, "a100-80gb", "--json").stdout)
+    assert made["memory_bytes"] == sum(made["memory"].values())
+    assert made["tokens_per_second"] > 0
+    refused = llmforge(*words, "abacus", code=2)
+    assert "--device abacus" in refused.stderr
+
+
+def test_unknown_devices_are_refused() -> None:
+    from llmforge.engine.devices import by_name
+
+    with pytest.raises(UsageError, match="h100"):
+        by_name("tpu")
