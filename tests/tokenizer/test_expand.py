@@ -57,7 +57,7 @@ def test_without_closure_pieces_that_need_others_are_listed(byte_level: Path, tm
     pieces = write_pieces(tmp_path / "p.jsonl", ["国家", "thcat"])
     finished = init_tokenizer(byte_level, tmp_path / "with", pieces)
     assert finished.manifest.metrics["pieces"]["closure"] > 0
-    with pytest.raises(UserError, match="no-closure"):
+    with pytest.raises(UserError, match="leave --no-closure out"):
         init_tokenizer(byte_level, tmp_path / "without", pieces, closure=False)
     pieces = write_pieces(tmp_path / "q.jsonl", ["国家", "inat"])
     assert load(byte_level).encode(["inat"])[0].size == 2

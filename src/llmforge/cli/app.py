@@ -21,6 +21,7 @@ TOKENIZER, MODEL, DATA, TRAINING, RESULT, ALL = (
 COMMANDS: dict[str, tuple[str, str]] = {
     "learn-pieces": (TOKENIZER, "Learn new pieces from a corpus by continuing the tokenizer's own BPE."),
     "init-tokenizer": (TOKENIZER, "Add pieces to a tokenizer, and prove that it still works."),
+    "compare-tokenizers": (TOKENIZER, "Compare tokenizers on the same texts."),
     "init-model": (MODEL, "Grow a model's embeddings to a larger tokenizer."),
     "prepare-data": (DATA, "Tokenize a corpus and splice it into balanced buckets of full rows."),
     "inspect-data": (DATA, "Show what a dataset holds."),

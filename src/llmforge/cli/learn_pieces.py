@@ -16,13 +16,17 @@ def learn_pieces(
     source_tokenizer_dir: Annotated[
         Path, typer.Option(help="Tokenizer (or model) directory to learn on top of.")
     ],
-    corpus: Annotated[
-        list[str], typer.Option(help="Texts: .jsonl, .jsonl.gz, .jsonl.zst, .txt, or directories.")
-    ],
     num_pieces: Annotated[
         int, typer.Option(min=1, help="How many pieces to learn, missing characters included.")
     ],
     output: Annotated[Path, typer.Option(help="The jsonl file to write: one piece a line, in merge order.")],
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="Texts: .jsonl, .jsonl.gz, .jsonl.zst, .txt, or directories.")
+    ] = None,
+    word_list: Annotated[
+        list[str] | None,
+        typer.Option(help="Instead of texts: lists of words with frequencies, such as jieba's dict.txt."),
+    ] = None,
     script: Annotated[
         str | None, typer.Option(help="Learn from words of one Unicode script only, such as Han.")
     ] = None,
@@ -37,27 +41,29 @@ def learn_pieces(
 ) -> None:
     """Learn new pieces from a corpus by continuing the tokenizer's own BPE.
 
-    Pieces come in an order in which each can be merged of two that were there before. Give them to
-    init-tokenizer.
+    Pieces come in an order in which each can be merged of two that were there before. Give them to init-tokenizer.
     """
+    from llmforge.errors import UsageError
+
+    if bool(corpus) == bool(word_list):
+        raise UsageError("give either --corpus or --word-list.")
+    limits = (script, min_frequency, max_length)
+    if word_list:
+        from llmforge.tokenizer.word_list import pieces_from_words
+
+        finished = pieces_from_words(
+            source_tokenizer_dir, paths(word_list), output, num_pieces, *limits, overwrite
+        )
+        show_finished(finished, as_json, f"{finished.manifest.outputs['pieces']:,} words.")
+        return
     from llmforge.tokenizer.learn import learn_pieces as learn
 
-    finished = learn(
-        source_tokenizer_dir,
-        paths(corpus),
-        output,
-        num_pieces,
-        script,
-        min_frequency,
-        max_length,
-        seed,
-        overwrite,
-    )
+    finished = learn(source_tokenizer_dir, paths(corpus or []), output, num_pieces, *limits, seed, overwrite)
     metrics = finished.manifest.metrics
-    before, after = metrics["tokens_before"], metrics["tokens_after"]
     show_finished(
         finished,
         as_json,
         f"{finished.manifest.outputs['pieces']:,} pieces from {metrics['words']:,} different words: "
-        f"{metrics['characters']:,} characters in {after:,} tokens, {before:,} before.",
+        f"{metrics['characters']:,} characters in {metrics['tokens_after']:,} tokens, "
+        f"{metrics['tokens_before']:,} before.",
     )

@@ -1,12 +1,13 @@
 """Reading a tokenizer directory, whatever its format, as the one thing that all others can be written as."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from llmforge.errors import UserError
-from llmforge.tokenizer import sentencepiece_model
+from llmforge.tokenizer import sentencepiece_model, tiktoken_ranks
 
 Family = Literal["sentencepiece-bpe", "sentencepiece-unigram", "byte-level-bpe"]
 # How Qwen2's class for `vocab.json` and `merges.txt` cuts a text before the merges; GPT-2's way is built in.
@@ -42,7 +43,9 @@ def read_definition(directory: Path) -> Definition:
         **read_json(directory / "tokenizer_config.json"),
     }
     model_file, json_file = directory / "tokenizer.model", directory / "tokenizer.json"
-    model = sentencepiece_model.read_model(model_file) if model_file.is_file() else None
+    ranks = tiktoken_ranks.find_ranks(directory)
+    proto = model_file.is_file() and model_file != ranks
+    model = sentencepiece_model.read_model(model_file) if proto else None
     if json_file.is_file():
         definition = _checked(read_json(json_file), json_file)
     elif model is not None:
@@ -50,12 +53,18 @@ def read_definition(directory: Path) -> Definition:
         definition = sentencepiece_model.to_tokenizer_json(model, add_bos, add_eos)
     elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
         definition = _from_vocabulary_and_merges(directory, config)
+    elif ranks is not None:
+        definition, special = tiktoken_ranks.read_ranks(ranks)
+        config = {**special, **config}
     else:
         raise UserError(
-            f"{directory} has no tokenizer.json, tokenizer.model, or vocab.json with merges.txt; "
+            f"{directory} has no tokenizer.json, tokenizer.model, vocab.json with merges.txt, or tiktoken "
+            f"ranks; "
             "give the directory of a BPE or unigram tokenizer."
         )
     _add_configured_tokens(definition, directory, config)
+    if definition["model"]["type"] == "Unigram":
+        _shield_control_pieces(definition)
     return Definition(directory, family_of(definition, directory), definition, config, model)
 
 
@@ -203,6 +212,27 @@ def _add_configured_tokens(definition: dict[str, Any], directory: Path, config: 
             }
             definition["added_tokens"].append({**entry, **flags})
     definition["added_tokens"].sort(key=lambda token: token["id"])
+
+
+def _shield_control_pieces(definition: dict[str, Any]) -> None:
+    """Cuts text that spells a special token or a byte piece behind its first character.
+
+    A unigram model of `tokenizers` takes every entry of its vocabulary for text, control tokens too; sentencepiece
+    does not.
+    """
+    special = [token["content"] for token in definition["added_tokens"] if token["special"]]
+    spelled = {
+        re.escape(content[0]) + f"(?={re.escape(content[1:])})" for content in special if len(content) > 1
+    }
+    if definition["model"].get("byte_fallback"):
+        spelled.add("<(?=0x[0-9A-F]{2}>)")
+    pattern = {"Regex": "|".join(sorted(spelled))}
+    shield = {"type": "Split", "pattern": pattern, "behavior": "MergedWithPrevious", "invert": False}
+    others = definition.get("pre_tokenizer")
+    known = [others, *(others or {}).get("pretokenizers", [])]
+    if spelled and shield not in known:
+        parts = [shield] if others is None else [others, shield]
+        definition["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
 
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")

@@ -3,7 +3,7 @@
 import copy
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from llmforge.errors import UserError
 from llmforge.tokenizer import sentencepiece_model as spm
 from llmforge.tokenizer.closure import Additions, ByList, ByScore, close
 from llmforge.tokenizer.definition import Definition, read_json, token_content
-from llmforge.tokenizer.learn import folding_normalizer
+from llmforge.tokenizer.learn import bare_backend, folding_normalizer
 from llmforge.tokenizer.load import Tokenizer, from_definition, load
 from llmforge.tokenizer.pieces import Cleaned, read_pieces
 from llmforge.tokenizer.verify import verify
@@ -31,6 +31,12 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+BPE_STEP = np.float32(1)
+UNIGRAM_STEP = np.float32(
+    1e-4
+)  # scores are logarithms here: 20,000 pieces stay within 2 of the source's last
 
 
 @dataclass(frozen=True)
@@ -95,9 +101,9 @@ def expand(before: Tokenizer, pieces_file: Path, closure: bool = True) -> Expand
     else:
         grown, additions = _grow_json(before, cleaned.pieces, closure)
     if not additions.made:
-        raise UserError(
-            f"{pieces_file}: none of its pieces can be reached without others; leave --no-closure out."
-        )
+        piece, reason = next(iter(additions.unreachable.items()))
+        remedy = "" if closure else "; leave --no-closure out"
+        raise UserError(f"{pieces_file}: none of its pieces would be used ({piece}: {reason}){remedy}.")
     return Expanded(from_definition(grown), cleaned, additions)
 
 
@@ -118,17 +124,38 @@ def _grow_model(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tupl
     definition = before.definition
     model = copy.deepcopy(definition.model)
     _fill(model, before)
-    additions = close(
-        wanted, ByScore({p.piece: p.score for p in model.pieces if p.type == spm.NORMAL}), closure
-    )
-    score = np.float32(min(p.score for p in model.pieces if p.type == spm.NORMAL))
+    scores = {p.piece: p.score for p in model.pieces if p.type == spm.NORMAL}
+    score = np.float32(min(scores.values()))
+    if before.family == "sentencepiece-unigram":
+        additions, step = choose(before, wanted, scores), UNIGRAM_STEP
+    else:
+        additions, step = close(wanted, ByScore(scores), closure), BPE_STEP
     for piece, _ in additions.made:
-        # One lower each time, or as little as a float32 can be where scores are as low as -1e9.
-        score = min(score - np.float32(1), np.nextafter(score, np.float32(-np.inf)))
+        # A step lower each time, or as little as a float32 can be where scores are as low as -1e9.
+        score = min(score - step, np.nextafter(score, np.float32(-np.inf)))
         model.pieces.add(piece=piece, score=float(score), type=spm.NORMAL)
     model.trainer_spec.vocab_size = len(model.pieces)
     grown = {**definition.json, "model": {**definition.json["model"], **spm.model_json(model)}}
     return Definition(definition.directory, definition.family, grown, definition.config, model), additions
+
+
+def choose(before: Tokenizer, wanted: Sequence[str], scores: Mapping[str, float]) -> Additions:
+    """The unigram pieces that will win over their parts: those whose best parts in the source score lower.
+
+    A unigram piece needs no other pieces, so there is no closure. Source: Kudo, arXiv 1804.10959.
+    """
+    floor = min(scores.values()) - float(UNIGRAM_STEP) * (len(wanted) + 1)
+    pieces = before.pieces()
+    result = Additions()
+    for piece, encoding in zip(wanted, bare_backend(before).encode_batch_fast(list(wanted)), strict=True):
+        parts = [pieces[i] for i in encoding.ids]
+        # A part that is no normal piece stands for an unknown character, which scores 10 below everything.
+        total = sum(scores.get(part, -np.inf) for part in parts)
+        if total >= floor:
+            result.unreachable[piece] = f"the source's {' + '.join(parts)} score better"
+        else:
+            result.made.append((piece, None))
+    return result
 
 
 def _fill(model: Any, before: Tokenizer) -> None:

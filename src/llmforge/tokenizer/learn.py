@@ -20,11 +20,11 @@ from llmforge.tokenizer.sentencepiece_model import SPACE
 from llmforge.workspace import Finished, Outcome, Step, run_step
 
 MAX_WORDS = 6_000_000
-# Words of a sentencepiece tokenizer, cut as its own trainer cuts: a space goes with the letters behind it;
-# kanji and kana with one another and with no other letters; a digit, and punctuation, by themselves.
+# Words of a sentencepiece tokenizer, cut as its own trainer cuts: a space goes with what is behind it; kanji and kana
+# with one another and with no other letters; a digit by itself.
 EAST_ASIAN = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
 WORD = regex.compile(
-    rf"[{EAST_ASIAN}]+| ?(?:(?![{EAST_ASIAN}])[\p{{L}}\p{{M}}])+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+|\s"
+    rf" ?[{EAST_ASIAN}]+| ?(?:(?![{EAST_ASIAN}])[\p{{L}}\p{{M}}])+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+|\s"
 )
 
 
@@ -122,9 +122,10 @@ def cutter(tokenizer: Tokenizer, wanted: Any) -> Callable[[str], list[str]]:
 
         return cut_bytes
     folding = folding_normalizer(tokenizer)
+    prefix = " " if tokenizer.pieces()[tokenizer.encode(["a"])[0][0]].startswith(SPACE) else ""
 
     def cut(text: str) -> list[str]:
-        text = folding.normalize_str(text) if folding else text
+        text = prefix + (folding.normalize_str(text) if folding else text)
         words: list[str] = (wanted or WORD).findall(text)
         return [word.replace(" ", SPACE) for word in words]
 

@@ -110,13 +110,27 @@ def model_json(proto: Any) -> dict[str, Any]:
 
 def merges_by_score(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """Every pair of pieces that makes a piece, best score first; of one score, longest left part first."""
-    found: list[tuple[float, int, int, str, str]] = []
+    found: list[tuple[float, list[tuple[str, str]]]] = []
     for piece, score in scores.items():
         splits = [(piece[:i], piece[i:]) for i in range(len(piece) - 1, 0, -1)]
         splits = [(left, right) for left, right in splits if left in scores and right in scores]
-        found.extend((-score, -len(left), -len(right), left, right) for left, right in splits)
-    found.sort(key=lambda entry: entry[:3])
-    return [(left, right) for *_, left, right in found]
+        if splits:
+            found.append((-score, _leftmost_first(splits) if len(splits) > 1 else splits))
+    found.sort(key=lambda entry: (entry[0], -len(entry[1][0][0]), -len(entry[1][0][1])))
+    return [pair for _, splits in found for pair in splits]
+
+
+def _leftmost_first(splits: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs that make one piece, ordered so that the lowest rank is the leftmost pair where two overlap.
+
+    "ab" + "aba" and "aba" + "ba" both make "ababa" and contend in ab|aba|ba. sentencepiece, to which they are equal,
+    takes the left one, so it needs the lower rank.
+    """
+    ordered: list[tuple[str, str]] = []
+    for pair in splits:
+        behind = [i for i, other in enumerate(ordered) if other[0] == pair[1] and other[1] != pair[0]]
+        ordered.insert(min(behind, default=len(ordered)), pair)
+    return ordered
 
 
 def added_tokens(proto: Any) -> list[dict[str, Any]]:

@@ -1,0 +1,48 @@
+"""`llmforge compare-tokenizers`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmforge.cli.options import AsJson, Debug, example, words
+
+
+@example(
+    "llmforge compare-tokenizers smollm2 smollm2-zh-tokenizer",
+    "--corpus zh=news.jsonl en=speeches.jsonl code=stdlib.jsonl --output comparison.html",
+)
+def compare_tokenizers(
+    directories: Annotated[
+        list[Path], typer.Argument(help="Tokenizer (or model) directories.", metavar="DIR...")
+    ],
+    corpus: Annotated[
+        list[str], typer.Option(help="[LABEL=]PATH of samples: .jsonl(.gz, .zst), .txt, or directories.")
+    ],
+    output: Annotated[list[Path] | None, typer.Option(help="Also write it here (.md, .json, .html).")] = None,
+    max_samples: Annotated[
+        int | None, typer.Option(min=1, help="Only the first samples of each label.")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compare tokenizers on the same texts: vocabulary, tokens per character and byte, mean tokens per sample."""
+    from llmforge.tokenizer import compare, compare_report
+
+    outputs = [compare_report.check_output(file) for file in output or []]
+    rows = compare.compare(directories, compare.labelled(words(corpus)), max_samples)
+    for file in outputs:
+        compare_report.write(rows, file)
+    if as_json:
+        print(json.dumps(compare.as_json(rows), ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*compare_report.HEADER)
+    for column in (1, 3, 4, 5, 6):
+        table.columns[column].justify = "right"
+    for row in rows:
+        table.add_row(*compare_report.cells(row))
+    Console().print(table)

@@ -1,0 +1,92 @@
+"""`compare-tokenizers`: what tokenizers make of the same texts, as figures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from llmforge.errors import UserError
+from llmforge.tokenizer import corpus
+from llmforge.tokenizer.load import load
+
+BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tokenizer on the samples of one label.
+
+    `compression` is tokens per character, the ancestor's measure; `tokens_per_byte` counts UTF-8 bytes, which
+    makes languages comparable; `mean_tokens` is the average length of a sample. Nothing is put before or
+    after a sample.
+    """
+
+    tokenizer: str
+    vocabulary: int
+    label: str
+    samples: int
+    characters: int
+    tokens: int
+    compression: float
+    tokens_per_byte: float
+    mean_tokens: float
+
+
+def compare(
+    directories: Sequence[Path], corpora: Mapping[str, Sequence[Path]], max_samples: int | None = None
+) -> list[Row]:
+    """Every tokenizer of `directories` on every label of `corpora`, in that order.
+
+    A sample is a document; `max_samples` takes the first ones of each label.
+    """
+    tokenizers = [load(directory) for directory in directories]
+    names = short_names(directories)
+    rows: dict[tuple[int, str], Row] = {}
+    for label, paths in corpora.items():
+        samples = characters = raw = 0
+        tokens = [0] * len(tokenizers)
+        for texts in _batches(corpus.all_documents(corpus.corpus_files(paths)), max_samples):
+            samples += len(texts)
+            characters += sum(map(len, texts))
+            raw += sum(len(text.encode()) for text in texts)
+            for i, tokenizer in enumerate(tokenizers):
+                tokens[i] += len(tokenizer.encode(texts)[0])
+        if not characters:
+            raise UserError(f"{', '.join(map(str, paths))}: no text to compare on; check the path.")
+        for i, tokenizer in enumerate(tokenizers):
+            shares = (tokens[i] / characters, tokens[i] / raw, tokens[i] / samples)
+            rows[i, label] = Row(names[i], tokenizer.size, label, samples, characters, tokens[i], *shares)
+    return [rows[i, label] for i in range(len(tokenizers)) for label in corpora]
+
+
+def labelled(words: Sequence[str]) -> dict[str, list[Path]]:
+    """`[LABEL=]PATH` words as paths by label; without a label it is the name of the file or directory."""
+    result: dict[str, list[Path]] = {}
+    for word in words:
+        label, equals, path = word.partition("=")
+        if not equals or Path(word).exists():
+            label, path = Path(word).name.split(".")[0] or word, word
+        result.setdefault(label, []).append(Path(path).expanduser())
+    return result
+
+
+def short_names(directories: Sequence[Path]) -> list[str]:
+    """The last part of each path, with as many parts before it as tell all apart."""
+    parts = [directory.resolve().parts for directory in directories]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(one[-length:]) for one in parts]
+        if len(set(names)) == len(set(parts)):
+            return names
+    raise AssertionError("different paths have different parts")
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as JSON objects."""
+    return [asdict(row) for row in rows]
+
+
+def _batches(texts: Iterator[str], limit: int | None) -> Iterator[list[str]]:
+    texts = islice(texts, limit)
+    while batch := list(islice(texts, BATCH)):
+        yield batch

