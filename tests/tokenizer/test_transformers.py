@@ -100,10 +100,9 @@ def test_gigatoken_gives_our_ids(real_input: Callable[[str], Path], tmp_path: Pa
     pieces.write_text(
         "".join(json.dumps({"piece": p}) + "\n" for p in ["我们", "国家", "天气很好", "中华人民共和国"])
     )
-    for name in ("mistral", "smollm2"):
+    for name in ("mistral", "gpt2"):  # SmolLM2 lacks some bytes, which gigatoken refuses
         init_tokenizer(real_input(name), tmp_path / name, pieces)
-        documents = [
-            text for text in TEXTS if "<s>" not in text
-        ]  # which gigatoken takes for the control token
+        # gigatoken takes a special token that is spelled in a text for the token itself.
+        documents = [text for text in TEXTS if "<s>" not in text]
         theirs = gigatoken.Tokenizer(tmp_path / name / "tokenizer.json").encode_batch_list(documents)
         assert theirs == ids_of(load(tmp_path / name), documents)
