@@ -10,7 +10,8 @@ from safetensors import safe_open
 
 from llmforge import model
 from llmforge.errors import UsageError, UserError
-from llmforge.model.grow import Growth, grow
+from llmforge.model.grow import grow
+from llmforge.model.initial import Growth
 from llmforge.model.subtokens import spellings
 from llmforge.tokenizer import load
 

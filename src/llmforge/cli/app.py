@@ -17,7 +17,8 @@ TOKENIZER, MODEL, DATA, TRAINING, RESULT, ALL = (
     "5. Results",
     "All of it",
 )
-# name: (panel, one line of help). The command `a-b` is the function `a_b` of llmforge/cli/a_b.py.
+# name: (panel, one line of help). The command `a-b` is the function `a_b` of llmforge/cli/a_b.py; if that file has a
+# GROUP instead, it is a group of commands, functions by name.
 COMMANDS: dict[str, tuple[str, str]] = {
     "learn-pieces": (TOKENIZER, "Learn new pieces from a corpus by continuing the tokenizer's own BPE."),
     "init-tokenizer": (TOKENIZER, "Add pieces to a tokenizer, and prove that it still works."),
@@ -30,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": (RESULT, "Write a checkpoint as an ordinary Hugging Face model."),
     "evaluate": (RESULT, "Compare models in bits per byte on the same documents."),
     "generate": (RESULT, "Continue a prompt."),
+    "delta": (RESULT, "Write a tuned model as its difference from its base, and back."),
     "run": (ALL, "Run every step of a recipe, skipping what is done."),
 }
 
@@ -55,10 +57,17 @@ class Pipeline(TyperGroup):
 def load_command(name: str) -> Any:
     """The Typer command `name`, its file imported."""
     module = import_module(f"llmforge.cli.{name.replace('-', '_')}")
-    function: Callable[..., None] = getattr(module, name.replace("-", "_"))
-    single = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    single.command(name, cls=ForgeCommand, no_args_is_help=True)(function)
-    return typer.main.get_command(single)
+    group: dict[str, Callable[..., None]] = getattr(module, "GROUP", {})
+    made = typer.Typer(
+        help=COMMANDS[name][1],
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        no_args_is_help=bool(group),
+    )
+    for command, function in (group or {name: getattr(module, name.replace("-", "_"))}).items():
+        made.command(command, cls=ForgeCommand, no_args_is_help=True)(function)
+    return typer.main.get_command(made)
 
 
 app = typer.Typer(

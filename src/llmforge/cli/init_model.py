@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, Overwrite, Seed, example, show_finished
+from llmforge.cli.options import AsJson, Debug, Overwrite, Seed, example, paths, show_finished, words
 
 
 @example(
@@ -20,7 +20,10 @@ def init_model(
     target_model_path: Annotated[Path, typer.Option(help="Where the grown model goes.")],
     init: Annotated[
         str,
-        typer.Option(help="How new rows are made: subtoken-mean, mean or gaussian."),
+        typer.Option(
+            help="How new rows are made: subtoken-mean, mean, gaussian, align or focus (with --corpus), "
+            "donor (with --donor)."
+        ),
     ] = "subtoken-mean",
     head_init: Annotated[
         str,
@@ -41,6 +44,21 @@ def init_model(
             help="Scale new rows to the median norm of old ones. Ruins tied models; measure first.",
         ),
     ] = False,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(help="Texts that align and focus learn from: .jsonl, .txt or directories."),
+    ] = None,
+    donor: Annotated[
+        Path | None, typer.Option(help="For donor: a model directory whose tokenizer has the new pieces.")
+    ] = None,
+    donor_terms: Annotated[int, typer.Option(help="For donor: how many old tokens make a new row.")] = 8,
+    verify_corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="[LABEL=]PATH of texts on which source and grown model are compared in bits per byte, by category: "
+            "at most 50 documents of each, 2,000 characters of each document."
+        ),
+    ] = None,
     seed: Seed = 42,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -51,12 +69,29 @@ def init_model(
     The model is streamed from file to file: only its embedding and head are computed with, every other tensor
     is copied as it is, and the rows of old tokens stay the same bit for bit.
     """
-    from llmforge.model.grow import Growth, grow
+    from llmforge.evaluate.compare import Protocol, compare, markdown
+    from llmforge.evaluate.texts import load_corpora
+    from llmforge.model.grow import grow
+    from llmforge.model.initial import Growth
 
-    growth = Growth(init, head_init, pad_to_multiple_of, tp, norm_correction, seed)
+    protocol = Protocol(max_documents=50, max_characters=2000, by_category=True)
+    heldout = words(verify_corpus or [])
+    if heldout:  # a mistake in them should show before the growing
+        load_corpora(heldout, protocol.max_documents, protocol.max_characters)
+    growth = Growth(init, head_init, pad_to_multiple_of, tp, norm_correction, donor_terms, seed)
     finished = grow(
-        source_model_and_tokenizer_path, target_tokenizer_path, target_model_path, growth, overwrite=overwrite
+        source_model_and_tokenizer_path,
+        target_tokenizer_path,
+        target_model_path,
+        growth,
+        corpus=paths(corpus or []),
+        donor=donor,
+        overwrite=overwrite,
     )
     rows = finished.manifest.outputs["vocabulary"]
     summary = f"{rows['source']:,} ids -> {rows['size']:,} ids in {rows['padded']:,} rows, new rows by {init}"
-    show_finished(finished, as_json, summary)
+    report = {}
+    if heldout:
+        report["step_0"] = compare([source_model_and_tokenizer_path, target_model_path], heldout, protocol)
+        summary += f"\n\n{markdown(report['step_0'])}"
+    show_finished(finished, as_json, summary, **report)

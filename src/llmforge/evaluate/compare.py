@@ -18,13 +18,16 @@ SUFFIXES = (".json", ".md")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How models are measured: what decides the figures. `dtype` is that of the weights."""
+    """How models are measured: what decides the figures. `dtype` is that of the weights; `by_category` labels
+    documents by their own `category` where a source has no label.
+    """
 
     max_length: int = 2048
     max_documents: int | None = None
     max_characters: int | None = None
     batch_tokens: int = 2048
     dtype: str = "float32"
+    by_category: bool = False
 
 
 def compare(models: Sequence[Path], data: Sequence[str], protocol: Protocol) -> Results:
@@ -33,7 +36,9 @@ def compare(models: Sequence[Path], data: Sequence[str], protocol: Protocol) -> 
     `results[model][label]` has `bits_per_byte`, `tokens_per_character` and the counts behind them
     (`llmforge.evaluate.bits.Bits`).
     """
-    corpora = load_corpora(data, protocol.max_documents, protocol.max_characters)
+    corpora = load_corpora(
+        data, protocol.max_documents, protocol.max_characters, protocol.by_category
+    )
     from llmforge.evaluate.bits import measure  # torch, and only once the texts are known to be readable
     from llmforge.evaluate.models import load_model
 

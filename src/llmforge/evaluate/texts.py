@@ -27,9 +27,11 @@ class Corpus:
 
 
 def load_corpora(
-    sources: Sequence[str], max_documents: int | None, max_characters: int | None
+    sources: Sequence[str], max_documents: int | None, max_characters: int | None, by_category: bool = False
 ) -> list[Corpus]:
-    """Reads `[LABEL=]PATH` sources; a label given twice is one corpus, and without one the file's name is the label.
+    """Reads `[LABEL=]PATH` sources; a label given twice is one corpus.
+
+    Without a label, the `category` of each line is its label if `by_category`, and else the file's name.
 
     `max_documents` keeps the first documents of a label, `max_characters` the beginning of each document.
     """
@@ -38,15 +40,18 @@ def load_corpora(
         label, equals, path = source.partition("=")
         if not equals:
             label, path = Path(source).name.split(".")[0], source
-        documents.setdefault(label, []).extend(text[:max_characters] for text in _read(Path(path)))
-    corpora = [Corpus(label, texts[:max_documents]) for label, texts in documents.items()]
-    for corpus in corpora:
-        if not corpus.documents:
-            raise UserError(f"--data {corpus.label}: there is no document with text in it.")
-    return corpora
+        found = False
+        for category, text in _read(Path(path)):
+            own = category if by_category and category and not equals else label
+            documents.setdefault(own, []).append(text[:max_characters])
+            found = True
+        if not found:
+            raise UserError(f"--data {label}: there is no document with text in it.")
+    return [Corpus(label, texts[:max_documents]) for label, texts in documents.items()]
 
 
-def _read(path: Path) -> Iterator[str]:
+def _read(path: Path) -> Iterator[tuple[str | None, str]]:
+    """(category, text) of every document; text files have no category."""
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES]
         if not files:
@@ -56,19 +61,19 @@ def _read(path: Path) -> Iterator[str]:
     elif not path.is_file():
         raise UserError(f"--data {path} does not exist; give a .jsonl or .txt file, or a directory of them.")
     elif path.suffix == ".txt":
-        yield _decoded(path, path.read_bytes(), None)
+        yield None, _decoded(path, path.read_bytes(), None)
     elif path.suffix == ".jsonl":
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                text = _text_of(path, line, number) if line.strip() else ""
+                category, text = _text_of(path, line, number) if line.strip() else (None, "")
                 if text.strip():
-                    yield text
+                    yield category, text
     else:
         raise UserError(f"--data {path} is not a .jsonl or .txt file.")
 
 
-def _text_of(path: Path, line: bytes, number: int) -> str:
-    """The trained text of a line of prepare-data's input: `source` + `target`, or `text`."""
+def _text_of(path: Path, line: bytes, number: int) -> tuple[str | None, str]:
+    """(category, text) of a line of prepare-data's input; the text is `source` + `target`, or `text`."""
     try:
         record = json.loads(_decoded(path, line, number))
     except json.JSONDecodeError as error:
@@ -77,7 +82,8 @@ def _text_of(path: Path, line: bytes, number: int) -> str:
     source, target = fields.get("source") or "", fields.get("target", fields.get("text"))
     if not isinstance(source, str) or not isinstance(target, str):
         raise UserError(f'{path}, line {number}: needs an object with a string "target" or "text".')
-    return source + target
+    category = fields.get("category")
+    return category if isinstance(category, str) else None, source + target
 
 
 def _decoded(path: Path, raw: bytes, number: int | None) -> str:

@@ -84,18 +84,17 @@ def find_vocabulary_tensors(weights: Weights, config: dict[str, Any]) -> Vocabul
     Raises `UserError` if no embedding is found, if it and the head disagree, or if the configuration calls a
     model tied whose head differs from its embedding.
     """
-    embedding = _only(weights, EMBEDDINGS)
-    if embedding is None:
+    embedding, head, bias = (_only(weights, names) for names in (EMBEDDINGS, HEADS, HEAD_BIASES))
+    if embedding is None or (head is None and _might_have_another_head(weights, embedding)):
         embedding_name, head_name = _ask_transformers(weights.directory)
-        embedding = _only(weights, (embedding_name,))
-        head = _only(weights, (head_name,)) if head_name else None
-    else:
-        head = _only(weights, HEADS)
+        embedding = _only(weights, (f"{embedding_name}.weight",))
+        head, bias = (
+            _only(weights, (f"{head_name}.{part}",)) if head_name else None for part in ("weight", "bias")
+        )
     if embedding is None or len(embedding.shape) != 2:
         raise UserError(
             f"{weights.directory}: the input embedding of this architecture was not found among its weights."
         )
-    bias = _only(weights, HEAD_BIASES)
     states = config.get("tie_word_embeddings")
     if head is None:
         if states is False:
@@ -133,6 +132,15 @@ def _only(weights: Weights, endings: tuple[str, ...]) -> Tensor | None:
     return None
 
 
+def _might_have_another_head(weights: Weights, embedding: Tensor) -> bool:
+    """Whether a tensor of another name has the shape of the embedding, as an untied head has."""
+    return any(
+        tensor.shape == embedding.shape
+        for tensor in weights.tensors.values()
+        if tensor.name != embedding.name
+    )
+
+
 def _ask_transformers(directory: Path) -> tuple[str, str | None]:
     """The names of the embedding and the head of an architecture that is not in the lists above, by building
     it without weights."""
@@ -149,8 +157,7 @@ def _ask_transformers(directory: Path) -> tuple[str, str | None]:
     names = {id(module): name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     prefix = f"{model.base_model_prefix}."
-    name = f"{names[id(embedding)]}.weight"
-    return name.removeprefix(prefix), f"{names[id(head)]}.weight" if head is not None else None
+    return names[id(embedding)].removeprefix(prefix), names[id(head)] if head is not None else None
 
 
 def _same_bytes(one: Tensor, other: Tensor) -> bool:

@@ -1,24 +1,54 @@
 """From a checkpoint to an ordinary Hugging Face model directory, tensor by tensor."""
 
+import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from llmforge.errors import UserError
+from llmforge.errors import UsageError, UserError
 from llmforge.model.architecture import find_vocabulary_tensors, read_config, with_vocabulary_size
+from llmforge.model.card import write_card
 from llmforge.model.files import copy_legal_files, copy_tokenizer, write_configs
-from llmforge.model.shards import NewTensor, room_for, write_weights
+from llmforge.model.floats import NAMES, STORAGE, from_float32
+from llmforge.model.shards import NewTensor, packed, room_for, write_weights
+from llmforge.model.verify import verify_export
 from llmforge.model.vocabulary import Vocabulary, check_fits
-from llmforge.model.weights import Tensor, open_weights
+from llmforge.model.weights import Tensor, open_weights, write_all
 from llmforge.tokenizer import load
 from llmforge.workspace import Finished, Outcome, Step, run_step
 
 STEP = "export"
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """`max_shard_size` such as "5GB"; `dtype` one of "float32", "bfloat16", "float16", or "stored" to keep what the
+    checkpoint has; `verify` compares the logits of checkpoint and export before anything is published.
+    """
+
+    max_shard_size: str = "5GB"
+    dtype: str = "stored"
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype != "stored" and self.dtype not in NAMES:
+            raise UsageError(f"--dtype {self.dtype} is not known; choose one of stored, {', '.join(NAMES)}.")
+        _ = self.max_shard_bytes
+
+    @property
+    def max_shard_bytes(self) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", self.max_shard_size.strip().upper())
+        if not found or float(found[1]) <= 0:
+            raise UsageError(
+                f"--max-shard-size {self.max_shard_size} is no size; write it like 5GB or 500MB."
+            )
+        return int(float(found[1]) * UNITS[found[2] or ""])
 
 
 def model_directory(checkpoint: Path) -> Path:
-    """The model directory of `checkpoint`: itself, or the `modeling` folder of a checkpoint or of a whole
-    run.
-    """
+    """The model directory of `checkpoint`: itself, or the `modeling` folder of a checkpoint or of a run."""
     if not checkpoint.exists():
         raise UserError(f"{checkpoint} does not exist; check the path.")
     for directory in (checkpoint / "modeling", checkpoint):
@@ -29,50 +59,67 @@ def model_directory(checkpoint: Path) -> Path:
     )
 
 
-def export(checkpoint: Path, output: Path, *, overwrite: bool = False) -> Finished:
-    """Writes the model of `checkpoint` (`model_directory`), its padding rows cut off, as the step directory
-    `output`.
+def export(checkpoint: Path, output: Path, options: ExportOptions, *, overwrite: bool = False) -> Finished:
+    """Writes the model of `checkpoint` (see `model_directory`), its padding cut off, as the step directory `output`.
+
+    The metrics of a verified export hold `verified`, the largest difference of a logit.
     """
     model = model_directory(checkpoint)
-    step = Step(STEP, output, arguments={}, inputs=[model], overwrite=overwrite)
-    return run_step(step, lambda partial: _build(partial, output, model))
+    arguments = {"max_shard_size": options.max_shard_bytes, "dtype": options.dtype, "verify": options.verify}
+    step = Step(STEP, output, arguments, inputs=[model], overwrite=overwrite)
+    return run_step(step, lambda partial: _build(partial, output, model, options))
 
 
-def _build(partial: Path, output: Path, model: Path) -> Outcome:
+def _build(partial: Path, output: Path, model: Path, options: ExportOptions) -> Outcome:
     weights, config, tokenizer = open_weights(model), read_config(model), load(model)
     tensors = find_vocabulary_tensors(weights, config)
     vocabulary = check_fits(model, tokenizer)
-    if not vocabulary.size <= tensors.rows:
+    if vocabulary.size > tensors.rows:
         raise UserError(
-            f"{model} has {tensors.rows:,} embedding rows and {vocabulary.size:,} ids; it is damaged."
+            f"{model} has {tensors.rows:,} embedding rows for {vocabulary.size:,} ids; it is damaged."
         )
-    names = tensors.names()
-    shards = [
-        [
-            _cut(weights.tensors[name], vocabulary.size)
-            if name in names
-            else NewTensor.copy(weights.tensors[name])
-            for name in shard
-            if name not in tensors.aliases
-        ]
-        for shard in weights.shards
+    exported = Vocabulary(vocabulary.source, vocabulary.size, vocabulary.size)
+    roles = tensors.names()
+    planned = [
+        _exported(tensor, vocabulary.size if name in roles else tensor.rows, options.dtype)
+        for name, tensor in weights.tensors.items()
+        if name not in tensors.aliases
     ]
-    with room_for(output, weights.size):
-        write_weights(partial, shards, STEP)
-        write_configs(partial, with_vocabulary_size(config, vocabulary.size), model)
+    config = with_vocabulary_size(config, vocabulary.size)
+    if options.dtype != "stored":
+        # The key is `torch_dtype` in transformers 4, which transformers 5 reads as well.
+        config = {**config, **{key: options.dtype for key in ("torch_dtype", "dtype") if key in config}}
+        config.setdefault("torch_dtype", options.dtype)
+    with room_for(output, sum(tensor.size for tensor in planned)):
+        write_weights(partial, packed(planned, options.max_shard_bytes), STEP)
+        write_configs(partial, config, model)
         copy_tokenizer(model, partial)
         copy_legal_files(model, partial)
-    exported = Vocabulary(vocabulary.source, vocabulary.size, vocabulary.size)
+        write_card(partial, model, output.name, exported, sum(_elements(tensor) for tensor in planned))
+    metrics: dict[str, Any] = {"rows_cut": tensors.rows - vocabulary.size}
+    if options.verify:
+        metrics["verified"] = verify_export(model, partial, exported)
     return Outcome(
-        outputs={"vocabulary": exported.to_json(), "tokenizer": tokenizer.fingerprint},
-        metrics={"rows_cut": tensors.rows - vocabulary.size},
+        outputs={"vocabulary": exported.to_json(), "tokenizer": tokenizer.fingerprint}, metrics=metrics
     )
 
 
-def _cut(tensor: Tensor, rows: int) -> NewTensor:
-    """The first `rows` rows of `tensor`."""
+def _exported(tensor: Tensor, rows: int, dtype: str) -> NewTensor:
+    """The first `rows` rows of `tensor`, converted to `dtype` if they are floating-point numbers."""
+    shape = (rows, *tensor.shape[1:]) if tensor.shape else ()
+    wanted = tensor.dtype if dtype == "stored" or tensor.dtype not in STORAGE else NAMES[dtype]
 
     def write(file: BinaryIO) -> None:
-        tensor.copy_to(file, rows)
+        if wanted == tensor.dtype:
+            tensor.copy_to(file, rows)
+        else:
+            for _, block in tensor.blocks(rows):
+                write_all(file, from_float32(block, wanted))
 
-    return NewTensor.made(tensor.name, tensor.dtype, (rows, *tensor.shape[1:]), write)
+    if wanted == tensor.dtype:
+        return NewTensor(tensor.name, wanted, shape, rows * tensor.row_bytes, write)
+    return NewTensor.made(tensor.name, wanted, shape, write)
+
+
+def _elements(tensor: NewTensor) -> int:
+    return math.prod(tensor.shape)

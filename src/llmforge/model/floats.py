@@ -17,7 +17,7 @@ STORAGE: dict[str, npt.DTypeLike] = {
     "F16": np.float16,
     "BF16": np.uint16,
 }
-NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def storage_dtype(dtype: str) -> np.dtype[Any]:

@@ -1,7 +1,6 @@
 """Growing a model to a larger tokenizer: only the embedding and the head are computed with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,75 +16,53 @@ from llmforge.model.architecture import (
 )
 from llmforge.model.files import copy_legal_files, copy_tokenizer, write_configs
 from llmforge.model.floats import Float32, from_float32
-from llmforge.model.rows import (
-    Filler,
-    Mixture,
-    OldRows,
-    gaussian_filler,
-    look_at,
-    mean_filler,
-    with_median_norm,
-)
+from llmforge.model.initial import Growth, Initialiser
+from llmforge.model.rows import Filler, OldRows, look_at
 from llmforge.model.shards import NewTensor, room_for, write_weights
-from llmforge.model.subtokens import subtoken_mean
 from llmforge.model.vocabulary import Vocabulary
 from llmforge.model.weights import Tensor, open_weights, write_all
 from llmforge.tokenizer import Tokenizer, load
 from llmforge.workspace import Finished, Outcome, Step, run_step
 
 STEP = "init-model"
-INITS = ("subtoken-mean", "mean", "gaussian")
-HEAD_INITS = ("same", "mean", "first-subtoken")
 WRITTEN_ROWS = 1024
 
 
-@dataclass(frozen=True)
-class Growth:
-    """How new rows are made.
-
-    `init` is one of INITS, `head_init` one of HEAD_INITS. The rows are padded to a multiple of
-    `pad_to_multiple_of * tp`, the tensor-parallel size. `norm_correction` scales every new row to the median
-    norm of the old ones.
-    """
-
-    init: str = "subtoken-mean"
-    head_init: str = "same"
-    pad_to_multiple_of: int = 64
-    tp: int = 1
-    norm_correction: bool = False
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        if self.init not in INITS:
-            raise UsageError(f"--init {self.init} is not known; choose one of {', '.join(INITS)}.")
-        if self.head_init not in HEAD_INITS:
-            raise UsageError(
-                f"--head-init {self.head_init} is not known; choose one of {', '.join(HEAD_INITS)}."
-            )
-        if self.pad_to_multiple_of < 1 or self.tp < 1:
-            raise UsageError("--pad-to-multiple-of and --tp must be 1 or more.")
-
-
 def grow(
-    source_dir: Path, tokenizer_dir: Path, output: Path, growth: Growth, *, overwrite: bool = False
+    source_dir: Path,
+    tokenizer_dir: Path,
+    output: Path,
+    growth: Growth,
+    *,
+    corpus: Sequence[Path] = (),
+    donor: Path | None = None,
+    overwrite: bool = False,
 ) -> Finished:
-    """Writes the model of `source_dir`, grown to the tokenizer of `tokenizer_dir`, as the step directory
-    `output`.
+    """Writes the model of `source_dir`, grown to the tokenizer of `tokenizer_dir`, as the step directory `output`.
+
+    `corpus` is what `align` and `focus` learn from, `donor` a model directory for `donor`.
     """
+    growth.check_inputs(corpus, donor)
     step = Step(
         STEP,
         output,
         arguments=growth.__dict__,
-        inputs=[source_dir, tokenizer_dir],
+        inputs=[source_dir, tokenizer_dir, *corpus, *([donor] if donor else [])],
         overwrite=overwrite,
     )
-    return run_step(step, lambda partial: _build(partial, output, source_dir, tokenizer_dir, growth))
+
+    def build(partial: Path) -> Outcome:
+        source, target = load(source_dir), load(tokenizer_dir)
+        return _build(partial, output, Initialiser(growth, source, target, corpus, donor))
+
+    return run_step(step, build)
 
 
-def _build(partial: Path, output: Path, source_dir: Path, tokenizer_dir: Path, growth: Growth) -> Outcome:
+def _build(partial: Path, output: Path, initialiser: Initialiser) -> Outcome:
+    growth, source, target = initialiser.growth, initialiser.source, initialiser.target
+    source_dir = source.directory
     weights, config = open_weights(source_dir), read_config(source_dir)
     tensors = find_vocabulary_tensors(weights, config)
-    source, target = load(source_dir), load(tokenizer_dir)
     check_extends(source, target)
     vocabulary = _sizes(source_dir, tensors, source, target, growth)
     if tensors.tied and growth.head_init != "same":
@@ -94,18 +71,15 @@ def _build(partial: Path, output: Path, source_dir: Path, tokenizer_dir: Path, g
             "Leave out --head-init, or choose the rule by --init."
         )
 
-    mixture = subtoken_mean(source, target)
-    embedding_mixture, head_mixture = _mixtures(growth, mixture)
     grown: dict[str, NewTensor] = {}
     reports: dict[str, Any] = {}
-    for number, (name, role) in enumerate(tensors.names().items()):
-        tensor = weights.tensors[name]
-        old = look_at(tensor, source.size)
+    for name, role in tensors.names().items():
+        old = look_at(weights.tensors[name], source.size)
         if role != "head_bias":
             reports[role] = _report(name, old, source)
-        chosen = embedding_mixture if role == "embedding" else head_mixture
-        init = growth.init if role == "embedding" or growth.head_init == "same" else growth.head_init
-        grown[name] = _grown(old, vocabulary, _filler(init, chosen, old, growth, number))
+        grown[name] = _grown(old, vocabulary, initialiser.filler(role, old))
+    if tensors.tied:
+        say(f"{source_dir} is tied: its new rows serve as embedding and head, by one rule ({growth.init})")
 
     shards = [
         [
@@ -118,7 +92,7 @@ def _build(partial: Path, output: Path, source_dir: Path, tokenizer_dir: Path, g
     with room_for(output, sum(tensor.size for shard in shards for tensor in shard)):
         write_weights(partial, shards, STEP)
         write_configs(partial, with_vocabulary_size(config, vocabulary.padded), source_dir)
-        copy_tokenizer(tokenizer_dir, partial)
+        copy_tokenizer(target.directory, partial)
         copy_legal_files(source_dir, partial)
     return Outcome(
         outputs={"vocabulary": vocabulary.to_json(), "tokenizer": target.fingerprint},
@@ -127,7 +101,8 @@ def _build(partial: Path, output: Path, source_dir: Path, tokenizer_dir: Path, g
             "source_rows": tensors.rows,
             "new_rows": vocabulary.size - vocabulary.source,
             "padding_rows": vocabulary.padded - vocabulary.size,
-            "rows_without_subtokens": len(mixture.empty),
+            "new_rows_without_subtokens": len(initialiser.subtokens.empty),
+            "new_rows_by_subtokens_instead": initialiser.fallbacks,
             "preflight": reports,
         },
     )
@@ -160,21 +135,6 @@ def _sizes(
     multiple = growth.pad_to_multiple_of * growth.tp
     padded = -(-max(target.size, tensors.rows) // multiple) * multiple
     return Vocabulary(source.size, target.size, padded)
-
-
-def _mixtures(growth: Growth, subtokens: Mixture) -> tuple[Mixture, Mixture]:
-    """What the new rows of the embedding and of the head are mixed from, where they are mixed."""
-    return subtokens, subtokens.first() if growth.head_init == "first-subtoken" else subtokens
-
-
-def _filler(init: str, mixture: Mixture, old: OldRows, growth: Growth, number: int) -> Filler:
-    if init == "mean":
-        filler = mean_filler(old)
-    elif init == "gaussian":
-        filler = gaussian_filler(old, growth.seed + number)
-    else:
-        filler = mixture.filler(old)
-    return with_median_norm(filler, old) if growth.norm_correction else filler
 
 
 def _grown(old: OldRows, vocabulary: Vocabulary, filler: Filler) -> NewTensor:

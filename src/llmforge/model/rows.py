@@ -14,8 +14,6 @@ Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 Bool = npt.NDArray[np.bool_]
 
-# Values gathered at once when rows are mixed: 32 MB of float32.
-GATHERED = 8 << 20
 UNTRAINED_NORM = 0.1
 
 # Gives the new rows `start` to `stop` (counted from the first new row) as float32 [stop - start, row length].
@@ -62,24 +60,24 @@ class OldRows:
 def look_at(tensor: Tensor, count: int) -> OldRows:
     """Reads the first `count` rows of `tensor` once, in blocks."""
     width = tensor.row_bytes // storage_dtype(tensor.dtype).itemsize
-    direction = np.random.default_rng(0).standard_normal(width)
+    directions = np.random.default_rng(0).standard_normal((2, width)).astype(np.float32)
     norms = np.empty(count, np.float32)
-    finite = np.empty(count, np.bool_)
-    mark = np.empty(count, np.float64)
+    marks = np.empty((count, 2), np.float32)
     total, number = np.zeros(width), 0
     for first, block in tensor.blocks(count):
         here = slice(first, first + len(block))
-        finite[here] = np.isfinite(block).all(axis=1)
         with np.errstate(invalid="ignore", over="ignore"):
-            norms[here] = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
-            mark[here] = block @ direction
-        good = finite[here] & (norms[here] > 0)
-        total += block[good].sum(axis=0, dtype=np.float64)
+            norms[here] = np.sqrt(np.einsum("ij,ij->i", block, block))
+            for k, direction in enumerate(directions):
+                marks[here, k] = np.einsum("ij,j->i", block, direction)
+        good = np.isfinite(norms[here]) & (norms[here] > 0)
+        total += (block if good.all() else block[good]).sum(axis=0, dtype=np.float64)
         number += int(good.sum())
+    finite = np.isfinite(norms)
     usable = finite & (norms > 0)
     untrained = usable & (norms < UNTRAINED_NORM * (np.median(norms[usable]) if number else 0))
-    if width > 1:  # equal rows have equal marks, and others hardly ever
-        _, inverse, counts = np.unique(mark, return_inverse=True, return_counts=True)
+    if width > 1:  # equal rows have equal marks (64 bits), and others hardly ever
+        _, inverse, counts = np.unique(marks.view(np.uint64)[:, 0], return_inverse=True, return_counts=True)
         untrained |= usable & (counts[inverse] > 1)
     return OldRows(
         tensor=tensor,
@@ -121,7 +119,11 @@ class Mixture:
         return Mixture(np.concatenate([[0], np.cumsum(counts)]), ids, weights)
 
     def first(self) -> "Mixture":
-        """The first old row of each new row, alone."""
+        """The first old row of each new row, alone.
+
+        As `--head-init first-subtoken`: h(t) = h(s_1), since where the old model would have begun to spell the new
+        piece, it gave the logit of its first sub-token (as EEVE does, arXiv 2402.14714).
+        """
         full = np.diff(self.offsets) > 0
         ids = self.ids[self.offsets[:-1][full]]
         return Mixture(np.concatenate([[0], np.cumsum(full)]), ids, np.ones(len(ids), np.float32))
@@ -161,34 +163,34 @@ class Mixture:
         width = stored.shape[1]
 
         def fill(start: int, stop: int) -> Float32:
-            rows = np.empty((stop - start, width), np.float32)
-            rows[:] = old.mean
-            while start < stop:
-                enough = mixture.offsets[start] + GATHERED // width
-                end = max(start + 1, min(stop, int(np.searchsorted(mixture.offsets, enough, "right")) - 1))
-                window = slice(mixture.offsets[start], mixture.offsets[end])
-                counts = np.diff(mixture.offsets[start : end + 1])
-                if counts.any():
-                    terms = to_float32(stored[mixture.ids[window]], old.tensor.dtype)
-                    terms *= mixture.weights[window][:, None]
-                    full = counts > 0
-                    begins = (mixture.offsets[start:end] - mixture.offsets[start])[full]
-                    rows[len(rows) - (stop - start) :][: end - start][full] = np.add.reduceat(
-                        terms, begins, axis=0
-                    )
-                start = end
+            begins = mixture.offsets[start:stop]
+            counts = np.diff(mixture.offsets[start : stop + 1])
+            rows = np.zeros((stop - start, width), np.float32)
+            rows[counts == 0] = old.mean
+            for term in range(counts.max(initial=0)):  # of all rows at once
+                here = np.flatnonzero(counts > term)
+                j = begins[here] + term
+                gathered = to_float32(stored[mixture.ids[j]], old.tensor.dtype)
+                gathered *= mixture.weights[j][:, None]
+                rows[here] += gathered
             return rows
 
         return fill
 
 
 def mean_filler(old: OldRows) -> Filler:
-    """Every new row is the mean of the old ones."""
+    """`mean`: every new row is the mean of the old ones, e(t) = 1/n sum_s e(s) (Hewitt 2021)."""
     return lambda start, stop: np.repeat(old.mean[None], stop - start, axis=0)
 
 
-def gaussian_filler(old: OldRows, seed: int) -> Filler:
-    """Every new row is drawn from the normal distribution with the mean and covariance of the old ones."""
+def gaussian_filler(old: OldRows, seed: list[int]) -> Filler:
+    """`gaussian`: every new row is drawn from the normal distribution with the mean and covariance of the old ones.
+
+        e(t) ~ N(m, S),   m = 1/n sum_s e(s),   S = 1/n sum_s (e(s) - m)(e(s) - m)^T
+
+    (Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021.) S is taken whole, where
+    transformers' `mean_resizing` shrinks it by 1e9 and so gives all new rows the same values.
+    """
     generator = np.random.default_rng(seed)
     factor = _square_root(old.covariance).astype(np.float32)
 

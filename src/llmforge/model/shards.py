@@ -4,7 +4,7 @@ import errno
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from llmforge.console import progress
 from llmforge.errors import UserError
-from llmforge.model.weights import BYTES, SAFETENSORS, SAFETENSORS_INDEX, Tensor, write_all
+from llmforge.model.weights import BYTES, Tensor, write_all
 
 
 @dataclass(frozen=True)
@@ -37,24 +37,42 @@ class NewTensor:
         return NewTensor(name, dtype, shape, math.prod(shape) * BYTES[dtype], write)
 
 
-def write_weights(directory: Path, shards: Sequence[Sequence[NewTensor]], label: str) -> None:
+def packed(tensors: Iterable[NewTensor], max_size: int) -> list[list[NewTensor]]:
+    """Divides `tensors`, in their order, into shards of at most `max_size` bytes; a larger tensor gets its own."""
+    shards: list[list[NewTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.size > max_size:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.size
+    return shards
+
+
+def write_weights(
+    directory: Path, shards: Sequence[Sequence[NewTensor]], label: str, stem: str = "model"
+) -> None:
     """Writes `shards` to `directory` as safetensors files, with an index if there are several.
 
-    `label` names the work for the progress bar.
+    `label` names the work for the progress bar, `stem` begins the files' names.
     """
     shards = [shard for shard in shards if shard]
     total = sum(tensor.size for shard in shards for tensor in shard)
-    stem = SAFETENSORS.removesuffix(".safetensors")
     placed: dict[str, str] = {}
     with progress(label, total / 1e6, "MB") as advance:
         for number, shard in enumerate(shards, start=1):
             several = len(shards) > 1
-            name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" if several else SAFETENSORS
+            name = (
+                f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" if several else f"{stem}.safetensors"
+            )
             _write_file(directory / name, shard, advance)
             placed.update({tensor.name: name for tensor in shard})
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
-        (directory / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (directory / f"{stem}.safetensors.index.json").write_text(
+            json.dumps(index, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _write_file(path: Path, shard: Sequence[NewTensor], advance: Callable[..., None]) -> None:

@@ -18,7 +18,6 @@ import numpy as np
 from llmforge.errors import UserError
 from llmforge.model.floats import Array, Float32, storage_dtype, to_float32
 
-SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 MAX_HEADER_BYTES = 100 << 20
 # Why copy_file_range may be impossible where read and write are not: other file system, old kernel, odd
@@ -68,18 +67,19 @@ class Tensor:
             return self.load().view(kind).reshape(self.shape)
         return np.memmap(self.path, kind, mode="r", offset=self.offset, shape=self.shape)
 
+    def read(self, start: int, stop: int) -> Array:
+        """The bytes from `start` to `stop` of the tensor, uint8."""
+        if self.load is not None:
+            return self.load()[start:stop]
+        return np.fromfile(self.path, np.uint8, stop - start, offset=self.offset + start)
+
     def blocks(self, stop: int | None = None) -> Iterator[tuple[int, Float32]]:
         """(first row, rows as float32 [at most 16 MB, row length]) from the first row up to row `stop`."""
         kind, stop = storage_dtype(self.dtype), self.rows if stop is None else stop
         step = max(1, BLOCK_BYTES // max(4 * math.prod(self.shape[1:]), 1))
-        loaded = self.array() if self.load is not None else None
         for first in range(0, stop, step):
             count = min(step, stop - first)
-            if loaded is not None:
-                stored = loaded[first : first + count]
-            else:
-                start = self.offset + first * self.row_bytes
-                stored = np.fromfile(self.path, kind, count * self.row_bytes // kind.itemsize, offset=start)
+            stored = self.read(first * self.row_bytes, (first + count) * self.row_bytes).view(kind)
             yield first, to_float32(stored.reshape(count, -1), self.dtype)
 
     def copy_to(self, file: BinaryIO, stop: int | None = None) -> None:
@@ -105,14 +105,17 @@ class Weights:
         return sum(tensor.size for tensor in self.tensors.values())
 
 
-def open_weights(directory: Path) -> Weights:
-    """The weights of a Hugging Face model directory; `UserError` if a file is missing or damaged."""
+def open_weights(directory: Path, stem: str = "model") -> Weights:
+    """The weights of a Hugging Face model directory; `UserError` if a file is missing or damaged.
+
+    `stem` begins the names of its safetensors files.
+    """
     from llmforge.model.pickled import read_pickled
 
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; give the directory of a Hugging Face model.")
     for single, index, read in (
-        (SAFETENSORS, SAFETENSORS_INDEX, read_header),
+        (f"{stem}.safetensors", f"{stem}.safetensors.index.json", read_header),
         (PICKLED, PICKLED_INDEX, read_pickled),
     ):
         if (directory / index).is_file():
@@ -128,9 +131,12 @@ def open_weights(directory: Path) -> Weights:
                 raise UserError(
                     f"{directory / file} lacks the tensor {name} that {index} places in it; copy it again."
                 )
-        return Weights(directory, tensors, tuple(tuple(tensor.name for tensor in shard) for shard in shards))
+        own = tuple(
+            tuple(tensor.name for tensor in shard if tensors[tensor.name] is tensor) for shard in shards
+        )
+        return Weights(directory, tensors, own)
     raise UserError(
-        f"{directory} holds no weights (neither {SAFETENSORS} nor {PICKLED}, whole or with an index)."
+        f"{directory} holds no weights (neither {stem}.safetensors nor {PICKLED}, whole or with an index)."
     )
 
 
