@@ -38,6 +38,7 @@ model.save_pretrained(sys.argv[3])
 @dataclass(frozen=True)
 class Run:
     seconds: float
+    cpu_seconds: float
     peak_mb: float
 
 
@@ -52,7 +53,7 @@ def run(*command: object) -> Run:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{command} failed:\n{said}")
-    return Run(time.perf_counter() - started, usage.ru_maxrss / 1024)
+    return Run(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def llmforge(*words: object) -> Run:
@@ -190,11 +191,14 @@ def measure(work: Path, layers: int, idle: float, peer: bool) -> list[str]:
     print(
         f"\n{parameters / 1e9:.2f} B parameters, {layers} layers, {2 * parameters / 1e9:.2f} GB; idle Python {idle:.0f} MB\n"
     )
-    print("| | seconds | x cp -r | peak MB | above idle MB |\n| --- | ---: | ---: | ---: | ---: |")
+    print(
+        "| | seconds | x cp -r | CPU seconds | peak MB | above idle MB |\n| --- | ---: | ---: | ---: | ---: | ---: |"
+    )
     for name, one in runs.items():
         figures = [
             f"{one.seconds:.1f}",
             f"{one.seconds / copied.seconds:.2f}",
+            f"{one.cpu_seconds:.1f}",
             f"{one.peak_mb:.0f}",
             f"{one.peak_mb - idle:.0f}",
         ]

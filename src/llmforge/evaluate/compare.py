@@ -36,9 +36,7 @@ def compare(models: Sequence[Path], data: Sequence[str], protocol: Protocol) -> 
     `results[model][label]` has `bits_per_byte`, `tokens_per_character` and the counts behind them
     (`llmforge.evaluate.bits.Bits`).
     """
-    corpora = load_corpora(
-        data, protocol.max_documents, protocol.max_characters, protocol.by_category
-    )
+    corpora = load_corpora(data, protocol.max_documents, protocol.max_characters, protocol.by_category)
     from llmforge.evaluate.bits import measure  # torch, and only once the texts are known to be readable
     from llmforge.evaluate.models import load_model
 
