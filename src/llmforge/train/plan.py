@@ -124,14 +124,21 @@ def memory(
     trained = shape.trained(config.trainable)
     low = 2 if precision in ("bf16", "fp16") else 4
     tokens = config.micro_batch_size * length
-    head = min(config.head_chunk, tokens) * shape.vocabulary * (
-        4 + 4 + low
-    ) + shape.vocabulary * shape.width * (low + 4)
+    head = min(config.head_chunk, tokens) * shape.vocabulary * (4 + 4 + low)
+    head += shape.vocabulary * shape.width * (low + 4)
+    kept = activations(shape, tokens, low, config.use_grad_checkpoint)
+    gradients = 4 * trained // share
+    # The peak is in the head, when all activations are kept and only earlier micro-batches have left
+    # gradients, or at the end of the backward pass, when all gradients are there and one layer's
+    # activations.
+    before = gradients if config.accumulation_steps > 1 else 0
+    if before + kept + head < gradients + kept // shape.layers:
+        before, kept, head = gradients, kept // shape.layers, 0
     parts = {
         "weights": 4 * shape.parameters // share,
-        "gradients": 4 * trained // share,
         "optimizer": 8 * trained // share,
-        "activations": activations(shape, tokens, low, config.use_grad_checkpoint),
+        "gradients": before,
+        "activations": kept,
         "head": head,
         "casts": low * shape.layers * shape.layer_parameters if low == 2 and share == 1 else 0,
         "program": PYTHON_AND_TORCH if on_cpu else CUDA_CONTEXT,
