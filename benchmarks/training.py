@@ -233,8 +233,8 @@ def main() -> None:
     result: dict[str, Any] = {"speed": speed, "threads": asked.threads, "rows": asked.micro}
     if not asked.skip_memory:
         peaks = {
-            "chunked head": measure("llmforge", asked.work, 4, 1, asked.threads)["peak_gb"],
-            "bare loop": measure("bare loop", asked.work, 4, 1, asked.threads)["peak_gb"],
+            "chunked head": measure("llmforge", asked.work, 4, 2, asked.threads)["peak_gb"],
+            "bare loop": measure("bare loop", asked.work, 4, 2, asked.threads)["peak_gb"],
         }
         print(
             f"peak memory at batch 4: chunked {peaks['chunked head']:.2f} GB, plain {peaks['bare loop']:.2f} GB, ",
