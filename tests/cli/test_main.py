@@ -27,7 +27,13 @@ def test_every_command_explains_itself_with_an_example(llmforge, name):
     text = llmforge(name, "--help").stdout
     assert "Example:" in text
     assert f"llmforge {name} " in text[text.index("Example:") :]
-    assert "--debug" in text
+
+
+@pytest.mark.parametrize(
+    "words", [["delta", "make"], ["delta", "apply"], *([name] for name in COMMANDS if name != "delta")]
+)
+def test_every_command_can_show_the_traceback(llmforge, words):
+    assert "--debug" in llmforge(*words, "--help").stdout
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])

@@ -58,8 +58,9 @@ def load_command(name: str) -> Any:
     """The Typer command `name`, its file imported."""
     module = import_module(f"llmforge.cli.{name.replace('-', '_')}")
     group: dict[str, Callable[..., None]] = getattr(module, "GROUP", {})
+    examples = [(function.__doc__ or "").partition("Example:") for function in group.values()]
     made = typer.Typer(
-        help=COMMANDS[name][1],
+        help=COMMANDS[name][1] + "".join(f"\n\n{head}{text}" for _, head, text in examples[:1]),
         add_completion=False,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
