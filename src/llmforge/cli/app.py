@@ -48,6 +48,12 @@ class Pipeline(TyperGroup):
         panel, line = COMMANDS[cmd_name]
         return TyperCommand(cmd_name, callback=None, help=line, rich_help_panel=panel)
 
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:  # None would be converted to a bool by pydantic, whose import costs 60 ms
+            option.default = False
+        return option
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         args = [args[0].replace("_", "-"), *args[1:]] if args else args
         name, command, rest = super().resolve_command(ctx, args)
