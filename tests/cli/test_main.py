@@ -36,6 +36,13 @@ def test_every_command_can_show_the_traceback(llmforge, words):
     assert "--debug" in llmforge(*words, "--help").stdout
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_readmes_name_every_command(name):
+    text = (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
+    named = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert set(named) == set(COMMANDS)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_imports_nothing_heavy(arguments):
     code = (
