@@ -39,6 +39,10 @@ def run_training(config: TrainConfig) -> Finished | None:
     anything is loaded where the save directory does not allow the run.
     """
     weights = weights_to_start_from(config)
+    if not (weights / "config.json").is_file():
+        raise UserError(
+            f"--pretrained {weights} is not a Hugging Face model directory: it has no config.json."
+        )
     roots, parts = dataset_roots(config.dataset)
     inputs = [Input(str(path), fingerprint(path)) for path in (weights, *roots)]
     arguments = {**config.deciding(), "parts": parts}
