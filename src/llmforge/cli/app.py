@@ -64,16 +64,18 @@ def load_command(name: str) -> Any:
     """The Typer command `name`, its file imported."""
     module = import_module(f"llmforge.cli.{name.replace('-', '_')}")
     group: dict[str, Callable[..., None]] = getattr(module, "GROUP", {})
-    examples = [(function.__doc__ or "").partition("Example:") for function in group.values()]
+    commands = group or {name: getattr(module, name.replace("-", "_"))}
+    examples = {command: function.__dict__["example"] for command, function in commands.items()}
     made = typer.Typer(
-        help=COMMANDS[name][1] + "".join(f"\n\n{head}{text}" for _, head, text in examples[:1]),
+        help=COMMANDS[name][1],
+        epilog=next(iter(examples.values())),
         add_completion=False,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
         no_args_is_help=bool(group),
     )
-    for command, function in (group or {name: getattr(module, name.replace("-", "_"))}).items():
-        made.command(command, cls=ForgeCommand, no_args_is_help=True)(function)
+    for command, function in commands.items():
+        made.command(command, cls=ForgeCommand, no_args_is_help=True, epilog=examples[command])(function)
     return typer.main.get_command(made)
 
 

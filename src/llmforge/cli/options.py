@@ -63,10 +63,10 @@ def repeat_flags(words: Sequence[str], repeatable: set[str]) -> list[str]:
 
 
 def example(*lines: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Ends the help of a command with a real example of its use."""
+    """Ends the help of a command with a real example of its use, `lines` being one command."""
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
-        command.__doc__ = f"{(command.__doc__ or '').rstrip()}\n\nExample:\n\n\b\n" + " \\\n    ".join(lines)
+        command.__dict__["example"] = "Example:\n\n" + " \\\n\n".join(lines)
         return command
 
     return add

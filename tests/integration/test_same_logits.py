@@ -1,0 +1,45 @@
+"""The exported model is the one in the training process: its logits are compared across processes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+
+
+def test_the_export_gives_the_logits_of_the_training_process(tiny_model, tmp_path, llmforge):
+    (tmp_path / "corpus").mkdir()
+    lines = [json.dumps({"target": f"the cat sat on the mat {i} and ate the rat"}) + "\n" for i in range(100)]
+    (tmp_path / "corpus" / "a.jsonl").write_text("".join(lines))
+    words = ["--data-input-dirs", tmp_path / "corpus", "--tokenizer-dir", tiny_model, "--max-length", 64]
+    llmforge("prepare-data", *words, "--data-output-dir", tmp_path / "data")
+    train = f"""
+import numpy as np, torch
+from pathlib import Path
+from llmforge.train.config import TrainConfig
+from llmforge.train.stage import Stage
+config = TrainConfig(pretrained=Path({str(tiny_model)!r}), dataset=[Path({str(tmp_path / "data")!r})],
+                     save_dir=Path({str(tmp_path / "trained")!r}), max_steps=5, lr=1e-2, mixed_precision="bf16")
+stage = Stage(config, config.pretrained)
+assert stage.run() is not None
+with torch.no_grad():
+    logits = stage.engine.causal.eval()(torch.arange(200)[None]).logits[0].float()
+np.save({str(tmp_path / "logits.npy")!r}, logits.numpy())
+"""
+    done = subprocess.run([sys.executable, "-c", train], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    llmforge("export", "--checkpoint", tmp_path / "trained" / "modeling", "--output-dir", tmp_path / "export")
+    read = f"""
+import numpy as np, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "export")!r}, dtype=torch.float32)
+with torch.no_grad():
+    logits = model(torch.arange(200)[None]).logits[0]
+assert logits.shape[1] == len(AutoTokenizer.from_pretrained({str(tmp_path / "export")!r}))
+np.save({str(tmp_path / "exported.npy")!r}, logits.numpy())
+"""
+    done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    trained, exported = np.load(tmp_path / "logits.npy"), np.load(tmp_path / "exported.npy")
+    assert trained.shape[1] > exported.shape[1]  # padding rows are cut
+    assert np.abs(trained[:, : exported.shape[1]] - exported).max() <= 1e-4
