@@ -28,7 +28,7 @@ from llmforge.errors import UserError
 from llmforge.tokenizer import Tokenizer, load
 from llmforge.workspace import Finished, Outcome, Step, fingerprint, read_manifest, run_step
 
-SAMPLE_CHUNKS, SAMPLE_BYTES = 32, 512 << 10
+SAMPLE_CHUNKS, SAMPLE_BYTES = 32, 256 << 10
 SMALL_INPUT_BYTES = 8 << 20
 STEP, SHARD_STEP = "prepare-data", "prepare-data-shard"
 SUFFIXES = ("ids", "records", "hashes", "minhash", "rejected", "json")
