@@ -7,12 +7,11 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from importlib import import_module
 from typing import Any, Protocol
 
 from llmforge.errors import UserError
 
+PRELOADED = ["pyarrow.json", "llmforge.data.writing", "llmforge.data.shards", "awkward", "gigatoken"]
 KILLED = (
     "a worker process was killed, most likely for want of memory; run the same command again with fewer --workers, "
     "it goes on where it was."
@@ -45,7 +44,9 @@ class LocalRun:
         self.pool: Any = None
 
     def __enter__(self) -> "LocalRun":
-        """Starts the processes, which import what they need while this one goes on."""
+        """Starts the processes: copies of one that has imported what tasks need, and nothing else was done
+        in.
+        """
         if self.workers > 1:
             from concurrent.futures import ProcessPoolExecutor
             from multiprocessing import get_context
@@ -54,9 +55,10 @@ class LocalRun:
             # of giving it back and having every page cleared again.
             os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
             os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
-            self.pool = ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_start_worker)
-            for _ in range(self.workers):
-                self.pool.submit(_import_libraries)
+            context = get_context("forkserver")
+            context.set_forkserver_preload(PRELOADED)
+            self.pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker)
+            self.pool.submit(available_cores)  # so that they start now
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -129,13 +131,6 @@ def _start_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _import_libraries() -> None:
-    """What every task needs, imported before the first comes."""
-    for name in ("pyarrow.json", "llmforge.data.writing", "awkward", "gigatoken"):
-        with suppress(ImportError):
-            import_module(name)
 
 
 def _follow_parent() -> None:

@@ -26,7 +26,7 @@ from llmforge.workspace import fingerprint
 
 DATA_FILE = "data-00000-of-00001.arrow"
 IGNORED = -100
-WINDOW_TOKENS = 4 << 20
+WINDOW_TOKENS = 2 << 20
 WINDOW_ROWS = 256
 ONLY_MASKED = "only masked labels"
 SCHEMA = pa.schema(
@@ -78,6 +78,7 @@ def write_part(settings: PartSettings, number: int, parts: str) -> dict[str, Any
             batch = _window_batch(settings, window, tally)
             if batch.num_rows:
                 stream.write_batch(batch)
+            del batch  # before the next window is made
     _write_dataset_files(temporary)
     figures = tally.figures(settings.categories)
     held = figures_path.with_suffix(f".json.{os.getpid()}.tmp")
