@@ -73,7 +73,7 @@ def main() -> None:
 def table(found: dict[str, Measure], tokenizer: str, share: float) -> str:
     """The result in Markdown."""
     rates = {way: size / seconds for way, (seconds, _, size, _) in found.items()}
-    work = {way: size / cpu for way, (_, cpu, size, _) in found.items()}
+    work = {way: size / cpu for way, (_, cpu, size, _) in found.items() if cpu}
     lines = [
         f"{cores()} cores, tokenizer {tokenizer}, rows of {MAX_LENGTH:,} tokens, peers on {share:.0%} of the documents",
         "",
@@ -82,7 +82,7 @@ def table(found: dict[str, Measure], tokenizer: str, share: float) -> str:
     ]
     for way, (seconds, _, size, tokens) in found.items():
         times = f"{rates['llmforge'] / rates[way]:.1f} x"
-        computing = f"{work[way] / 1e6:.2f} | {work['llmforge'] / work[way]:.1f} x"
+        computing = f"{work[way] / 1e6:.2f} | {work['llmforge'] / work[way]:.1f} x" if way in work else "|"
         lines.append(
             f"| {way} | {size / 1e6:.1f} | {seconds:.1f} | {rates[way] / 1e6:.1f} | {tokens / seconds:,.0f} | {times} | "
             f"{computing} |"
@@ -229,10 +229,10 @@ def run_datatrove(work: Path) -> Measure:
         DocumentTokenizer(str(work / "datatrove"), str(tokenizer), save_final_metadata=False),
     ]
     LocalPipelineExecutor(steps, tasks=cores(), workers=cores(), logging_dir=str(work / "logs")).run()
-    seconds, cpu = since(began)
+    seconds, _ = since(began)
     width = 2 if len(json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]) <= 65536 else 4
     tokens = sum(file.stat().st_size // width for file in (work / "datatrove").rglob("*.ds"))
-    return seconds, cpu, text_size(work), tokens
+    return seconds, 0.0, text_size(work), tokens  # its workers' time cannot be had from here
 
 
 def run_trl(work: Path) -> Measure:
