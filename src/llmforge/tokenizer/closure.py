@@ -91,9 +91,15 @@ class ByList:
             return []
 
     def add(self, piece: str, pair: Pair | None) -> None:
+        """Lists the merge of `pair`, and behind it those of all other two parts that spell a new piece."""
+        new = piece not in self.pieces
         self.pieces.add(piece)
-        if pair is not None:
-            self.ranks[pair] = float(len(self.ranks))
+        if pair is None:
+            return
+        self.ranks.setdefault(pair, float(len(self.ranks)))
+        for i in range(1, len(piece)) if new else ():
+            if piece[:i] in self.pieces and piece[i:] in self.pieces:
+                self.ranks.setdefault((piece[:i], piece[i:]), float(len(self.ranks)))
 
 
 def close(wanted: Sequence[str], model: Growing, closure: bool = True) -> Additions:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-SLACK = 0.9
+SLACK = 0.8
 TABLE_BITS = (
     22  # a hashed table of pair frequencies: collisions only cost time, every candidate is counted exactly
 )
@@ -36,9 +36,9 @@ class Rules:
 
     `pieces` are the strings by id. Ids from `first_missing` on are characters that the tokenizer lacks: such
     a one is made a piece of its own as soon as the tokens it saves (`saved` for each time it occurs) are
-    worth it, and merges only then. `shared`: a piece may be made of any two parts (sentencepiece), so a
-    second pair that spells a known piece is merged for nothing; otherwise (merges are listed) such a pair is
-    left alone.
+    worth it, and merges only then. A second pair that spells a new piece is merged for nothing; one that spells
+    a piece below `first_missing` only if it is `shared` between all pairs that spell it (sentencepiece), and not
+    where merges are listed, because a listed merge of an old piece would change old texts.
     """
 
     pieces: list[str]
@@ -63,7 +63,7 @@ def learn(
     words: Words, rules: Rules, number: int, advance: Callable[[float], None] = lambda _: None
 ) -> Learned:
     """Up to `number` new pieces; fewer when no pair occurs `min_frequency` times any more."""
-    corpus = _Corpus(words, rules)
+    corpus = _Corpus(words, rules, number)
     learned = Learned(tokens_before=corpus.tokens(), tokens_after=0)
     while len(learned.pieces) < number:
         found = corpus.round(number - len(learned.pieces))
@@ -80,17 +80,18 @@ def learn(
 class _Corpus:
     """The corpus as it stands between rounds.
 
-    `token` (int32) and `weight` (int64, the frequency of its word) per position; `linked`: the next position
-    belongs to the same word and the two may still become one.
+    Per position: `token` (int32), `weight` (float64, the frequency of its word), `linked` (the next position belongs
+    to the same word and the two may become one) and `place` (uint32, where in `table` the pair that begins here is
+    counted; 0 for none). `table` (float64) holds the frequencies of all pairs, those of one place added together.
     """
 
-    def __init__(self, words: Words, rules: Rules) -> None:
+    def __init__(self, words: Words, rules: Rules, number: int) -> None:
         self.rules = rules
         self.pieces = rules.pieces
         self.ids = {piece: i for i, piece in enumerate(rules.pieces) if piece}
         lengths = np.diff(words.offsets)
         self.token = words.ids.copy()
-        self.weight = np.repeat(words.counts, lengths)
+        self.weight = np.repeat(words.counts.astype(np.float64), lengths)
         self.linked = np.ones(len(self.token), dtype=bool)
         self.linked[words.offsets[1:][lengths > 0] - 1] = False
         missing = len(self.pieces) - rules.first_missing
@@ -99,8 +100,11 @@ class _Corpus:
             self.token[waiting] - rules.first_missing, self.weight[waiting], minlength=missing
         )
         self.gain = gains.astype(np.int64) * rules.saved
-        self.active = np.ones(len(self.pieces), dtype=bool)
-        self.active[rules.first_missing :] = False
+        self.active = np.ones(len(self.pieces) + number, dtype=bool)
+        self.active[rules.first_missing : len(self.pieces)] = False
+        self.place = np.zeros(len(self.token), dtype=np.uint32)
+        self.table = np.zeros(1 << TABLE_BITS)
+        self._count(np.arange(len(self.token) - 1))
 
     def tokens(self) -> int:
         """Tokens in the corpus, each missing character counting for what it takes now."""
@@ -138,47 +142,40 @@ class _Corpus:
         Keys and frequencies of the pairs; where pairs are (position, index of its pair), by position; and the
         frequency that is near enough.
         """
-        left, right = self.token[:-1], self.token[1:]
-        valid = self.linked[:-1] & self.active[left] & self.active[right]
-        hashed = _hash(left, right)
-        table = np.bincount(hashed, self.weight[:-1] * valid, minlength=1 << TABLE_BITS)
+        best_gain = int(self.gain.max(initial=0))
+        bound = max(int(self.table.max()), best_gain)
         while True:
-            best = max(float(table.max()), float(self.gain.max(initial=0)))
-            least = max(int(SLACK * best), self.rules.min_frequency)
-            where = np.flatnonzero((table >= least)[hashed] & valid)
-            keys, which = np.unique((left[where].astype(np.int64) << 32) | right[where], return_inverse=True)
+            least = max(int(SLACK * bound), self.rules.min_frequency)
+            where = np.flatnonzero((self.table >= least)[self.place])
+            pairs = (self.token[where].astype(np.int64) << 32) | self.token[where + 1]
+            keys, which = np.unique(pairs, return_inverse=True)
             counts = np.bincount(which, self.weight[where], minlength=len(keys)).astype(np.int64)
             refused = np.array([not self._may_be_made(key) for key in keys.tolist()], dtype=bool)
             if refused.any():
-                valid[where[refused[which]]] = False
+                self._uncount(where[refused[which]])
                 self.linked[where[refused[which]]] = False
                 counts[refused] = 0
-            table[table >= least] = 0
-            np.maximum.at(table, _hash(keys >> 32, keys), counts)
-            if (
-                max(table.max(), self.gain.max(initial=0)) >= best * (1 + SLACK) / 2
-                or best < self.rules.min_frequency
-            ):
+            if max(counts.max(initial=0), best_gain) >= least or least == self.rules.min_frequency:
                 return keys, counts, where, which, least
-            # What looked best was two pairs in one place of the table, or may not be made: look again below
-            # it.
+            # What looked best was several pairs in one place, or may not be made: all pairs are rarer than that.
+            bound = least
 
     def _joined(self, key: int) -> str:
         return self.pieces[key >> 32] + self.pieces[key & 0xFFFFFFFF]
 
     def _may_be_made(self, key: int) -> bool:
         joined = self._joined(key)
-        return self.rules.allowed(joined) and (self.rules.shared or joined not in self.ids)
+        return self.rules.allowed(joined) and (
+            self.rules.shared or self.ids.get(joined, self.rules.first_missing) >= self.rules.first_missing
+        )
 
     def _id_of(self, piece: str, frequency: int, found: list[tuple[str, int]]) -> int:
-        """The id of `piece`, new if need be and then noted in `found`; -1 where it may not be made twice."""
-        known = self.ids.get(piece)
-        if known is not None:
-            return known if self.rules.shared else -1
+        """The id of `piece`, new if need be and then noted in `found`."""
+        if piece in self.ids:
+            return self.ids[piece]
         found.append((piece, frequency))
         self.ids[piece] = len(self.pieces)
         self.pieces.append(piece)
-        self.active = np.append(self.active, True)
         return len(self.pieces) - 1
 
     def _take_characters(self, least: int, room: int) -> list[tuple[str, int]]:
@@ -191,20 +188,52 @@ class _Corpus:
         ]
         self.active[taken] = True
         self.gain[worth] = 0
+        if found:
+            chosen = np.zeros(len(self.pieces), dtype=bool)
+            chosen[taken] = True
+            here = np.flatnonzero(chosen[self.token])
+            self._count(np.union1d(here, here - 1))
         return found
 
     def _merge(self, where: Array, target: Array) -> None:
-        """Makes the tokens at `where` and behind it one, `target`."""
+        """Makes the tokens at `where` (ascending after sorting) and behind them one, `target`."""
+        order = np.argsort(where)
+        where, target = where[order], target[order]
+        self._uncount(np.concatenate([where - 1, where, where + 1]))
         self.token[where] = target
         self.linked[where] = self.linked[where + 1]
         kept = np.ones(len(self.token), dtype=bool)
         kept[where + 1] = False
-        self.token, self.weight, self.linked = self.token[kept], self.weight[kept], self.linked[kept]
+        self.token, self.weight = self.token[kept], self.weight[kept]
+        self.linked, self.place = self.linked[kept], self.place[kept]
+        where = where - np.arange(len(where))
+        self._count(np.union1d(where - 1, where))
+
+    def _count(self, where: Array) -> None:
+        """Notes the pairs that begin at `where` (each once), if they may merge and are not noted yet."""
+        where = where[(where >= 0) & (where < len(self.token) - 1)]
+        where = where[self.linked[where] & (self.place[where] == 0)]
+        left, right = self.token[where], self.token[where + 1]
+        both = self.active[left] & self.active[right]
+        where, left, right = where[both], left[both], right[both]
+        place = _place(left, right)
+        self.place[where] = place
+        self.table += np.bincount(place, self.weight[where], minlength=len(self.table))
+
+    def _uncount(self, where: Array) -> None:
+        """Takes the pairs that begin at `where` out of the table, those that are in it."""
+        where = np.unique(where[(where >= 0) & (where < len(self.token))])
+        where = where[self.place[where] != 0]
+        self.table -= np.bincount(self.place[where], self.weight[where], minlength=len(self.table))
+        self.place[where] = 0
 
 
-def _hash(left: npt.NDArray[np.integer], right: npt.NDArray[np.integer]) -> npt.NDArray[np.uint32]:
-    mixed = left.astype(np.uint32) * np.uint32(0x9E3779B1) + right.astype(np.uint32) * np.uint32(0x85EBCA77)
-    return mixed >> np.uint32(32 - TABLE_BITS)
+def _place(left: npt.NDArray[np.int32], right: npt.NDArray[np.int32]) -> npt.NDArray[np.uint32]:
+    mixed: npt.NDArray[np.uint32] = left.astype(np.uint32) * np.uint32(0x9E3779B1)
+    mixed += right.astype(np.uint32) * np.uint32(0x85EBCA77)
+    mixed >>= np.uint32(32 - TABLE_BITS)
+    mixed[mixed == 0] = 1
+    return mixed
 
 
 def _leftmost_best(where: Array, ranks: Array) -> Array:
