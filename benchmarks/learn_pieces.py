@@ -7,7 +7,7 @@
     ours-byte-level      llmforge learn-pieces on SmolLM2's tokenizer
     bpe-continue         bpe-continue on SmolLM2's tokenizer
 
-Each runs in a process of its own, on the same text in the form it reads fastest.
+Each runs in a process of its own and reads the same file, a line at a time.
 """
 
 import argparse
@@ -27,11 +27,10 @@ NAMES = ("ours-sentencepiece", "sentencepiece", "ours-byte-level", "bpe-continue
 
 
 def write_corpus(work: Path, megabytes: float) -> None:
-    """`corpus.jsonl` and `corpus.txt`, the same poems, of at most `megabytes` of text."""
+    """`corpus.txt`, poems of at most `megabytes`."""
     left = megabytes * 1e6
     with (
         (fetch("poetry") / "poetry.jsonl").open(encoding="utf-8") as lines,
-        (work / "corpus.jsonl").open("w", encoding="utf-8") as jsonl,
         (work / "corpus.txt").open("w", encoding="utf-8") as plain,
     ):
         for line in lines:
@@ -39,7 +38,6 @@ def write_corpus(work: Path, megabytes: float) -> None:
             left -= len(text.encode())
             if left < 0:
                 break
-            jsonl.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
             plain.write(text + "\n")
 
 
@@ -49,7 +47,7 @@ def run(name: str, work: Path, pieces: int) -> None:
         from llmforge.tokenizer.learn import learn_pieces
 
         source = fetch("mistral" if name == "ours-sentencepiece" else "smollm2")
-        learn_pieces(source, [work / "corpus.jsonl"], work / f"{name}.jsonl", pieces)
+        learn_pieces(source, [work / "corpus.txt"], work / f"{name}.jsonl", pieces)
     elif name == "sentencepiece":
         import sentencepiece
 

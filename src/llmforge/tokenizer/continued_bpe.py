@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-SLACK = 0.8
+SLACK = 0.6
 TABLE_BITS = (
     22  # a hashed table of pair frequencies: collisions only cost time, every candidate is counted exactly
 )
@@ -192,14 +192,14 @@ class _Corpus:
             chosen = np.zeros(len(self.pieces), dtype=bool)
             chosen[taken] = True
             here = np.flatnonzero(chosen[self.token])
-            self._count(np.union1d(here, here - 1))
+            self._count(here, here - 1)
         return found
 
     def _merge(self, where: Array, target: Array) -> None:
         """Makes the tokens at `where` (ascending after sorting) and behind them one, `target`."""
         order = np.argsort(where)
         where, target = where[order], target[order]
-        self._uncount(np.concatenate([where - 1, where, where + 1]))
+        self._uncount(where - 1, where, where + 1)
         self.token[where] = target
         self.linked[where] = self.linked[where + 1]
         kept = np.ones(len(self.token), dtype=bool)
@@ -207,25 +207,30 @@ class _Corpus:
         self.token, self.weight = self.token[kept], self.weight[kept]
         self.linked, self.place = self.linked[kept], self.place[kept]
         where = where - np.arange(len(where))
-        self._count(np.union1d(where - 1, where))
+        self._count(where - 1, where)
 
-    def _count(self, where: Array) -> None:
-        """Notes the pairs that begin at `where` (each once), if they may merge and are not noted yet."""
-        where = where[(where >= 0) & (where < len(self.token) - 1)]
-        where = where[self.linked[where] & (self.place[where] == 0)]
-        left, right = self.token[where], self.token[where + 1]
+    def _count(self, *where: Array) -> None:
+        """Notes the pairs that begin at `where`, if they may merge and are not noted yet."""
+        begin = np.flatnonzero(self._marked(where) & self.linked & (self.place == 0))
+        left, right = self.token[begin], self.token[begin + 1]
         both = self.active[left] & self.active[right]
-        where, left, right = where[both], left[both], right[both]
-        place = _place(left, right)
-        self.place[where] = place
-        self.table += np.bincount(place, self.weight[where], minlength=len(self.table))
+        begin = begin[both]
+        place = _place(left[both], right[both])
+        self.place[begin] = place
+        self.table += np.bincount(place, self.weight[begin], minlength=len(self.table))
 
-    def _uncount(self, where: Array) -> None:
+    def _uncount(self, *where: Array) -> None:
         """Takes the pairs that begin at `where` out of the table, those that are in it."""
-        where = np.unique(where[(where >= 0) & (where < len(self.token))])
-        where = where[self.place[where] != 0]
-        self.table -= np.bincount(self.place[where], self.weight[where], minlength=len(self.table))
-        self.place[where] = 0
+        begin = np.flatnonzero(self._marked(where) & (self.place != 0))
+        self.table -= np.bincount(self.place[begin], self.weight[begin], minlength=len(self.table))
+        self.place[begin] = 0
+
+    def _marked(self, where: tuple[Array, ...]) -> npt.NDArray[np.bool_]:
+        """A mask of all positions of the corpus that are in one of `where`."""
+        mask = np.zeros(len(self.token), dtype=bool)
+        for positions in where:
+            mask[positions[(positions >= 0) & (positions < len(mask))]] = True
+        return mask
 
 
 def _place(left: npt.NDArray[np.int32], right: npt.NDArray[np.int32]) -> npt.NDArray[np.uint32]:

@@ -80,8 +80,8 @@ def _learn(
         of_script = f" in the script {script}" if script else ""
         raise UserError(f"{', '.join(map(str, corpora))}: no text{of_script} to learn from.")
     words, rules = prepare(tokenizer, counted, min_frequency, max_length)
-    length = character_counter(tokenizer)
-    metrics["characters"] = sum(length(word) * count for word, count in counted.items())
+    lengths = np.fromiter(map(character_counter(tokenizer), counted), dtype=np.int64, count=len(counted))
+    metrics["characters"] = int(lengths @ words.counts)
     counted.clear()
     with console.progress("learning", float(number), "pieces") as advance:
         learned = learn(words, rules, number, advance)
@@ -193,7 +193,7 @@ def prepare(
     bare = _bare(tokenizer)
     first_missing = len(pieces)
     if tokenizer.family != "byte-level-bpe":
-        missing = sorted({c for word in counted for c in word} - set(pieces))
+        missing = sorted(set("".join(counted)) - set(pieces))
         pieces += missing
         if bare["model"]["type"] == "Unigram":
             # Low enough to be chosen only where nothing else can be.
