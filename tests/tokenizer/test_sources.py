@@ -159,3 +159,17 @@ def test_tekken_ids_are_mistrals_own(real_input: Callable[[str], Path]) -> None:
         for line, _ in zip(lines, range(100), strict=False):
             text = json.loads(line)["target"]
             assert ours.encode([text])[0].tolist() == theirs.encode(text, False, False)
+
+
+def test_sentencepiece_of_which_only_tokenizer_json_is_left(sentencepiece_bpe: Path, tmp_path: Path) -> None:
+    pieces = write_pieces(tmp_path / "p.jsonl", ["国家", "我们的", "the old man"])
+    init_tokenizer(sentencepiece_bpe, tmp_path / "both", write_pieces(tmp_path / "q.jsonl", ["们"]))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "tokenizer.json").write_bytes((tmp_path / "both" / "tokenizer.json").read_bytes())
+    assert load(bare).fingerprint == load(tmp_path / "both").fingerprint
+    finished = init_tokenizer(bare, tmp_path / "out", pieces)
+    gates = finished.manifest.metrics["gates"]
+    assert gates["parity"] is None
+    assert gates["reachability"]["unreachable"] == gates["reachability"]["source_lost"] == 0
+    assert not (tmp_path / "out" / "tokenizer.model").exists()
