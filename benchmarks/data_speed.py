@@ -9,8 +9,10 @@ llmforge, on all the cores that this process may use (`taskset` limits them):
 
     llmforge        the command `llmforge prepare-data`: jsonl in, spliced Arrow out, start-up and all
     encode_batch    `tokenizers.Tokenizer.encode_batch_fast` alone, texts in memory before, ids thrown away
-    datasets.map    load_dataset, then map with the same tokenizer and a loop that packs rows, one process per
-    core datatrove       its JsonlReader and DocumentTokenizer, one task per core
+    datasets.map    load_dataset, then map with a transformers tokenizer and a loop that packs rows, as the
+                    language modeling examples of transformers do, one process per core
+    datasets.map*   the same with encode_batch_fast instead: ids alone, nothing that is not needed
+    datatrove       its JsonlReader and DocumentTokenizer, one task per core
     TRL             pack_dataset("bfd_split") alone, on documents that were tokenized before
 
 `--share` gives the peers that share of the documents, evenly drawn; rates are per second, so they stay
@@ -31,7 +33,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 CORPUS = {"poetry": 60, "kernel": 24, "stdlib": 30}
@@ -192,20 +196,36 @@ def run_encode_batch(work: Path) -> Measure:
 
 
 def run_datasets_map(work: Path) -> Measure:
-    import datasets
+    import transformers
+
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(work / "tokenizer/tokenizer.json"), model_max_length=1 << 40
+    )
+    return map_and_pack(work, lambda batch: tokenizer(batch["text"]))
+
+
+def run_lean_datasets_map(work: Path) -> Measure:
     import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(work / "tokenizer/tokenizer.json"))
+    return map_and_pack(
+        work, lambda batch: {"input_ids": [one.ids for one in tokenizer.encode_batch_fast(batch["text"])]}
+    )
+
+
+def map_and_pack(work: Path, encode: Callable[[dict[str, list[str]]], Any]) -> Measure:
+    import datasets
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     datasets.disable_progress_bars()
-    tokenizer = tokenizers.Tokenizer.from_file(str(work / "tokenizer/tokenizer.json"))
-
-    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return {"input_ids": [one.ids for one in tokenizer.encode_batch_fast(batch["text"])]}
 
     def pack(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
-        stream = [i for ids in batch["input_ids"] for i in ids]
-        rows = [stream[i : i + MAX_LENGTH] for i in range(0, len(stream), MAX_LENGTH)]
-        return {"input_ids": rows, "labels": [list(row) for row in rows]}
+        rows = {}
+        for name, lists in batch.items():
+            stream = list(chain.from_iterable(lists))
+            rows[name] = [stream[i : i + MAX_LENGTH] for i in range(0, len(stream), MAX_LENGTH)]
+        rows["labels"] = [list(row) for row in rows["input_ids"]]
+        return rows
 
     files = [str(path) for path in sorted((work / "peers").glob("*.jsonl"))]
     began = clock()
@@ -214,7 +234,10 @@ def run_datasets_map(work: Path) -> Measure:
     rows = data.map(pack, batched=True, num_proc=cores())
     rows.save_to_disk(str(work / "map"))
     seconds, cpu = since(began)
-    return seconds, cpu, text_size(work), sum(len(row["input_ids"]) for row in rows)
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    shutil.rmtree(work / "cache")
+    shutil.rmtree(work / "map")
+    return seconds, cpu, text_size(work), tokens
 
 
 def run_datatrove(work: Path) -> Measure:
@@ -254,6 +277,7 @@ WAYS: dict[str, Callable[[Path], Measure]] = {
     "llmforge": run_llmforge,
     "encode_batch": run_encode_batch,
     "datasets.map": run_datasets_map,
+    "datasets.map*": run_lean_datasets_map,
     "datatrove": run_datatrove,
     "TRL": run_trl,
 }

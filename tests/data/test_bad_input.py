@@ -82,14 +82,13 @@ def test_a_line_of_50_mb(prepare: Prepare, tmp_path: Path) -> None:
 
 def test_a_line_that_is_too_long_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "LONGEST_LINE", 1000)
-    monkeypatch.setattr(reading, "BLOCK_BYTES", 600)
     lines = [*GOOD[:3], json.dumps({"target": "x" * 5000}), *GOOD[3:6]]
     for name, data in (
         ("x.jsonl", "\n".join(lines).encode()),
         ("y.jsonl.gz", gzip.compress("\n".join(lines).encode())),
     ):
         (tmp_path / name).write_bytes(data)
-        blocks = list(read_blocks(find_chunks([tmp_path / name])[0], Fields()))
+        blocks = list(read_blocks(find_chunks([tmp_path / name])[0], Fields(), block_bytes=600))
         assert sum(map(len, blocks)) == 6
         (bad,) = [one for block in blocks for one in block.rejected]
         assert bad.line == 4

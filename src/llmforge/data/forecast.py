@@ -31,7 +31,7 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
     """
     tokenizer = open_tokenizer(options.tokenizer_dir)
     chunks = find_chunks(options.inputs)
-    choice = choose_backend(tokenizer, list(sample_texts(chunks, options.fields)))
+    choice = choose_backend(tokenizer, sample_texts(chunks, options.fields))
     total = sum(chunk.size for chunk in chunks)
     count = min(len(chunks), SAMPLE_CHUNKS)
     lengths, categories, text_bytes, disk_bytes, seconds = [], Counter[str](), 0, 0.0, 0.0

@@ -7,7 +7,7 @@ parts.
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from llmforge.data.quality import QualitySettings, contaminant_codes, read_block
 from llmforge.data.reading import read_blocks
 from llmforge.data.shards import ShardSettings, Summary, make_shard, read_summary, shard_path
 from llmforge.data.sources import Chunk, find_chunks
-from llmforge.data.workers import LocalRun, RayRun, available_cores
+from llmforge.data.workers import LocalRun, RayRun, available_cores, warm_up
 from llmforge.errors import UserError
 from llmforge.tokenizer import Tokenizer, load
 from llmforge.workspace import Finished, Outcome, Step, fingerprint, read_manifest, run_step
 
-SAMPLE_CHUNKS, SAMPLE_BYTES = 32, 256 << 10
+SAMPLE_CHUNKS, SAMPLE_BYTES, SAMPLE_BLOCK_BYTES = 32, 256 << 10, 64 << 10
 SMALL_INPUT_BYTES = 8 << 20
 STEP, SHARD_STEP = "prepare-data", "prepare-data-shard"
 SUFFIXES = ("ids", "records", "hashes", "minhash", "rejected", "json")
@@ -38,8 +38,11 @@ def prepare_data(options: PrepareOptions) -> Finished:
     """Prepares the dataset (or, with `shard`, one part of the way to it); `UserError` for what the user can
     mend.
     """
-    tokenizer = open_tokenizer(options.tokenizer_dir)
     chunks = find_chunks(options.inputs)
+    workers = options.workers or (1 if _is_small(chunks) else available_cores())
+    if workers > 1 and not options.ray:
+        warm_up()
+    tokenizer = open_tokenizer(options.tokenizer_dir)
     if options.dedup == "near":
         minhash_library()
     arguments = options.arguments(tokenizer.fingerprint)
@@ -51,9 +54,17 @@ def prepare_data(options: PrepareOptions) -> Finished:
             shard_dir(options.output, number, count),
             {**arguments, "shard": [number, count]},
         )
-        return run_step(step, lambda partial: _Preparation(options, tokenizer, chunks, partial).make_shards())
+        return run_step(
+            step, lambda partial: _Preparation(options, tokenizer, chunks, partial, workers).make_shards()
+        )
     step = _step(options, STEP, options.output, arguments)
-    return run_step(step, lambda partial: _Preparation(options, tokenizer, chunks, partial).make_dataset())
+    return run_step(
+        step, lambda partial: _Preparation(options, tokenizer, chunks, partial, workers).make_dataset()
+    )
+
+
+def _is_small(chunks: Sequence[Chunk]) -> bool:
+    return sum(chunk.size for chunk in chunks) < SMALL_INPUT_BYTES
 
 
 def open_tokenizer(directory: Path) -> Tokenizer:
@@ -69,19 +80,19 @@ def shard_dir(output: Path, number: int, count: int) -> Path:
     return output.with_name(f"{output.name}.shards") / f"{number}-of-{count}"
 
 
-def sample_texts(chunks: Sequence[Chunk], fields: Fields, size: int = SAMPLE_BYTES) -> Iterator[str]:
+def sample_texts(chunks: Sequence[Chunk], fields: Fields, size: int = SAMPLE_BYTES) -> list[str]:
     """Documents from the beginnings of evenly spaced chunks, some `size` bytes, the same on every machine."""
     count = min(len(chunks), SAMPLE_CHUNKS)
+    texts: list[str] = []
     for i in range(count):
         left = size // count
-        for block in read_blocks(chunks[i * len(chunks) // count], fields):
-            for text in block.text:
-                if left <= 0:
-                    break
-                value = text.as_py()
-                left -= len(value.encode())
-                yield value
-            break
+        block = next(read_blocks(chunks[i * len(chunks) // count], fields, SAMPLE_BLOCK_BYTES), None)
+        for text in block.text if block else ():
+            if left <= 0:
+                break
+            texts.append(text.as_py())
+            left -= len(texts[-1].encode())
+    return texts
 
 
 def _step(options: PrepareOptions, name: str, output: Path, arguments: dict[str, Any]) -> Step:
@@ -92,14 +103,12 @@ class _Preparation:
     """One run, in the hidden directory `partial`."""
 
     def __init__(
-        self, options: PrepareOptions, tokenizer: Tokenizer, chunks: list[Chunk], partial: Path
+        self, options: PrepareOptions, tokenizer: Tokenizer, chunks: list[Chunk], partial: Path, workers: int
     ) -> None:
-        self.options, self.tokenizer, self.chunks = options, tokenizer, chunks
+        self.options, self.tokenizer, self.chunks, self.workers = options, tokenizer, chunks, workers
         self.partial = partial.resolve()
         self.work = self.partial / ".work"
         self.shards, self.encoder = self.work / "shards", self.work / "encoder"
-        small = sum(chunk.size for chunk in chunks) < SMALL_INPUT_BYTES
-        self.workers = options.workers or (1 if small else available_cores())
 
     def make_dataset(self) -> Outcome:
         """All of it: shards (or those of other machines), bins, parts."""
@@ -108,7 +117,7 @@ class _Preparation:
         if not done.is_file():
             self._make_work()
             with self._runner() as run_all:
-                choice = self._choose_backend(self._gather_shards() if self.options.merge else None)
+                choice = self._choose_backend(run_all, self._gather_shards() if self.options.merge else None)
                 summaries = self._make(self.chunks, choice, run_all)
                 self._check_rejected(self.chunks, summaries)
                 assembly = Assembly(
@@ -136,7 +145,7 @@ class _Preparation:
         self._make_work()
         chunks = chunks_of_shard(self.chunks, *self.options.shard)
         with self._runner() as run_all:
-            choice = self._choose_backend()
+            choice = self._choose_backend(run_all)
             summaries = self._make(chunks, choice, run_all)
         for summary in summaries:
             for suffix in SUFFIXES:
@@ -167,12 +176,15 @@ class _Preparation:
     def _runner(self) -> LocalRun | RayRun:
         return RayRun(self.options.ray) if self.options.ray else LocalRun(self.workers)
 
-    def _choose_backend(self, given: Choice | None = None) -> Choice:
+    def _choose_backend(self, run_all: LocalRun | RayRun, given: Choice | None = None) -> Choice:
         """gigatoken or tokenizers, by documents from all over the corpus; a resumed run keeps its choice."""
         path = self.work / "choice.json"
         if path.is_file():
             return Choice(**json.loads(path.read_text(encoding="utf-8")))
-        choice = given or choose_backend(self.tokenizer, list(sample_texts(self.chunks, self.options.fields)))
+        choice = given
+        if choice is None:
+            (sample,) = run_all(sample_texts, [(self.chunks, self.options.fields)])
+            choice = choose_backend(self.tokenizer, sample)
         say(f"encoding with {choice.backend}: {choice.reason}")
         save_encoder(self.tokenizer, choice.backend, self.encoder)
         _write_json(path, choice.__dict__)

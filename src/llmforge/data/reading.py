@@ -84,13 +84,13 @@ class Block:
         return replace(self.take(np.arange(n)), size=self.size * n // max(1, len(self)))
 
 
-def read_blocks(chunk: Chunk, fields: Fields) -> Iterator[Block]:
-    """The documents of `chunk` in order, some 8 MB of text at a time."""
+def read_blocks(chunk: Chunk, fields: Fields, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """The documents of `chunk` in order, some `block_bytes` of text at a time."""
     if chunk.kind == ".parquet":
-        yield from _parquet_blocks(chunk, fields)
+        yield from _parquet_blocks(chunk, fields, block_bytes)
         return
     before = position = 0
-    for data, reached in _line_blocks(chunk):
+    for data, reached in _line_blocks(chunk, block_bytes):
         size, position = reached - position, reached
         if isinstance(data, Rejection):
             lines = 1 if data.line else 0
@@ -107,7 +107,7 @@ def read_blocks(chunk: Chunk, fields: Fields) -> Iterator[Block]:
         before += lines
 
 
-def _line_blocks(chunk: Chunk) -> Iterator[tuple[bytes | Rejection, int]]:
+def _line_blocks(chunk: Chunk, block_bytes: int) -> Iterator[tuple[bytes | Rejection, int]]:
     """Blocks of whole lines, or a `Rejection` (line 1: one line, 0: the rest of the file) where something is
     lost.
 
@@ -121,7 +121,7 @@ def _line_blocks(chunk: Chunk) -> Iterator[tuple[bytes | Rejection, int]]:
             left -= _skip_line(stream) - 1  # a line that began before belongs to the chunk before
         held = b""
         while left is None or left > 0:
-            data, damage = _read(stream, BLOCK_BYTES if left is None else min(BLOCK_BYTES, left))
+            data, damage = _read(stream, block_bytes if left is None else min(block_bytes, left))
             if left is not None:
                 left -= len(data)
                 if left <= 0 and not data.endswith(b"\n"):
@@ -318,7 +318,7 @@ def _documents(
     return Block(target, source_bytes, category, numbers, rejected, lines, size)
 
 
-def _parquet_blocks(chunk: Chunk, fields: Fields) -> Iterator[Block]:
+def _parquet_blocks(chunk: Chunk, fields: Fields, block_bytes: int) -> Iterator[Block]:
     import pyarrow.parquet as pq
 
     try:
@@ -337,7 +337,9 @@ def _parquet_blocks(chunk: Chunk, fields: Fields) -> Iterator[Block]:
     columns = [name for name in fields.names if name in present]
     done = 0
     try:
-        for batch in file.iter_batches(_rows_per_block(file), row_groups=groups, columns=columns):
+        for batch in file.iter_batches(
+            _rows_per_block(file, block_bytes), row_groups=groups, columns=columns
+        ):
             numbers = np.arange(len(batch)) + 1 + done
             done += len(batch)
             table = pa.table(
@@ -351,10 +353,10 @@ def _parquet_blocks(chunk: Chunk, fields: Fields) -> Iterator[Block]:
         yield _empty_block([Rejection(0, reason, rows - done)], rows - done)
 
 
-def _rows_per_block(file: Any) -> int:
+def _rows_per_block(file: Any, block_bytes: int) -> int:
     groups = range(file.metadata.num_row_groups)
     size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
-    return int(min(max(1, BLOCK_BYTES * file.metadata.num_rows // max(1, size)), 1 << 20))
+    return int(min(max(1, block_bytes * file.metadata.num_rows // max(1, size)), 1 << 20))
 
 
 def _unusable(schema: pa.Schema, fields: Fields) -> str:

@@ -15,7 +15,7 @@ from llmforge.errors import UserError
 KINDS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 # Small enough that work is shared evenly and little is lost to a kill, large enough that 10 TB make few
 # files.
-SMALLEST_CHUNK, LARGEST_CHUNK, WANTED_CHUNKS = 8 << 20, 1 << 30, 4096
+SMALLEST_CHUNK, LARGEST_CHUNK, WANTED_CHUNKS = 4 << 20, 1 << 30, 4096
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,14 @@ from typing import Any, Protocol
 
 from llmforge.errors import UserError
 
-PRELOADED = ["pyarrow.json", "llmforge.data.writing", "llmforge.data.shards", "awkward", "gigatoken"]
+PRELOADED = [
+    "llmforge.data.without_pandas",
+    "pyarrow.json",
+    "llmforge.data.writing",
+    "llmforge.data.shards",
+    "awkward",
+    "gigatoken",
+]
 KILLED = (
     "a worker process was killed, most likely for want of memory; run the same command again with fewer --workers, "
     "it goes on where it was."
@@ -34,6 +41,20 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def warm_up() -> None:
+    """Starts the process whose copies the workers are, so that it imports what they need while this one is
+    busy.
+    """
+    from multiprocessing import forkserver
+
+    # Read once, when a process starts: glibc then keeps the memory of one block for the next, instead of
+    # giving it back and having every page cleared again.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
+    forkserver.set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()
+
+
 class LocalRun:
     """Runs in `workers` processes, kept from one call to the next; with one, or for a single task, in this
     one.
@@ -51,12 +72,8 @@ class LocalRun:
             from concurrent.futures import ProcessPoolExecutor
             from multiprocessing import get_context
 
-            # Read once, when a process starts: glibc then keeps the memory of one block for the next, instead
-            # of giving it back and having every page cleared again.
-            os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
-            os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
+            warm_up()
             context = get_context("forkserver")
-            context.set_forkserver_preload(PRELOADED)
             self.pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker)
             self.pool.submit(available_cores)  # so that they start now
         return self
