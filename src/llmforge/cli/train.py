@@ -23,10 +23,15 @@ def train(config: Path | None = None, as_json: bool = False, debug: bool = False
     """
     from llmforge.train.run import run_training
 
+    if finished := run_training(read_flags(config, **flags)):
+        show_finished(finished, as_json)
+
+
+def read_flags(config: Path | None, **flags: Any) -> TrainConfig:
+    """The configuration that the options of the command and the YAML file `config` mean."""
     for name in ("dataset", "holdout"):
         flags[name] = paths([str(word) for word in flags[name] or []])
-    if finished := run_training(make_config(flags, config)):
-        show_finished(finished, as_json)
+    return make_config(flags, config)
 
 
 def _signature() -> inspect.Signature:

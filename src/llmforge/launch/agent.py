@@ -1,0 +1,188 @@
+"""What runs on every host: answers the check, or runs one command and ends it when it is told to.
+
+The source of this file is sent over ssh and executed there, so that a host without llmforge, or with another version
+of it, can say so itself; hence the standard library alone. Standard input carries one JSON request, and then lines:
+
+    beat     the launcher is alive; after LOST_SECONDS without one, everything is ended
+    stop     let the workers save and end (SIGTERM to each of them, not to torchrun, which kills after 30 s)
+    kill     end at once; so does the end of the input, which is what a dead launcher or connection leaves
+
+Everything that the command starts carries LLMFORGE_JOB in its environment, by which it is found at the end.
+"""
+
+import contextlib
+import fcntl
+import glob
+import json
+import os
+import queue
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+LOST_SECONDS = 30.0
+TERM_SECONDS = 3.0
+SIOCGIFADDR = 0x8915
+NOTHING = b"\n"
+
+
+def main() -> None:
+    """Reads the request, does it, and exits."""
+    request = json.loads(sys.stdin.buffer.readline())
+    os.environ.update(request["environment"])
+    os.environ["PATH"] = os.pathsep.join(
+        [os.path.dirname(request["python"]), os.environ.get("PATH", os.defpath)]
+    )
+    if request["action"] == "check":
+        print(json.dumps(check(request)), flush=True)
+        return
+    os.environ["LLMFORGE_JOB"] = request["job"]
+    if request["action"] == "sweep":
+        sweep(request["job"])
+        return
+    os.chdir(request["directory"])
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface_to(request["master"])):
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+    code = run(request["words"], request["job"])
+    sys.stdout.flush()
+    os._exit(code)  # a thread still waits for orders, and an ordinary exit would wait for its lock
+
+
+def check(request: dict[str, Any]) -> dict[str, Any]:
+    """What the launcher wants to know of this host; `missing` are paths, `contents` fingerprints by path."""
+    answer: dict[str, Any] = {"gpus": gpus(), "directory": os.path.isdir(request["directory"])}
+    if not answer["directory"]:
+        return answer
+    os.chdir(request["directory"])
+    answer["missing"] = [path for path in request["paths"] if not os.path.exists(os.fsencode(path))]
+    answer["contents"] = {path: recorded_fingerprint(path) for path in request["paths"]}
+    words = [request["python"], "-m", "llmforge.launch.identity"]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True)
+    try:
+        answer["identity"] = json.loads(done.stdout)
+    except ValueError:
+        answer["fault"] = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no output"])[-1]
+    if request["port"]:
+        answer["port_free"] = is_free(request["port"])
+    return answer
+
+
+def gpus() -> int:
+    """Number of NVIDIA GPUs that a process here sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([word for word in visible.split(",") if word.strip() and not word.strip().startswith("-")])
+    return len(glob.glob("/dev/nvidia[0-9]*"))
+
+
+def recorded_fingerprint(path: str) -> Any:
+    """What the llmforge.json of an output, or of the dataset to which a part belongs, says that it holds."""
+    for above in (".", "..", "../.."):
+        manifest = os.path.join(path, above, "llmforge.json")
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(manifest, "rb") as file:
+            return json.load(file)["outputs"]["fingerprint"]
+    return None
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def interface_to(master: str) -> str | None:
+    """The network interface whose address leads to `master`; gloo would take the one of the host's name."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((master, 9))
+        except OSError:
+            return None
+        address = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                found = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                if socket.inet_ntoa(found[20:24]) == address or (name == "lo" and address.startswith("127.")):
+                    return name
+    return None
+
+
+def run(words: list[str], job: str) -> int:
+    """Runs `words` until it ends or is ended; its exit code as a shell gives it."""
+    child = subprocess.Popen(
+        [word.encode("utf-8", "surrogateescape") for word in words], stdin=subprocess.DEVNULL
+    )
+    orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    signal.signal(signal.SIGTERM, lambda *_: orders.put(b"stop\n"))
+    threading.Thread(target=listen, args=(orders,), daemon=True).start()
+    heard = time.monotonic()
+    while child.poll() is None:
+        order = NOTHING
+        with contextlib.suppress(queue.Empty):
+            order = orders.get(timeout=0.1)
+        if order == b"beat\n":
+            heard = time.monotonic()
+        elif order == b"stop\n":
+            workers = children(child.pid)
+            for worker in workers:
+                send(worker, signal.SIGTERM)
+            if not workers:
+                send(child.pid, signal.SIGTERM)
+        elif order != NOTHING or time.monotonic() - heard > LOST_SECONDS:
+            send(child.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(TERM_SECONDS)
+            break
+    sweep(job)
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+def listen(orders: queue.SimpleQueue[bytes]) -> None:
+    for line in sys.stdin.buffer:
+        orders.put(line)
+    orders.put(b"")
+
+
+def children(parent: int) -> list[int]:
+    """Ids of the direct children of a process."""
+    found: list[int] = []
+    for file in glob.glob(f"/proc/{parent}/task/*/children"):
+        with contextlib.suppress(OSError), open(file) as lines:
+            found += [int(word) for word in lines.read().split()]
+    return found
+
+
+def sweep(job: str) -> None:
+    """Kills every process of the job that is left."""
+    mark = f"LLMFORGE_JOB={job}".encode()
+    for _ in range(20):
+        left = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if belongs(pid, mark)]
+        if not left:
+            return
+        for pid in left:
+            send(pid, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def belongs(pid: int, mark: bytes) -> bool:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+        return pid != os.getpid() and mark in file.read().split(b"\0")
+    return False
+
+
+def send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""`llmforge launch` on this machine, and what it refuses before it talks to anybody."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmforge.errors import UserError
+from llmforge.launch.hosts import Ssh, read_hostfile
+
+
+@pytest.fixture
+def hostfile(tmp_path: Path) -> Any:
+    def write(text: str) -> Path:
+        (tmp_path / "hostfile").write_text(text, encoding="utf-8")
+        return tmp_path / "hostfile"
+
+    return write
+
+
+@pytest.fixture
+def ssh(tmp_path: Path) -> Ssh:
+    """Two names for one address, one for another, and one behind a gate."""
+    lines = "Host a b\n  HostName 127.0.0.9\nHost c\n  HostName 127.0.0.10\nHost far\n  ProxyJump gate\n"
+    (tmp_path / "ssh_config").write_text(lines)
+    return Ssh(config=tmp_path / "ssh_config")
+
+
+def test_a_hostfile_names_hosts_in_order_and_may_hold_comments(hostfile: Any, ssh: Ssh) -> None:
+    hosts = read_hostfile(hostfile("# the cluster\n\nc\n me@a   # the second\nlocalhost\nfar\n"), ssh)
+    assert [host.name for host in hosts] == ["c", "me@a", "localhost", "far"]
+    assert [host.address for host in hosts] == ["127.0.0.10", "127.0.0.9", "localhost", "far"]
+    assert [host.is_local for host in hosts] == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a\nc\n\na\n", "hostfile:4: a is on line 1 already; remove one."),
+        ("a\nc\nb\n", "hostfile:3: b is on line 1 already under the name a; remove one."),
+        ("localhost\n127.0.0.1\n", "hostfile:2: 127.0.0.1 is on line 1 already under the name localhost"),
+        ("a\nno-such-host.invalid\n", "hostfile:2: no-such-host.invalid is not a known host"),
+        ("a slots=8\n", 'hostfile:1: "a slots=8": a line holds a host name alone'),
+        ("-oProxyCommand=touch\n", 'hostfile:1: "-oProxyCommand=touch" is not a host name'),
+        ("a; rm\n", 'hostfile:1: "a; rm" is not a host name'),
+        ("# nobody\n", "names no host"),
+    ],
+)
+def test_a_wrong_hostfile_is_refused_with_its_line(hostfile: Any, ssh: Ssh, text: str, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_hostfile(hostfile(text), ssh)
+    assert sentence in str(error.value)
+
+
+def test_a_missing_hostfile_is_refused(tmp_path: Path, ssh: Ssh) -> None:
+    with pytest.raises(UserError, match="one host a line"):
+        read_hostfile(tmp_path / "absent", ssh)
+
+
+TRAIN = ("--", "train", "--pretrained", "m", "--dataset", "d", "--save-dir", "s")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["--", "export", "--checkpoint", "c"], 2, '"export" cannot be launched on hosts'),
+        ([*TRAIN, "--learning-rate", "1"], 2, "No such option"),
+        ([*TRAIN, "--min-lr-ratio", "7"], 2, "--min-lr-ratio 7.0: must lie between 0 and 1"),
+        (["--env", "NOT_SET_HERE", *TRAIN], 2, "--env NOT_SET_HERE: this variable is not set here"),
+        (["--hostfile", "absent", *TRAIN], 1, "--hostfile absent: No such file"),
+    ],
+)
+def test_wrong_use_is_refused_before_any_host_is_asked(
+    llmforge: Any, words: list[str], code: int, sentence: str
+) -> None:
+    done = llmforge("launch", *words, code=code)
+    assert sentence in " ".join(done.stderr.replace("│", " ").split())
+    assert "checking" not in done.stderr
+
+
+def test_a_dry_run_shows_the_commands_and_no_values_of_variables(
+    llmforge: Any, hostfile: Any, ssh: Ssh
+) -> None:
+    words = ["--hostfile", hostfile("a\nc\n"), "--ssh-config", ssh.config, "--ssh-port", 2200]
+    more = ["--nproc-per-node", 4, "--env", "TOKEN", "--dry-run", "--", "train", "--dataset", "语料 data"]
+    out = llmforge("launch", *words, *more, "--pretrained", "m", "--save-dir", "s", TOKEN="s3cret").stdout
+    assert "a: ssh -T -a -x -o BatchMode=yes" in out
+    assert "-p 2200" in out
+    torchrun = "-m torch.distributed.run --nnodes=2 --node-rank=1 --nproc-per-node=4 --master-addr=127.0.0.9"
+    assert f"{torchrun} --master-port=29500 -m llmforge train --dataset '语料 data'" in out
+    assert "TOKEN" in out
+    assert "s3cret" not in out
+
+
+def test_this_machine_is_checked_too(llmforge: Any, workplace: Path, tmp_path: Path) -> None:
+    words = ["--pretrained", workplace / "model", "--dataset", workplace / "nowhere", "--save-dir", tmp_path]
+    done = llmforge("launch", "--", "train", *words, code=1)
+    assert f"localhost: lacks {workplace / 'nowhere'}" in done.stderr
+    assert "error: not ready: localhost; nothing was started." in done.stderr
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        words[3] = workplace / "语料 data"
+        done = llmforge("launch", "--master-port", port, "--", "train", *words, code=1)
+    assert f"localhost: uses port {port} already" in done.stderr
+
+
+def test_a_worker_that_fails_fails_the_launch(
+    llmforge: Any, workplace: Path, flags: list[str], tmp_path: Path
+) -> None:
+    port = free_port()
+    flags = [word if word != "ddp" else "native" for word in flags]
+    command = [*("launch", "--nproc-per-node", "2", "--master-port", port), "--", *flags]
+    done = subprocess.run(
+        [sys.executable, "-m", "llmforge", *map(str, command), "--save-dir", str(tmp_path / "s")],
+        cwd=workplace,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "--plugin native is one process, but 2 were started" in done.stderr
+    assert (
+        done.stderr.splitlines()[-1] == "error: localhost ended with exit code 1 (its lines above say why)."
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_nothing_runs_on_when_the_launcher_is_killed(
+    workplace: Path, flags: list[str], tmp_path: Path
+) -> None:
+    save_dir = tmp_path / "s"
+    command = ["launch", "--nproc-per-node", "2", "--master-port", free_port(), "--", *flags]
+    launcher = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "llmforge",
+            *map(str, command),
+            "--num-epochs",
+            "99999",
+            "--save-dir",
+            save_dir,
+        ],
+        cwd=workplace,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (save_dir / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    launcher.kill()
+    launcher.wait()
+    while workers(save_dir) and time.monotonic() < deadline + 20:
+        time.sleep(0.1)
+    assert (save_dir / "metrics.jsonl").is_file()
+    assert workers(save_dir) == []
+
+
+def workers(save_dir: Path) -> list[str]:
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (directory / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if os.fsencode(save_dir) in words:
+            found.append(directory.name)
+    return found

@@ -1,0 +1,165 @@
+"""One training on two hosts, each with its own sshd: the curve of two processes here, and one end for both."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LONG = ("--num-epochs", "100000")
+
+
+def losses(save_dir: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (save_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def job_processes(save_dir: Path) -> list[str]:
+    """Processes anywhere on this machine that work on `save_dir`."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (directory / "cmdline").read_bytes().decode().split("\0")
+        except (OSError, UnicodeDecodeError):
+            continue
+        if str(save_dir) in words:
+            found.append(" ".join(words))
+    return found
+
+
+class Launched:
+    """`llmforge launch` on the two hosts, running."""
+
+    def __init__(self, hosts: Any, place: Path, *words: object, **environment: str) -> None:
+        command = [sys.executable, "-m", "llmforge", "launch", "--ssh-config", hosts.ssh_config]
+        self.process = subprocess.Popen(
+            [str(word) for word in (*command, "--hostfile", hosts.hostfile, *words)],
+            cwd=place,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )
+
+    def wait_for_steps(self, save_dir: Path, count: int, seconds: float = 150) -> None:
+        deadline = time.monotonic() + seconds
+        file = save_dir / "metrics.jsonl"
+        while not (file.is_file() and file.read_bytes().count(b"\n") >= count):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                raise AssertionError(self.process.communicate())
+            time.sleep(0.05)
+
+    def end(self, seconds: float) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=seconds)
+        return self.process.returncode, out, err
+
+
+def test_two_hosts_follow_the_curve_of_two_processes_here(
+    hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "保存 two"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    here = subprocess.Popen(
+        [*command, "-m", "llmforge", *flags, "--save-dir", str(one)],
+        cwd=workplace,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    launched = Launched(
+        hosts, workplace, "--env", "MARK=a b'c", "--", *flags, "--save-dir", two, SECRET="s3cret"
+    )
+    code, out, err = launched.end(200)
+    assert code == 0, err
+    assert here.wait(200) == 0
+    assert len(losses(one)) > 10
+    assert losses(two) == pytest.approx(losses(one), abs=1e-6)
+    assert "[forge-one] train: done" in out
+    assert "[forge-one] ddp engine on cpu" in err
+    assert "s3cret" not in out + err
+    assert "a b'c" not in out + err
+
+
+def test_a_host_that_dies_ends_the_job_with_its_name(
+    hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
+) -> None:
+    launched = Launched(hosts, workplace, "--", *flags, *LONG, "--save-dir", tmp_path / "s")
+    launched.wait_for_steps(tmp_path / "s", 3)
+    assert len(job_processes(tmp_path / "s")) >= 4
+    hosts.kill("forge-two")
+    code, _, err = launched.end(60)
+    assert code == 1
+    assert "error: forge-two was lost" in err
+    assert "the job was ended on forge-one too" in err
+    assert job_processes(tmp_path / "s") == []
+
+
+@pytest.mark.slow
+def test_a_host_that_falls_silent_ends_the_job_and_its_own_part(
+    hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
+) -> None:
+    if hosts.kind != "namespaces":
+        pytest.skip("only a network namespace can be unplugged")
+    launched = Launched(hosts, workplace, "--", *flags, *LONG, "--save-dir", tmp_path / "s")
+    launched.wait_for_steps(tmp_path / "s", 3)
+    hosts.unplug("forge-two")
+    code, _, err = launched.end(60)
+    assert code == 1
+    assert "error: forge-two was lost" in err
+    deadline = time.monotonic() + 45  # the silent host misses the launcher's beat
+    while job_processes(tmp_path / "s") and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert job_processes(tmp_path / "s") == []
+
+
+def test_a_worker_that_dies_ends_the_job_with_its_hosts_name(
+    hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
+) -> None:
+    launched = Launched(hosts, workplace, "--", *flags, *LONG, "--save-dir", tmp_path / "s")
+    launched.wait_for_steps(tmp_path / "s", 3)
+    workers = [pid for pid in hosts.processes("forge-two") if "RANK=1" in environment(pid)]
+    assert len(workers) == 1
+    os.kill(workers[0], signal.SIGKILL)
+    code, _, err = launched.end(60)
+    assert code == 1
+    assert "forge-two" in err.splitlines()[-1]
+    assert job_processes(tmp_path / "s") == []
+
+
+def environment(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+
+
+def test_a_signal_lets_the_training_save_on_all_hosts(
+    hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
+) -> None:
+    save_dir = tmp_path / "s"
+    launched = Launched(hosts, workplace, "--", *flags, *LONG, "--save-dir", save_dir)
+    launched.wait_for_steps(save_dir, 3)
+    launched.process.send_signal(signal.SIGINT)
+    code, _, err = launched.end(60)
+    assert code == 0, err
+    assert "--load-checkpoint latest goes on" in err
+    assert len(list(save_dir.glob("epoch-*/llmforge.json"))) == 1
+    assert job_processes(save_dir) == []
+
+
+def test_hosts_that_are_not_ready_are_named_before_anything_starts(
+    hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
+) -> None:
+    hosts.kill("forge-one")
+    if hosts.hidden:
+        shutil.copytree(workplace / "语料 data", hosts.hidden / "语料 data")
+        flags = [word if word != "语料 data" else str(hosts.hidden / "语料 data") for word in flags]
+    code, _, err = Launched(hosts, workplace, "--", *flags, "--save-dir", tmp_path / "s").end(60)
+    assert code == 1
+    assert "forge-one: cannot be reached by ssh" in err
+    if hosts.hidden:
+        assert f"forge-two: lacks {hosts.hidden / '语料 data'}; every host needs" in err
+        assert "error: not ready: forge-one, forge-two; nothing was started." in err
+    assert not (tmp_path / "s").exists()
