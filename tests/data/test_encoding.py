@@ -50,15 +50,17 @@ def test_gigatoken_is_chosen_where_it_is_exact_and_dropped_where_it_is_not(
     tokenizer, sample = load(byte_level), ["the cat sat", "公园", "a<|endoftext|>b"]
     choice = choose_backend(tokenizer, sample)
     assert (choice.backend, choice.documents) == ("gigatoken", 2)  # the third spells a special token
-    real = encoding.gigatoken_ids
+    real = encoding.load_gigatoken
 
-    def wrong(encoder: Any, texts: list[bytes]) -> Any:
-        ids, offsets = real(encoder, texts)
-        ids = ids.copy()
-        ids[0] += 1
-        return ids, offsets
+    class Wrong:
+        def __init__(self, definition: str) -> None:
+            self.real = real(definition)
 
-    monkeypatch.setattr(encoding, "gigatoken_ids", wrong)
+        def encode_batch_list(self, texts: list[bytes], parallel: bool) -> list[list[int]]:
+            first, *others = self.real.encode_batch_list(texts, parallel=parallel)
+            return [[first[0] + 1, *first[1:]], *others]
+
+    monkeypatch.setattr(encoding, "load_gigatoken", Wrong)
     choice = choose_backend(tokenizer, sample)
     assert choice.backend == "tokenizers"
     assert "1 of 2 sampled documents" in choice.reason

@@ -2,7 +2,7 @@
 
 Training starts from the tokens, not from characters (Sennrich et al., arXiv 1508.07909, with another start),
 so every new piece is made of two pieces that were there before it. Merging one pair at a time would read the
-corpus once for each piece. A round here merges every pair whose frequency is within `SLACK` of the best, in
+corpus once for each piece. A round here merges every pair whose frequency is within `slack` of the best, in
 the order of frequency, and only if it still is once the better ones have taken their tokens. So the order
 within a round is exact, and a pair that a round brings forth waits for the next one.
 """
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-SLACK = 0.6
+# Rounds are finer where pairs are rare: there are most of them there, and they take one another's tokens.
+COARSE, FINE, RARE = 0.6, 0.9, 100
 TABLE_BITS = (
     22  # a hashed table of pair frequencies: collisions only cost time, every candidate is counted exactly
 )
@@ -75,6 +76,11 @@ def learn(
         advance(float(len(found)))
     learned.tokens_after = corpus.tokens()
     return learned
+
+
+def slack(frequency: int) -> float:
+    """How far below the best frequency the pairs of one round may be."""
+    return COARSE if frequency >= RARE else FINE
 
 
 class _Corpus:
@@ -145,7 +151,7 @@ class _Corpus:
         best_gain = int(self.gain.max(initial=0))
         bound = max(int(self.table.max()), best_gain)
         while True:
-            least = max(int(SLACK * bound), self.rules.min_frequency)
+            least = max(int(slack(bound) * bound), self.rules.min_frequency)
             where = np.flatnonzero((self.table >= least)[self.place])
             pairs = (self.token[where].astype(np.int64) << 32) | self.token[where + 1]
             keys, which = np.unique(pairs, return_inverse=True)

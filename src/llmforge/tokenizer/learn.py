@@ -27,7 +27,7 @@ WORDS_TOGETHER, BATCH = 200, 2000
 # with one another and with no other letters; a digit by itself.
 EAST_ASIAN = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
 WORD = regex.compile(
-    rf"▁?[{EAST_ASIAN}]+|▁?(?:(?![{EAST_ASIAN}])[\p{{L}}\p{{M}}])+|\p{{N}}|▁?[^▁\s\p{{L}}\p{{M}}\p{{N}}]+|▁|\s"
+    rf"[^\s\p{{L}}\p{{M}}\p{{N}}]?[{EAST_ASIAN}]+|▁?(?:(?![{EAST_ASIAN}])[\p{{L}}\p{{M}}])+|\p{{N}}|▁?[^▁\s\p{{L}}\p{{M}}\p{{N}}]+|▁|\s"
 )
 
 
