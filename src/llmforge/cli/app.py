@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": (TRAINING, "Continue pretraining, in stages."),
     "plan": (TRAINING, "Estimate memory, steps and hours of a training before anything loads."),
     "launch": (TRAINING, "Start a training on every host of a hostfile, each checked first."),
+    "doctor": (TRAINING, "Show what this machine can run, and what is missing."),
     "export": (RESULT, "Write a checkpoint as an ordinary Hugging Face model."),
     "evaluate": (RESULT, "Compare models in bits per byte on the same documents."),
     "generate": (RESULT, "Continue a prompt."),

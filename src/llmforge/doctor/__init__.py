@@ -1,0 +1,1 @@
+"""What this machine has, what each plugin needs, and what is missing."""
