@@ -4,7 +4,6 @@ A fingerprint is `xxh3:` and 32 hexadecimal digits (XXH3-128, an integrity check
 """
 
 import json
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ SAMPLED_ABOVE_BYTES = 256 << 20
 END_BYTES = 8 << 20
 BLOCK_BYTES = 64 << 10
 BLOCKS = 256
+READ_BYTES = 1 << 20
 
 
 def fingerprint(path: Path) -> str:
@@ -73,16 +73,17 @@ def visible_files(directory: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _update_with_file(digest: "xxhash.xxh3_128", path: Path) -> None:
+    """Through a small buffer: pages of a mapped file would count as this process's memory."""
     size = path.stat().st_size
-    if size == 0:
-        return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        if path.suffix in WEIGHT_SUFFIXES and size > SAMPLED_ABOVE_BYTES:
-            digest.update(size.to_bytes(8, "little"))
-            digest.update(view[:END_BYTES])
-            digest.update(view[size - END_BYTES :])
-            for i in range(BLOCKS):
-                start = i * (size - BLOCK_BYTES) // (BLOCKS - 1)
-                digest.update(view[start : start + BLOCK_BYTES])
-        else:
-            digest.update(view)
+    parts = [(0, size)]
+    if path.suffix in WEIGHT_SUFFIXES and size > SAMPLED_ABOVE_BYTES:
+        digest.update(size.to_bytes(8, "little"))
+        spaced = (i * (size - BLOCK_BYTES) // (BLOCKS - 1) for i in range(BLOCKS))
+        parts = [(0, END_BYTES), (size - END_BYTES, END_BYTES), *((start, BLOCK_BYTES) for start in spaced)]
+    buffer = memoryview(bytearray(min(size, READ_BYTES)))
+    with path.open("rb", buffering=0) as file:
+        for start, left in parts:
+            file.seek(start)
+            while left > 0 and (count := file.readinto(buffer[:left])):
+                digest.update(buffer[:count])
+                left -= count
