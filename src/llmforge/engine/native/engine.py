@@ -14,6 +14,7 @@ import torch
 
 from llmforge.engine import attention
 from llmforge.engine.native import storage
+from llmforge.engine.native.lean import keep_less
 from llmforge.engine.native.lora import Lora
 from llmforge.engine.native.model import CausalLoss, load_model
 from llmforge.engine.protocol import IGNORED, Accept, LossSums, MicroBatch, StepResult, World
@@ -87,6 +88,7 @@ class NativeEngine:
         self.dtype = PRECISIONS[settings.precision]
         self.attention = attention.choose(self.device, self.dtype, settings.attention)
         self.causal = load_model(settings.model, attention.NAMES[self.attention])
+        keep_less(self.causal)
         freeze(self.causal, settings.trainable)
         self.lora = Lora(self.causal, settings.lora_rank, settings.seed) if settings.trainable.lora else None
         if settings.gradient_checkpointing:
