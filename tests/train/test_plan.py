@@ -6,11 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from llmforge.engine import attention
 from llmforge.engine.devices import KNOWN, gpu_device
+from llmforge.engine.native.engine import PRECISIONS
+from llmforge.engine.native.lean import keep_less
+from llmforge.engine.native.model import CausalLoss, load_model
+from llmforge.engine.protocol import MicroBatch
 from llmforge.errors import UsageError
 from llmforge.train.config import make_config
-from llmforge.train.plan import make_plan, read_shape
+from llmforge.train.plan import activations, make_plan, read_shape
 
 
 def test_counts_are_those_of_the_run(
@@ -39,6 +46,41 @@ def test_counts_are_those_of_the_run(
     assert not (tmp_path / "run").exists()
     manifest = train(micro_batch_size=4).manifest
     assert manifest.metrics["steps"] == 11
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(("width", "intermediate", "heads", "groups"), [(128, 344, 4, 4), (144, 384, 9, 3)])
+def test_activations_are_what_autograd_keeps(
+    precision: str, width: int, intermediate: int, heads: int, groups: int, tmp_path: Path
+) -> None:
+    sizes = {"vocab_size": 256, "hidden_size": width, "intermediate_size": intermediate}
+    config = LlamaConfig(**sizes, num_hidden_layers=6, num_attention_heads=heads, num_key_value_heads=groups)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    dtype = PRECISIONS[precision]
+    causal = load_model(tmp_path, attention.NAMES[attention.choose(torch.device("cpu"), dtype, "auto")])
+    keep_less(causal)
+    ids = torch.randint(0, 256, (2, 256))
+    positions = torch.arange(256).repeat(2, 1)
+    batch = MicroBatch(ids, ids, positions, torch.zeros_like(ids), ((100, 156), (256,)))
+    weights = {p.untyped_storage().data_ptr() for p in causal.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    low = dtype.itemsize
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype, enabled=precision == "bf16"),
+    ):
+        CausalLoss(causal, dtype, 64, None)(batch)
+    shape = read_shape(tmp_path)
+    casts = low * shape.layers * shape.layer_parameters if low == 2 else 0
+    found = sum(storage.nbytes() for storage in kept.values()) - casts
+    assert activations(shape, ids.numel(), low, recomputed=False) == pytest.approx(found, rel=0.03)
 
 
 def test_flops_of_what_is_frozen_are_not_counted(tiny_model: Path) -> None:

@@ -29,7 +29,6 @@ class Shape:
     width: int
     intermediate: int
     heads: int
-    key_value_heads: int
     head_width: int
     vocabulary: int
     tied: bool
@@ -90,7 +89,6 @@ def read_shape(model: Path) -> Shape:
         width=config["hidden_size"],
         intermediate=config["intermediate_size"],
         heads=heads,
-        key_value_heads=config.get("num_key_value_heads") or heads,
         head_width=config.get("head_dim") or config["hidden_size"] // heads,
         vocabulary=config["vocab_size"],
         tied=bool(config.get("tie_word_embeddings")),
@@ -149,20 +147,14 @@ def memory(
 
 
 def activations(shape: Shape, tokens: int, low: int, recomputed: bool) -> int:
-    """Bytes that forward keeps for backward.
+    """Bytes that forward keeps for backward (`llmforge.engine.native.lean`).
 
-    Per token and layer: two norms and two residual sums in float32 (in and normalized), queries, keys,
-    values and the attention's output, and gate, up, their activation and product, each as it enters a
+    Per token and layer: the inputs of two norms in float32 and their outputs; queries, keys and values of every
+    head as they enter attention, its output, and that output as it enters its projection; gate, up and their
     product.
     """
     heads = shape.heads * shape.head_width
-    keys = shape.key_value_heads * shape.head_width
-    per_layer = (
-        shape.width * (6 * 4 + 2 * low)
-        + (3 * heads + 4 * heads) * low
-        + 3 * keys * low
-        + shape.intermediate * 4 * low
-    )
+    per_layer = shape.width * (2 * 4 + 2 * low) + 5 * heads * low + 3 * shape.intermediate * low
     kept = 4 * shape.width * shape.layers + per_layer if recomputed else shape.layers * per_layer
     return tokens * (kept + 4 * shape.width * 4)
 
