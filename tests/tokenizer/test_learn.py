@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from llmforge.errors import UserError
 from llmforge.tokenizer import load
 from llmforge.tokenizer.continued_bpe import Rules, Words, learn
-from llmforge.tokenizer.learn import count_words, learn_pieces
+from llmforge.tokenizer.learn import learn_pieces
 
 from . import makers
 
@@ -83,17 +82,6 @@ def test_compressed_text_and_source_are_read(byte_level: Path, tmp_path: Path) -
     finished = learn_pieces(byte_level, [tmp_path], tmp_path / "out" / "pieces.jsonl", 10, min_frequency=2)
     assert finished.manifest.metrics["documents"] == 3
     assert {"piece": "问答", "frequency": 3} in read(finished.output)
-
-
-def test_words_are_thinned_to_a_bound_without_bias() -> None:
-    texts = [f"w{i}" for i in range(4000)] + ["often"] * 500
-    counted, metrics = count_words(texts, str.split, seed=0, limit=1000)
-    assert len(counted) <= 1000
-    assert metrics["thinned"] > 0
-    assert counted["often"] == 500
-    assert 3000 < sum(counted.values()) - 500 < 5000
-    assert counted == count_words(texts, str.split, seed=0, limit=1000)[0]
-    assert count_words(["a b", "a"], str.split, seed=0)[0] == Counter({"a": 2, "b": 1})
 
 
 def test_what_cannot_be_learned_from_is_said(byte_level: Path, tmp_path: Path) -> None:

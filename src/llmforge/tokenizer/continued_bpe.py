@@ -221,9 +221,9 @@ class _Corpus:
         left, right = self.token[begin], self.token[begin + 1]
         both = self.active[left] & self.active[right]
         begin = begin[both]
-        place = _place(left[both], right[both])
-        self.place[begin] = place
-        self.table += np.bincount(place, self.weight[begin], minlength=len(self.table))
+        places = place(left[both], right[both])
+        self.place[begin] = places
+        self.table += np.bincount(places, self.weight[begin], minlength=len(self.table))
 
     def _uncount(self, *where: Array) -> None:
         """Takes the pairs that begin at `where` out of the table, those that are in it."""
@@ -239,7 +239,8 @@ class _Corpus:
         return mask
 
 
-def _place(left: npt.NDArray[np.int32], right: npt.NDArray[np.int32]) -> npt.NDArray[np.uint32]:
+def place(left: npt.NDArray[np.int32], right: npt.NDArray[np.int32]) -> npt.NDArray[np.uint32]:
+    """Where in a table of 2 ** `TABLE_BITS` places each pair of ids stands; never 0."""
     mixed: npt.NDArray[np.uint32] = left.astype(np.uint32) * np.uint32(0x9E3779B1)
     mixed += right.astype(np.uint32) * np.uint32(0x85EBCA77)
     mixed >>= np.uint32(32 - TABLE_BITS)

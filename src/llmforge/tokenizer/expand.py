@@ -14,8 +14,7 @@ from llmforge.errors import UserError
 from llmforge.tokenizer import sentencepiece_model as spm
 from llmforge.tokenizer.closure import Additions, ByList, ByScore, close
 from llmforge.tokenizer.definition import Definition, read_json, token_content
-from llmforge.tokenizer.learn import bare_backend, folding_normalizer
-from llmforge.tokenizer.load import Tokenizer, from_definition, load
+from llmforge.tokenizer.load import Tokenizer, bare_backend, folding_normalizer, from_definition, load
 from llmforge.tokenizer.pieces import Cleaned, read_pieces
 from llmforge.tokenizer.verify import verify
 from llmforge.workspace import Finished, Outcome, Step, run_step

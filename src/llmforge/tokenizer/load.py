@@ -114,6 +114,34 @@ def backend_of(definition: dict[str, Any], name: object) -> tokenizers.Tokenizer
     return backend
 
 
+def folding_normalizer(tokenizer: Tokenizer) -> Any:
+    """What a sentencepiece tokenizer does to characters (NFKC and the like), but not to spaces."""
+    definition = tokenizer.definition.json.get("normalizer") or {}
+    steps = definition.get("normalizers", [definition] if definition else [])
+    folding = [step for step in steps if step["type"] not in ("Prepend", "Replace", "Strip")]
+    if not folding:
+        return None
+    bare = {**bare_json(tokenizer), "normalizer": {"type": "Sequence", "normalizers": folding}}
+    return backend_of(bare, tokenizer.directory).normalizer
+
+
+def bare_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """The tokenizer's model alone: it encodes words that are spelled as pieces."""
+    return backend_of(bare_json(tokenizer), tokenizer.directory)
+
+
+def bare_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokenizer's `tokenizer.json` reduced to its model: words spelled as pieces go in, ids come out."""
+    empty: dict[str, Any] = {
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": None,
+        "added_tokens": [],
+    }
+    return {**tokenizer.definition.json, **empty, "model": dict(tokenizer.definition.json["model"])}
+
+
 def pieces_of(definition: dict[str, Any]) -> list[str]:
     """Pieces by id of a `tokenizer.json`, added tokens included; "" where an id is unused."""
     model = definition["model"]

@@ -20,8 +20,7 @@ import numpy as np
 from llmforge import console
 from llmforge.errors import UserError
 from llmforge.tokenizer import corpus
-from llmforge.tokenizer.learn import bare_backend
-from llmforge.tokenizer.load import Tokenizer
+from llmforge.tokenizer.load import Tokenizer, bare_backend
 from llmforge.tokenizer.sentencepiece_model import NORMAL
 
 SAMPLE_CHARACTERS = 1_000_000

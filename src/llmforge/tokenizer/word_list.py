@@ -8,9 +8,10 @@ from llmforge import console
 from llmforge.errors import UserError
 from llmforge.tokenizer import bytelevel
 from llmforge.tokenizer.continued_bpe import Learned
-from llmforge.tokenizer.learn import script_pattern, write_pieces
+from llmforge.tokenizer.learn import write_pieces
 from llmforge.tokenizer.load import Tokenizer, load
 from llmforge.tokenizer.sentencepiece_model import SPACE
+from llmforge.tokenizer.words import script_pattern
 from llmforge.workspace import Finished, Outcome, Step, run_step
 
 
@@ -50,7 +51,7 @@ def _build(
     max_length: int,
 ) -> Outcome:
     tokenizer = load(source)
-    pattern = script_pattern(script)
+    pattern = None if script is None else script_pattern(script)
     known = set(tokenizer.pieces())
     words = read_words(lists)
     chosen = [

@@ -1,0 +1,99 @@
+"""The words that pieces may not cross, and how they are counted."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import regex
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmforge.errors import UserError
+from llmforge.tokenizer import corpus, load
+from llmforge.tokenizer.words import Array, Codes, Counted, count_words, cutter
+
+from . import makers
+
+EAST_ASIAN = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
+MARK = rf"[^\s\p{{L}}\p{{M}}\p{{N}}▁{EAST_ASIAN}]"
+# The rule of words.py as one pattern, read from the left.
+WORD = regex.compile(
+    rf"(?:▁|{MARK})?[{EAST_ASIAN}]+|▁?(?:(?![{EAST_ASIAN}])[\p{{L}}\p{{M}}])+|(?![{EAST_ASIAN}])\p{{N}}"
+    rf"|▁?{MARK}+|▁|\s"
+)
+TEXTS = st.lists(st.text(st.sampled_from("ab天気カー。，「 ▁1٣〇⻊\n\t\u3000e\u0301🙂")), max_size=4)
+
+
+def strings(codes: Codes, lengths: Array) -> list[str]:
+    text = codes.tobytes().decode("utf-32-le")
+    ends = np.cumsum(lengths).tolist()
+    return [text[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
+
+
+def as_counter(counted: Counted) -> dict[str, int]:
+    return dict(zip(strings(counted.codes, counted.lengths), counted.counts.tolist(), strict=True))
+
+
+def by_spaces(texts: Sequence[str]) -> tuple[Codes, Array]:
+    words = " ".join(texts).split()
+    codes = np.frombuffer("".join(words).encode("utf-32-le"), dtype=np.uint32)
+    return codes, np.array(list(map(len, words)), dtype=np.int64)
+
+
+@given(texts=TEXTS)
+def test_words_are_those_of_the_pattern(sentencepiece_bpe: Path, texts: list[str]) -> None:
+    expected = [word for text in texts for word in WORD.findall("▁" + text.replace(" ", "▁"))]
+    assert strings(*cutter(load(sentencepiece_bpe))(texts)) == expected
+
+
+@given(texts=TEXTS)
+def test_words_of_one_script(sentencepiece_bpe: Path, byte_level: Path, texts: list[str]) -> None:
+    expected = [word for text in texts for word in regex.findall(r"\p{Han}+", text)]
+    assert strings(*cutter(load(sentencepiece_bpe), "Han")(texts)) == expected
+    words = strings(*cutter(load(byte_level), "Han")(texts))
+    assert len("".join(words)) == len("".join(expected).encode())
+
+
+@given(batches=st.lists(TEXTS, max_size=5))
+def test_words_are_counted_over_batches(sentencepiece_bpe: Path, batches: list[list[str]]) -> None:
+    cut = cutter(load(sentencepiece_bpe))
+    counted, metrics = count_words(batches, cut, seed=0)
+    assert as_counter(counted) == Counter(word for texts in batches for word in strings(*cut(texts)))
+    assert metrics["documents"] == sum(map(len, batches))
+
+
+def test_words_are_thinned_to_a_bound_without_bias() -> None:
+    texts = [[f"w{i}" for i in range(j, j + 100)] for j in range(0, 4000, 100)] + [["often"] * 500]
+    counted, metrics = count_words(texts, by_spaces, seed=0, limit=1000)
+    words = as_counter(counted)
+    assert len(words) <= 1000
+    assert metrics["thinned"] > 0
+    assert words["often"] == 500
+    assert 3000 < sum(words.values()) - 500 < 5000
+    assert words == as_counter(count_words(texts, by_spaces, seed=0, limit=1000)[0])
+
+
+def test_a_corpus_is_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "BATCH_BYTES", 20)
+    lines = [f"line {i} 天" for i in range(10)]
+    (tmp_path / "a.txt").write_bytes(
+        b"\xef\xbb\xbf" + "\r\n".join([*lines[:5], "", " ", *lines[5:]]).encode()
+    )
+    assert list(corpus.documents(tmp_path / "a.txt")) == lines
+    assert len(list(corpus.batches(tmp_path / "a.txt"))) > 3
+    (tmp_path / "b.txt").write_bytes("\n".join(lines).encode() + b"\n\xff")
+    with pytest.raises(UserError, match=r"b\.txt, line 11: not UTF-8"):
+        list(corpus.documents(tmp_path / "b.txt"))
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n{"text": "\\ud800"}\n')
+    with pytest.raises(UserError, match=r"c\.jsonl, line 2: an unpaired surrogate"):
+        list(corpus.documents(tmp_path / "c.jsonl"))
+
+
+def test_a_noncharacter_in_a_text_is_a_word_like_others(sentencepiece_bpe: Path, tmp_path: Path) -> None:
+    from llmforge.tokenizer.learn import learn_pieces
+
+    (tmp_path / "a.txt").write_text("\n".join(["天\uffff\U0010ffff天", *makers.CHINESE]))
+    finished = learn_pieces(sentencepiece_bpe, [tmp_path / "a.txt"], tmp_path / "p.jsonl", 20)
+    assert finished.manifest.outputs["pieces"] == 20
