@@ -4,7 +4,7 @@ The source of this file is sent over ssh and executed there, so that a host with
 of it, can say so itself; hence the standard library alone. Standard input carries one JSON request, and then lines:
 
     beat     the launcher is alive; after LOST_SECONDS without one, everything is ended
-    stop     let the workers save and end (SIGTERM to each of them, not to torchrun, which kills after 30 s)
+    stop     let the workers save and end (SIGTERM to them, not to torchrun, which kills them after 30 s)
     kill     end at once; so does the end of the input, which is what a dead launcher or connection leaves
 
 Everything that the command starts carries LLMFORGE_JOB in its environment, by which it is found at the end.
@@ -41,10 +41,13 @@ def main() -> None:
     if request["action"] == "check":
         print(json.dumps(check(request)), flush=True)
         return
-    os.environ["LLMFORGE_JOB"] = request["job"]
+    if request["action"] == "stop":
+        stop(request["job"])
+        return
     if request["action"] == "sweep":
         sweep(request["job"])
         return
+    os.environ["LLMFORGE_JOB"] = request["job"]
     os.chdir(request["directory"])
     if "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface_to(request["master"])):
         os.environ["GLOO_SOCKET_IFNAME"] = name
@@ -131,10 +134,7 @@ def run(words: list[str], job: str) -> int:
         if order == b"beat\n":
             heard = time.monotonic()
         elif order == b"stop\n":
-            workers = children(child.pid)
-            for worker in workers:
-                send(worker, signal.SIGTERM)
-            if not workers:
+            if not stop(job):
                 send(child.pid, signal.SIGTERM)
         elif order != NOTHING or time.monotonic() - heard > LOST_SECONDS:
             send(child.pid, signal.SIGTERM)
@@ -152,20 +152,19 @@ def listen(orders: queue.SimpleQueue[bytes]) -> None:
     orders.put(b"")
 
 
-def children(parent: int) -> list[int]:
-    """Ids of the direct children of a process."""
-    found: list[int] = []
-    for file in glob.glob(f"/proc/{parent}/task/*/children"):
-        with contextlib.suppress(OSError), open(file) as lines:
-            found += [int(word) for word in lines.read().split()]
-    return found
+def stop(job: str) -> int:
+    """Asks the workers of the job to save and end; their number. What workers started themselves is left to them."""
+    workers = {pid for pid in processes(job) if b"LOCAL_RANK" in environment(pid)}
+    workers = {pid for pid in workers if parent(pid) not in workers}
+    for pid in workers:
+        send(pid, signal.SIGTERM)
+    return len(workers)
 
 
 def sweep(job: str) -> None:
     """Kills every process of the job that is left."""
-    mark = f"LLMFORGE_JOB={job}".encode()
     for _ in range(20):
-        left = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if belongs(pid, mark)]
+        left = processes(job)
         if not left:
             return
         for pid in left:
@@ -173,10 +172,24 @@ def sweep(job: str) -> None:
         time.sleep(0.1)
 
 
-def belongs(pid: int, mark: bytes) -> bool:
+def processes(job: str) -> list[int]:
+    """Ids of the processes of the job, but for this one."""
+    mark = job.encode()
+    found = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [pid for pid in found if environment(pid).get(b"LLMFORGE_JOB") == mark and pid != os.getpid()]
+
+
+def environment(pid: int) -> dict[bytes, bytes]:
+    """The variables with which a process was started; {} where it has ended or is another user's."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-        return pid != os.getpid() and mark in file.read().split(b"\0")
-    return False
+        return dict(entry.partition(b"=")[::2] for entry in file.read().split(b"\0"))
+    return {}
+
+
+def parent(pid: int) -> int:
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[1])
+    return 0
 
 
 def send(pid: int, number: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmforge.errors import UsageError
+from llmforge.launch import colossal
 from llmforge.launch.agent import gpus
 from llmforge.launch.check import check_hosts
 from llmforge.launch.hosts import Host, Ssh, local_host, read_hostfile
@@ -43,11 +44,14 @@ class Launch:
             self.master_address or meeting_place(hosts),
             self.master_port,
         )
+        through_colossalai = self.launcher == "colossalai"
+        if through_colossalai:
+            colossal.check_ssh(remote)
         if self.dry_run:
-            print(show_job(job, remote))
+            print(colossal.show(job, remote, self.hostfile) if through_colossalai else show_job(job, remote))
             return
         check_hosts(hosts, remote, [str(path) for path in self.paths], job.processes, job.master_port)
-        run_job(job, remote)
+        (colossal.run if through_colossalai else run_job)(job, remote)
 
     def _python(self) -> dict[str, str]:
         return {"python": self.python} if self.python else {}
