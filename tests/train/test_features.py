@@ -187,3 +187,20 @@ def test_golden_curves(name: str, train: Train, tmp_path: Path) -> None:
     file = Path(__file__).parent / "golden.json"
     golden = json.loads(file.read_text())
     assert losses(tmp_path / "run") == pytest.approx(golden[name], abs=1e-4)
+
+
+def test_weights_and_biases_gets_every_step_under_one_name(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    save_dir = tmp_path / "run"
+    train(max_steps=2, save_interval=2, save_dir=save_dir, wandb_project="p")
+    name = (save_dir / ".wandb-id").read_text()
+    (save_dir / "llmforge.json").unlink()
+    train(max_steps=4, save_dir=save_dir, wandb_project="p", load_checkpoint="latest")
+    logs = sorted(save_dir.glob("wandb/offline-run-*"))
+    assert len(logs) == 2
+    for log in logs:
+        assert log.name.endswith(name)
+        assert (log / f"run-{name}.wandb").stat().st_size > 1000

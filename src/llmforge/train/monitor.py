@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,7 +13,7 @@ from llmforge.engine.protocol import LossSums
 from llmforge.errors import UserError
 from llmforge.train.batches import Groups
 
-METRICS = "metrics.jsonl"
+METRICS, WANDB_ID = "metrics.jsonl", ".wandb-id"
 
 
 def cut_metrics(file: Path, steps: int) -> None:
@@ -47,7 +48,9 @@ class Monitor:
                 import wandb
             except ImportError:
                 raise UserError("--wandb-project needs wandb: pip install 'llmforge[wandb]'.") from None
-            self._wandb = wandb.init(project=project, name=save_dir.name, dir=str(save_dir), resume="allow")
+            self._wandb = wandb.init(
+                project=project, name=save_dir.name, dir=str(save_dir), id=_run_id(save_dir), resume="allow"
+            )
 
     def _open(self, steps: int) -> None:
         cut_metrics(self._file, steps)
@@ -78,6 +81,14 @@ class Monitor:
         self._board.close()
         if self._wandb:
             self._wandb.finish()
+
+
+def _run_id(save_dir: Path) -> str:
+    """The run's name at Weights & Biases, kept beside the metrics so that a resumed run goes on with it."""
+    file = save_dir / WANDB_ID
+    if not file.is_file():
+        file.write_text(secrets.token_hex(4), encoding="utf-8")
+    return file.read_text(encoding="utf-8")
 
 
 def group_means(sums: LossSums, groups: Groups) -> dict[str, dict[str, float]]:
