@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import regex
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmforge.errors import UserError
@@ -42,12 +42,14 @@ def by_spaces(texts: Sequence[str]) -> tuple[Codes, Array]:
     return codes, np.array(list(map(len, words)), dtype=np.int64)
 
 
+@settings(deadline=None)
 @given(texts=TEXTS)
 def test_words_are_those_of_the_pattern(sentencepiece_bpe: Path, texts: list[str]) -> None:
     expected = [word for text in texts for word in WORD.findall("▁" + text.replace(" ", "▁"))]
     assert strings(*cutter(load(sentencepiece_bpe))(texts)) == expected
 
 
+@settings(deadline=None)
 @given(texts=TEXTS)
 def test_words_of_one_script(sentencepiece_bpe: Path, byte_level: Path, texts: list[str]) -> None:
     expected = [word for text in texts for word in regex.findall(r"\p{Han}+", text)]
@@ -56,6 +58,7 @@ def test_words_of_one_script(sentencepiece_bpe: Path, byte_level: Path, texts: l
     assert len("".join(words)) == len("".join(expected).encode())
 
 
+@settings(deadline=None)
 @given(batches=st.lists(TEXTS, max_size=5))
 def test_words_are_counted_over_batches(sentencepiece_bpe: Path, batches: list[list[str]]) -> None:
     cut = cutter(load(sentencepiece_bpe))
