@@ -1,6 +1,8 @@
 """`init-tokenizer`: what is added, what stays, and what is written."""
 
+import copy
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,8 +10,10 @@ import pytest
 import sentencepiece
 
 from llmforge.errors import UserError
-from llmforge.tokenizer import load
+from llmforge.tokenizer import Tokenizer, load
 from llmforge.tokenizer.expand import init_tokenizer
+from llmforge.tokenizer.load import from_definition
+from llmforge.tokenizer.verify import verify
 
 from . import makers
 
@@ -121,3 +125,49 @@ def test_an_existing_target_is_refused(byte_level: Path, tmp_path: Path) -> None
         init_tokenizer(byte_level, tmp_path / "out", pieces)
     with pytest.raises(UserError, match="WordPiece"):
         init_tokenizer(makers.word_piece(tmp_path / "wp"), tmp_path / "out2", pieces)
+
+
+def test_a_document_that_changes_without_a_new_piece_stops_the_step(
+    byte_level: Path, sentencepiece_unigram: Path
+) -> None:
+    def damaged(source: Tokenizer) -> Tokenizer:
+        """Two old pieces with ids swapped, which neither reachability nor round trip can see."""
+        definition = copy.deepcopy(source.definition.json)
+        vocabulary = definition["model"]["vocab"]
+        if isinstance(vocabulary, list):
+            vocabulary[300], vocabulary[301] = vocabulary[301], vocabulary[300]
+        else:
+            names = source.pieces()
+            vocabulary[names[300]], vocabulary[names[301]] = 301, 300
+        return from_definition(replace(source.definition, json=definition, model=None))
+
+    for directory in (byte_level, sentencepiece_unigram):
+        before = load(directory)
+        assert verify(before, before, [], {}, [])["drift"]["changed_without_new_pieces"] == 0
+        text = "".join(raw.decode() for raw in before.token_bytes()[300:302])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("llmforge.tokenizer.verify.SAMPLE", (text,))
+            if before.family == "byte-level-bpe":
+                with pytest.raises(UserError, match="drift gate is broken.* 1 documents"):
+                    verify(before, damaged(before), [], {}, [])
+            else:  # there ties may explain it, and the manifest says so
+                drift = verify(before, damaged(before), [], {}, [])["drift"]
+                assert drift["changed_without_new_pieces"] == 1
+                assert "equal score" in str(drift["not_enforced"])
+
+
+def test_an_old_piece_that_is_never_made_stays_so(byte_level: Path, tmp_path: Path) -> None:
+    definition = json.loads((byte_level / "tokenizer.json").read_text())
+    size = max(definition["model"]["vocab"].values()) + 1
+    definition["model"]["vocab"] |= {"qz": size, "zq": size + 1}
+    source = tmp_path / "dead"
+    source.mkdir()
+    (source / "tokenizer.json").write_text(json.dumps(definition))
+    pieces = write_pieces(tmp_path / "p.jsonl", ["qzq", "我们"])
+    (tmp_path / "texts.txt").write_text("qz zq\n")
+    finished = init_tokenizer(source, tmp_path / "out", pieces, verify_corpora=[tmp_path / "texts.txt"])
+    gates = finished.manifest.metrics["gates"]
+    assert gates["drift"]["changed_without_new_pieces"] == 0
+    assert "qzq" in gates["reachability"]["reasons"]
+    before, after = load(source), load(tmp_path / "out")
+    assert before.encode(["qz zq"])[0].tolist() == after.encode(["qz zq"])[0].tolist()

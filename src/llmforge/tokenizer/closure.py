@@ -92,12 +92,11 @@ class ByList:
 
     def add(self, piece: str, pair: Pair | None) -> None:
         """Lists the merge of `pair`, and behind it those of all other two parts that spell a new piece."""
-        new = piece not in self.pieces
         self.pieces.add(piece)
         if pair is None:
             return
         self.ranks.setdefault(pair, float(len(self.ranks)))
-        for i in range(1, len(piece)) if new else ():
+        for i in range(1, len(piece)):
             if piece[:i] in self.pieces and piece[i:] in self.pieces:
                 self.ranks.setdefault((piece[:i], piece[i:]), float(len(self.ranks)))
 
@@ -121,6 +120,9 @@ def close(wanted: Sequence[str], model: Growing, closure: bool = True) -> Additi
             result.made.append((made, pair))
             if made not in asked:
                 result.closure.append(made)
+        if not model.has(piece):
+            parts = model.encode(piece)
+            result.unreachable[piece] = f"{' + '.join(parts)} only make pieces that the source never makes"
     return result
 
 
@@ -150,17 +152,18 @@ def _fold(piece: str, model: Growing, asked: set[str]) -> Iterator[tuple[str, Pa
         yield piece, None
     while len(parts) > 1:
         pairs = list(pairwise(parts))
-        # A part that is asked for anyway costs nothing; one that the source has but never makes stays so.
+        # A part that is asked for anyway costs nothing. One that the source has but never makes must stay so: a
+        # merge for it would change texts that have no new piece in them.
         wishes = [
             i
             for i, (left, right) in enumerate(pairs)
             if left + right in asked and not model.has(left + right)
         ]
         fresh = [i for i, (left, right) in enumerate(pairs) if not model.has(left + right)]
-        pair = pairs[[*wishes, *fresh, 0][0]]
+        if not fresh:
+            return
+        pair = pairs[[*wishes, *fresh][0]]
         joined = pair[0] + pair[1]
-        known = model.has(joined)
         model.add(joined, pair)
-        if not known:
-            yield joined, pair
+        yield joined, pair
         parts = model.encode(piece)
