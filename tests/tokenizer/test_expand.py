@@ -148,7 +148,7 @@ def test_a_document_that_changes_without_a_new_piece_stops_the_step(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("llmforge.tokenizer.verify.SAMPLE", (text,))
             if before.family == "byte-level-bpe":
-                with pytest.raises(UserError, match="drift gate is broken.* 1 documents"):
+                with pytest.raises(UserError, match=r"drift gate is broken.* 1 documents"):
                     verify(before, damaged(before), [], {}, [])
             else:  # there ties may explain it, and the manifest says so
                 drift = verify(before, damaged(before), [], {}, [])["drift"]
