@@ -71,6 +71,7 @@ def test_without_closure_pieces_that_need_others_are_listed(byte_level: Path, tm
         "duplicates": 0,
         "already_present": 0,
         "folded": 0,
+        "parts_of_characters": 0,
         "added": 1,
         "closure": 0,
     }

@@ -93,8 +93,11 @@ def test_pieces_of_another_tokenizer(sentencepiece_bpe: Path, byte_level: Path, 
             assert expected <= spelled
             assert finished.manifest.metrics["gates"]["reachability"]["source_lost"] == 0
     byte_other = makers.byte_level(tmp_path / "byte-other", makers.CHINESE, size=400)
-    finished = init_tokenizer(byte_level, tmp_path / "bytes", byte_other)
-    assert expected <= {raw.decode("utf-8", "replace") for raw in load(finished.output).token_bytes()}
+    for source in (byte_level, sentencepiece_bpe):
+        finished = init_tokenizer(source, tmp_path / f"bytes-{source.name}", byte_other)
+        assert expected <= {raw.decode("utf-8", "replace") for raw in load(finished.output).token_bytes()}
+        parts = finished.manifest.metrics["pieces"]["parts_of_characters"]
+        assert parts > 100 if source == sentencepiece_bpe else parts == 0
 
 
 def test_pairs_of_one_piece_that_contend_are_ranked_from_the_left() -> None:

@@ -40,7 +40,8 @@ def compare_tokenizers(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*compare_report.HEADER)
+    # In two lines, so that nothing is cut off in 80 columns.
+    table = Table(*(name.replace("/", "/\n") for name in compare_report.HEADER))
     for column in (1, 3, 4, 5, 6):
         table.columns[column].justify = "right"
     for row in rows:

@@ -4,6 +4,7 @@ a space is `▁` and `▁` a space       as the source's family writes it
 compatibility forms                   folded where the source's own normalizer folds them, else kept
 twice the same piece                  the first stays
 a piece that the source has           left out
+part of a character                   left out if another tokenizer's, and the source is not byte-level
 empty, a line break or any other      refused, with file and line: such a line is no piece but a mistake
 control character, half a surrogate
 """
@@ -35,11 +36,14 @@ def read_pieces(path: Path, family: str, known: set[str], fold: Callable[[str], 
     folding of characters, if it has one.
     """
     byte_level = family == "byte-level-bpe"
-    counts = {"read": 0, "duplicates": 0, "already_present": 0, "folded": 0}
+    counts = {"read": 0, "duplicates": 0, "already_present": 0, "folded": 0, "parts_of_characters": 0}
     pieces: dict[str, None] = {}
     for piece, place in _entries(path):
         counts["read"] += 1
         if isinstance(piece, bytes):
+            if not byte_level and path.is_dir():
+                counts["parts_of_characters"] += 1
+                continue
             if not byte_level:
                 raise UserError(
                     f"{place}: `bytes` are pieces of byte-level tokenizers; this source is {family}."
