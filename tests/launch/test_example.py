@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-COLOSSALAI = (BIN / "colossalai").exists()
+COLOSSALAI = bool(find_spec("colossalai") and find_spec("fabric"))
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def run(script: Path, *words: str, code: int = 0, **environment: str) -> subproc
     return done
 
 
-def test_the_example_script_trains(script: Path) -> None:
+def test_the_example_script_trains_through_colossalai_or_torchrun(script: Path) -> None:
     # flash-attn computes no fp32: who trains in it takes the flag out
     script.write_text(script.read_text().replace("    --use_flash_attn\n", ""))
     words = ["--mixed_precision", "fp32", "--save_interval", "2", "--max_steps", "3"]

@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+COLOSSALAI = bool(find_spec("colossalai"))
 LONG = ("--num-epochs", "100000")
 
 
@@ -60,9 +63,14 @@ class Launched:
         return self.process.returncode, out, err
 
 
+@pytest.mark.parametrize("plugin", ["ddp", "colossalai-zero2"])
 def test_two_hosts_follow_the_curve_of_two_processes_here(
-    hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
+    plugin: str, hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
 ) -> None:
+    if plugin == "colossalai-zero2":
+        if not COLOSSALAI:
+            pytest.skip("ColossalAI is not installed")
+        flags = [*flags, "--plugin", "zero2", "--rehearse"]
     one, two = tmp_path / "one", tmp_path / "保存 two"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     here = subprocess.Popen(
@@ -80,7 +88,7 @@ def test_two_hosts_follow_the_curve_of_two_processes_here(
     assert len(losses(one)) > 10
     assert losses(two) == pytest.approx(losses(one), abs=1e-6)
     assert "[forge-one] train: done" in out
-    assert "[forge-one] ddp engine on cpu" in err
+    assert re.search(rf"\[forge-one\] {plugin.split('-')[-1]}.* 2 processes", err)
     assert "s3cret" not in out + err
     assert "a b'c" not in out + err
 
@@ -163,3 +171,53 @@ def test_hosts_that_are_not_ready_are_named_before_anything_starts(
         assert f"forge-two: lacks {hosts.hidden / '语料 data'}; every host needs" in err
         assert "error: not ready: forge-one, forge-two; nothing was started." in err
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.skipif(
+    not COLOSSALAI or not find_spec("fabric") or os.geteuid() != 0,
+    reason="needs ColossalAI, fabric, and root, to give its ssh client another ~/.ssh/config",
+)
+@pytest.mark.slow
+def test_through_colossalai_a_worker_that_dies_ends_the_job_with_its_hosts_name(
+    hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    shutil.copy(hosts.ssh_config, home / ".ssh" / "config")
+    users = Path("/etc/passwd").read_text().splitlines()
+    root = ":".join([*users[0].split(":")[:5], str(home), "/bin/bash"])
+    (tmp_path / "passwd").write_text("\n".join([root, *users[1:]]) + "\n")
+    save_dir = tmp_path / "保存 s"
+    more = [
+        "--launcher",
+        "colossalai",
+        "--hostfile",
+        hosts.hostfile,
+        "--env",
+        "MARK=m4rk m4rk",
+        "GLOO_SOCKET_IFNAME=eth0",
+    ]
+    command = [sys.executable, "-m", "llmforge", "launch", *more, "--", *flags, *LONG, "--save-dir", save_dir]
+    mount = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/passwd && exec "$@"']
+    launched = subprocess.Popen(
+        [*mount, str(tmp_path / "passwd"), *map(str, command)],
+        cwd=workplace,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1", "SECRET": "s3cret"},
+    )
+    deadline = time.monotonic() + 200
+    while not (save_dir / "metrics.jsonl").is_file():
+        if launched.poll() is not None:
+            raise AssertionError("\n".join(launched.communicate()[0].splitlines()[-40:]))
+        assert time.monotonic() < deadline, launched.kill() or launched.communicate()
+        time.sleep(0.1)
+    workers = [pid for pid in hosts.processes("forge-two") if "RANK=1" in environment(pid)]
+    os.kill(workers[0], signal.SIGKILL)
+    out, _ = launched.communicate(timeout=60)
+    assert launched.returncode == 1
+    assert "error: the command on forge-" in out.splitlines()[-1]
+    assert "s3cret" not in out
+    assert "m4rk" not in out
+    assert job_processes(save_dir) == []

@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from typing import IO
 
 from llmforge.console import say
 from llmforge.errors import UsageError, UserError
+from llmforge.launch.hosts import Host
 from llmforge.launch.job import SETTLE_SECONDS, Asked, Job, signals_as_requests
 from llmforge.launch.remote import Remote
 
@@ -67,8 +69,21 @@ def environment(job: Job, remote: Remote) -> dict[str, str]:
     return {**kept, "PATH": path, **remote.environment, "LLMFORGE_JOB": job.name}
 
 
-def check_ssh(remote: Remote) -> None:
-    """`colossalai run` has an ssh client of its own."""
+def called(host: Host) -> str:
+    """A name that `colossalai run` can use: it resolves names itself, and knows no aliases of ssh."""
+    try:
+        socket.getaddrinfo(host.name, None)
+    except OSError:
+        return host.address
+    return host.name
+
+
+def check_ssh(job: Job, remote: Remote) -> None:
+    """`colossalai run` has an ssh client of its own, and takes a line of a hostfile for a name as it is."""
+    if named := next((host.name for host in job.hosts if "@" in host.name), None):
+        raise UsageError(
+            f"{named} names a user, which --launcher colossalai does not take; write User into ~/.ssh/config."
+        )
     if remote.ssh.config is not None:
         raise UsageError(
             f"--ssh-config {remote.ssh.config} contradicts --launcher colossalai, whose ssh client reads "
@@ -86,7 +101,8 @@ def run(job: Job, remote: Remote) -> None:
     """Runs the job to its end; `UserError` names the host whose command failed first, where that is known."""
     with tempfile.TemporaryDirectory(prefix="llmforge-") as directory, signals_as_requests() as asked:
         hostfile = Path(directory) / "hostfile"
-        hostfile.write_text("".join(f"{host.name}\n" for host in job.hosts))
+        names = {called(host): host.name for host in job.hosts}
+        hostfile.write_text("".join(f"{name}\n" for name in names))
         started = subprocess.Popen(
             command(job, remote, str(hostfile)),
             env=environment(job, remote),
@@ -108,7 +124,7 @@ def run(job: Job, remote: Remote) -> None:
             on_all_hosts("sweep", job, remote)
     if failed:
         raise UserError(
-            f"the command on {failed} failed; the job was ended on every host (its lines above say why)."
+            f"the command on {names.get(failed, failed)} failed; the job was ended on every host (its lines above say why)."
         )
     if started.returncode and not asked():
         raise UserError("colossalai run failed (its lines above say why).")

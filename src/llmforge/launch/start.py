@@ -46,7 +46,7 @@ class Launch:
         )
         through_colossalai = self.launcher == "colossalai"
         if through_colossalai:
-            colossal.check_ssh(remote)
+            colossal.check_ssh(job, remote)
         if self.dry_run:
             print(colossal.show(job, remote, self.hostfile) if through_colossalai else show_job(job, remote))
             return
