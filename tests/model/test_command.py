@@ -33,14 +33,16 @@ def test_the_step_0_report_is_by_category(
     assert f"{OLD_SIZE} ids -> {NEW_SIZE} ids in 384 rows" in said
     report = json.loads(llmforge(*words, "--json").stdout)
     assert report["skipped"]
-    assert set(report["step_0"]) == {"source", "grown"}
-    for model in report["step_0"].values():
+    step_0 = report["metrics"]["step_0"]
+    assert json.loads((tmp_path / "grown" / "llmforge.json").read_text())["metrics"]["step_0"] == step_0
+    assert set(step_0) == {"source", "grown"}
+    for model in step_0.values():
         assert set(model) == {"zh", "en", "all"}
         assert model["all"]["bytes"] == model["zh"]["bytes"] + model["en"]["bytes"]
-    before, after = (report["step_0"][name]["zh"] for name in ("source", "grown"))
+    before, after = (step_0[name]["zh"] for name in ("source", "grown"))
     assert before["bytes"] == after["bytes"]
     assert after["tokens"] < before["tokens"]
-    assert f"| grown | {report['step_0']['grown']['zh']['bits_per_byte']:.4f} |"[:12] in said
+    assert f"| grown | {step_0['grown']['zh']['bits_per_byte']:.4f} |"[:12] in said
 
 
 def test_the_corpus_is_read_before_anything_is_written(

@@ -73,6 +73,7 @@ def init_model(
     from llmforge.evaluate.texts import load_corpora
     from llmforge.model.grow import grow
     from llmforge.model.initial import Growth
+    from llmforge.workspace import add_metrics
 
     protocol = Protocol(max_documents=50, max_characters=2000, by_category=True)
     heldout = words(verify_corpus or [])
@@ -90,8 +91,8 @@ def init_model(
     )
     rows = finished.manifest.outputs["vocabulary"]
     summary = f"{rows['source']:,} ids -> {rows['size']:,} ids in {rows['padded']:,} rows, new rows by {init}"
-    report = {}
     if heldout:
-        report["step_0"] = compare([source_model_and_tokenizer_path, target_model_path], heldout, protocol)
-        summary += f"\n\n{markdown(report['step_0'])}"
-    show_finished(finished, as_json, summary, **report)
+        step_0 = compare([source_model_and_tokenizer_path, target_model_path], heldout, protocol)
+        finished = add_metrics(finished, step_0=step_0)
+        summary += f"\n\n{markdown(step_0)}"
+    show_finished(finished, as_json, summary)

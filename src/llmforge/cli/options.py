@@ -72,8 +72,8 @@ def example(*lines: str) -> Callable[[Callable[..., None]], Callable[..., None]]
     return add
 
 
-def show_finished(finished: Any, as_json: bool, summary: str = "", **more: Any) -> None:
-    """Prints the end of a step: where the output is, and `summary`, or the manifest and `more` as JSON."""
+def show_finished(finished: Any, as_json: bool, summary: str = "") -> None:
+    """Prints the end of a step: where the output is, and `summary`, or the manifest as JSON."""
     if as_json:
         from dataclasses import asdict
 
@@ -83,7 +83,6 @@ def show_finished(finished: Any, as_json: bool, summary: str = "", **more: Any) 
                     "output": str(finished.output),
                     "skipped": finished.skipped,
                     **asdict(finished.manifest),
-                    **more,
                 },
                 ensure_ascii=False,
             )

@@ -9,7 +9,16 @@ from llmforge.workspace.manifest import (
     read_manifest,
     write_manifest,
 )
-from llmforge.workspace.step import Finished, Outcome, Step, empty_directory, find_finished, publish, run_step
+from llmforge.workspace.step import (
+    Finished,
+    Outcome,
+    Step,
+    add_metrics,
+    empty_directory,
+    find_finished,
+    publish,
+    run_step,
+)
 
 __all__ = [
     "MANIFEST",
@@ -18,6 +27,7 @@ __all__ = [
     "Manifest",
     "Outcome",
     "Step",
+    "add_metrics",
     "empty_directory",
     "find_finished",
     "fingerprint",

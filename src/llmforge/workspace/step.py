@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,12 @@ def run_step(step: Step, build: Callable[[Path], Outcome]) -> Finished:
             (partial / PLAN).unlink()
             publish(partial, step.output)
     return Finished(step.output, manifest, skipped=False)
+
+
+def add_metrics(finished: Finished, **metrics: Any) -> Finished:
+    """Writes further `metrics` into the manifest of a finished output, which is otherwise left as it is."""
+    manifest = replace(finished.manifest, metrics={**finished.manifest.metrics, **metrics})
+    return replace(finished, manifest=write_manifest(manifest_path(finished.output), manifest))
 
 
 def find_finished(step: Step, inputs: Sequence[Input] | None = None) -> Finished | None:
