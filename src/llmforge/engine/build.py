@@ -8,8 +8,8 @@ import torch
 
 from llmforge.console import say
 from llmforge.engine import attention
-from llmforge.engine.native.engine import PRECISIONS
 from llmforge.engine.protocol import Engine, World
+from llmforge.engine.settings import PRECISIONS, Settings
 from llmforge.engine.trainable import parse
 from llmforge.errors import UsageError
 
@@ -79,7 +79,7 @@ def build_engine(
     config: Any, model: Path, vocabulary: Any, groups: int, device: torch.device, world: World
 ) -> Engine:
     """The engine of `config` (a `TrainConfig`), with the weights of the model directory `model`."""
-    from llmforge.engine.native import NativeEngine, Settings
+    from llmforge.engine.native import NativeEngine
     from llmforge.engine.native.parallel import DDPEngine, FSDPEngine
 
     precision = config.mixed_precision

@@ -18,7 +18,7 @@ from llmforge.console import progress, say, warn
 from llmforge.data import PackedDataset
 from llmforge.engine.build import build_engine, choose_device, device_memory
 from llmforge.engine.devices import gpu_device
-from llmforge.engine.native.parallel import Processes, join_processes
+from llmforge.engine.processes import Processes, join_processes
 from llmforge.engine.protocol import StepResult
 from llmforge.errors import UsageError, UserError
 from llmforge.model import vocabulary

@@ -1,9 +1,6 @@
 """The native engine: accumulation, precision, clipping and the optimizer around one causal model."""
 
 import math
-import random
-import resource
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -12,62 +9,22 @@ from typing import Any
 
 import torch
 
-from llmforge.engine import attention
-from llmforge.engine.native import storage
+from llmforge.engine import attention, storage
+from llmforge.engine.lora import Lora
+from llmforge.engine.model import CausalLoss, enable_recomputation, load_model, noise_hook
 from llmforge.engine.native.lean import keep_less
-from llmforge.engine.native.lora import Lora
-from llmforge.engine.native.model import CausalLoss, load_model
-from llmforge.engine.protocol import IGNORED, Accept, LossSums, MicroBatch, StepResult, World
-from llmforge.engine.trainable import Trainable, embedding_parameters, freeze
-
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-SCALE_AT_START, SCALE_GROWS_AFTER = 2.0**16, 2000
-ADAM_EPSILON = 1e-8
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train. Ids below `old_rows` were there before the model was grown, ids below `rows` are in
-    use.
-    """
-
-    model: Path
-    precision: str
-    trainable: Trainable
-    old_rows: int
-    rows: int
-    groups: int
-    seed: int
-    weight_decay: float = 0.1
-    decay_embeddings: bool = True
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    head_chunk: int = 512
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    attention: str = "auto"
-    lora_rank: int | None = None
-    noise: float = 0.0
-    device: str = "cpu"
-
-
-@dataclass
-class LossScale:
-    """fp16 only: the loss is scaled so that small gradients survive, and the scale follows what overflows."""
-
-    value: float = 1.0
-    steps_without_overflow: int = 0
-    dynamic: bool = False
-
-    def update(self, overflow: bool) -> None:
-        if not self.dynamic:
-            return
-        if overflow:
-            self.value, self.steps_without_overflow = max(self.value / 2, 1.0), 0
-        else:
-            self.steps_without_overflow += 1
-            if self.steps_without_overflow == SCALE_GROWS_AFTER:
-                self.value, self.steps_without_overflow = self.value * 2, 0
+from llmforge.engine.protocol import Accept, LossSums, MicroBatch, StepResult, World
+from llmforge.engine.settings import PRECISIONS, Settings
+from llmforge.engine.step import (
+    LossScale,
+    copy_to_cpu,
+    count_targets,
+    group_sums,
+    optimizer_groups,
+    peak_memory,
+    seed_step,
+)
+from llmforge.engine.trainable import embedding_parameters, freeze
 
 
 class NativeEngine:
@@ -105,14 +62,13 @@ class NativeEngine:
         self.parameters = {n: p for n, p in self.causal.named_parameters() if p.requires_grad}
         self.masked = list(embedding_parameters(self.causal).values()) if self.rows else []
         self.optimizer = self._make_optimizer()
-        dynamic = settings.precision == "fp16"
-        self.scale = LossScale(SCALE_AT_START if dynamic else 1.0, dynamic=dynamic)
+        self.scale = LossScale.for_precision(settings.precision)
         self.steps = 0
 
     def train_step(
         self, micro_batches: Sequence[MicroBatch], learning_rate: float, accept: Accept
     ) -> StepResult:
-        self._seed_step()
+        seed_step(self.settings.seed, self.steps, self.world.rank)
         tokens = self.total(torch.tensor([count_targets(micro_batches)], dtype=torch.float64)).item()
         factor = self.scale.value * self.world.data_size / max(tokens, 1.0)
         sums = torch.zeros(2, self.settings.groups, dtype=torch.float64)
@@ -194,10 +150,7 @@ class NativeEngine:
         )
 
     def peak_memory(self) -> int:
-        if self.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated())
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return peak_memory(self.device)
 
     def close(self) -> None:
         pass
@@ -269,11 +222,6 @@ class NativeEngine:
         norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
         return self._whole_norm(torch.linalg.vector_norm(norms))
 
-    def _seed_step(self) -> None:
-        number = hash((self.settings.seed, self.steps, self.world.rank)) & 0x7FFFFFFF
-        random.seed(number)
-        torch.manual_seed(number)
-
     def _to_device(self, batch: MicroBatch) -> MicroBatch:
         if self.device.type == "cpu":
             return batch
@@ -285,26 +233,10 @@ class NativeEngine:
         return LossSums(loss=sums[0], tokens=sums[1].long())
 
     def _make_optimizer(self) -> torch.optim.AdamW:
-        """AdamW (arXiv 1711.05101). Norms and biases do not decay, nor embeddings whose old rows must
-        stay.
-        """
-        embeddings = {id(p) for p in embedding_parameters(self.causal).values()}
-        may_decay = self.settings.decay_embeddings and self.rows is None
-        decayed: list[torch.nn.Parameter] = []
-        kept: list[torch.nn.Parameter] = []
-        for parameter in self.parameters.values():
-            decays = parameter.ndim >= 2 and (may_decay or id(parameter) not in embeddings)
-            (decayed if decays else kept).append(parameter)
-        groups = [
-            {"params": decayed, "weight_decay": self.settings.weight_decay},
-            {"params": kept, "weight_decay": 0.0},
-        ]
+        """AdamW (arXiv 1711.05101)."""
+        groups = optimizer_groups(self.causal, self.parameters.values(), self.settings)
         optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=0.0,
-            betas=self.settings.betas,
-            eps=ADAM_EPSILON,
-            fused=True,
+            groups, lr=0.0, betas=self.settings.betas, eps=self.settings.epsilon, fused=True
         )
         for parameter in self.parameters.values():
             optimizer.state[parameter] = {
@@ -344,45 +276,3 @@ class NativeSnapshot:
 
     def write_state(self, directory: Path) -> None:
         storage.save_sharded(self.state, directory, self.group)
-
-
-def copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True)
-
-
-def enable_recomputation(causal: Any) -> None:
-    """Recomputes each layer's activations in the backward pass (arXiv 1604.06174)."""
-    # transformers renamed the method.
-    enable = getattr(causal, "activation_checkpointing_enable", None) or causal.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-
-
-def noise_hook(alpha: float) -> Any:
-    """Adds uniform noise of size alpha / sqrt(length x width) to the embeddings in training (arXiv
-    2310.05914).
-    """
-
-    def add_noise(module: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
-        if not module.training:
-            return output
-        size = alpha / math.sqrt(output.shape[1] * output.shape[2])
-        return output + torch.zeros_like(output).uniform_(-size, size)
-
-    return add_noise
-
-
-def count_targets(micro_batches: Sequence[MicroBatch]) -> int:
-    return sum(int((batch.targets != IGNORED).sum()) for batch in micro_batches)
-
-
-def group_sums(losses: torch.Tensor, batch: MicroBatch, groups: int) -> torch.Tensor:
-    """float64 (2, groups): the summed loss and the number of tokens of every group of a micro-batch."""
-    valid = (batch.targets != IGNORED).flatten()
-    group = batch.groups.flatten()[valid]
-    values = losses.detach().cpu()[valid].double()
-    return torch.stack(
-        [
-            torch.bincount(group, weights=values, minlength=groups),
-            torch.bincount(group, minlength=groups).double(),
-        ]
-    )

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from llmforge.engine.native import storage
+from llmforge.engine import storage
 from llmforge.errors import UserError
 
 

@@ -1,5 +1,6 @@
 """Loading a causal model for training, and the module that computes a micro-batch's loss."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,24 @@ class CausalLoss(torch.nn.Module):
             chunk=self.chunk,
             trained_rows=self.trained_rows,
         )
+
+
+def enable_recomputation(causal: Any) -> None:
+    """Recomputes each layer's activations in the backward pass (arXiv 1604.06174)."""
+    # transformers renamed the method.
+    enable = getattr(causal, "activation_checkpointing_enable", None) or causal.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def noise_hook(alpha: float) -> Any:
+    """Adds uniform noise of size alpha / sqrt(length x width) to the embeddings in training (arXiv
+    2310.05914).
+    """
+
+    def add_noise(module: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return output
+        size = alpha / math.sqrt(output.shape[1] * output.shape[2])
+        return output + torch.zeros_like(output).uniform_(-size, size)
+
+    return add_noise
