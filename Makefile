@@ -6,8 +6,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# transformers of ColossalAI's generation, for the tests that compare versions
-VENV4 := .venv-transformers4
+# ColossalAI and the transformers of its generation: for its engine, and for the tests that compare versions
+VENVC := .venv-colossalai
 INPUTS ?= $(HOME)/.cache/llmforge/inputs
 OUTPUT ?= demo
 
@@ -20,8 +20,9 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/python tools/real_inputs.py smollm2 demo
 	$(BIN)/llmforge run examples/smollm2-zh/recipe.yaml --set inputs=$(INPUTS) --set output=$(OUTPUT)
 
-test: lint $(VENV4)/stamp
-	LLMFORGE_PYTHON_TRANSFORMERS4=$(abspath $(VENV4))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+test: lint $(VENVC)/stamp
+	LLMFORGE_PYTHON_TRANSFORMERS4=$(abspath $(VENVC))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(VENVC)/bin/python -m pytest tests/train/colossal
 
 test-fast: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m "not slow"
@@ -42,10 +43,11 @@ $(VENV)/test.stamp: $(BIN)/python pyproject.toml requirements/constraints.txt
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt -e .[dev,demo]
 	touch $@
 
-$(VENV4)/stamp: pyproject.toml requirements/constraints.txt requirements/transformers4.txt
-	$(PYTHON) -m venv $(VENV4)
-	$(VENV4)/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/transformers4.txt
+$(VENVC)/stamp: pyproject.toml $(wildcard requirements/*.txt)
+	$(PYTHON) -m venv $(VENVC)
+	$(VENVC)/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/colossalai-environment.txt
+	$(VENVC)/bin/python -m pip install -q --no-deps -r requirements/colossalai.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV4) $(OUTPUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENVC) $(OUTPUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

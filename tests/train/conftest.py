@@ -56,13 +56,19 @@ def make_model(path: Path, seed: int = 0, **overrides: Any) -> Path:
     assert loaded.size == ROWS
     files = {file.name: file.stat().st_size for file in path.iterdir()}
     outputs = {
-        "vocabulary": {"source": OLD_ROWS, "size": ROWS, "padded": PADDED},
+        "vocabulary": {"source": OLD_ROWS, "size": ROWS, "padded": settings["vocab_size"]},
         "tokenizer": loaded.fingerprint,
         "fingerprint": fingerprint(path),
         "files": files,
     }
     write_manifest(manifest_path(path), Manifest("init-model", {}, outputs=outputs))
     return path
+
+
+@pytest.fixture(scope="session")
+def make_tiny_model() -> Callable[..., Path]:
+    """`make_tiny_model(path, vocab_size=384)` makes such a directory with other sizes."""
+    return make_model
 
 
 def make_tokenizer() -> Any:

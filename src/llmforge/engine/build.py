@@ -8,6 +8,7 @@ import torch
 
 from llmforge.console import say
 from llmforge.engine import attention
+from llmforge.engine.colossal import rules
 from llmforge.engine.protocol import Engine, World
 from llmforge.engine.settings import PRECISIONS, Settings
 from llmforge.engine.trainable import parse
@@ -17,9 +18,9 @@ from llmforge.errors import UsageError
 BYTES_PER_PARAMETER = 16 * 4 / 3
 
 
-def choose_device() -> torch.device:
-    """This process's device: a GPU of its own where there are GPUs, else the CPU."""
-    if not torch.cuda.is_available():
+def choose_device(rehearse: bool = False) -> torch.device:
+    """This process's device: a GPU of its own where there are GPUs, else the CPU; a rehearsal takes the CPU."""
+    if rehearse or not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
@@ -75,6 +76,19 @@ def choose_attention(config: Any, device: torch.device, precision: str, is_main:
     return "flash" if "flash" in can else "auto"
 
 
+def check(config: Any, model: Path, world: World, length: int) -> None:
+    """Refuses what the plugin of `config` cannot do with the model directory `model` and rows of `length` tokens,
+    before anything is loaded.
+    """
+    if config.plugin in rules.PLUGINS:
+        rules.check_environment(config.plugin, config.rehearse, torch.cuda.is_available())
+        rules.check_model(config, model, world.size, length)
+
+
+def engine_family(plugin: str) -> str:
+    return "colossal" if plugin in rules.PLUGINS else "native"
+
+
 def build_engine(
     config: Any, model: Path, vocabulary: Any, groups: int, device: torch.device, world: World
 ) -> Engine:
@@ -82,9 +96,12 @@ def build_engine(
     from llmforge.engine.native import NativeEngine
     from llmforge.engine.native.parallel import DDPEngine, FSDPEngine
 
+    colossal = config.plugin in rules.PLUGINS
     precision = config.mixed_precision
     if precision == "auto":
-        precision = "bf16" if computes_in_bf16(device) else "fp32"
+        # ColossalAI's plugins are made for weights in 16 bits; torch_ddp has float32 weights, as native has.
+        lowers = colossal and config.plugin != rules.TORCH_DDP
+        precision = "bf16" if lowers or computes_in_bf16(device) else "fp32"
     settings = Settings(
         model=model,
         precision=precision,
@@ -105,6 +122,10 @@ def build_engine(
         noise=config.neft_alpha if config.use_neft else 0.0,
         device=str(device),
     )
+    if colossal:
+        from llmforge.engine.colossal.build import build
+
+        return cast(Engine, build(config, settings, world))
     size = sum(file.stat().st_size for file in model.glob("*.safetensors")) // 4
     engines = {"native": NativeEngine, "ddp": DDPEngine, "fsdp": FSDPEngine}
     plugin = choose_plugin(config.plugin, world, device, size, lora=config.trainable == "lora")

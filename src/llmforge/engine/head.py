@@ -10,6 +10,7 @@ Cross-Entropy, arXiv 2411.09009).
 from typing import Any
 
 import torch
+from torch.distributed import ReduceOp, all_reduce
 
 from llmforge.engine.protocol import IGNORED
 
@@ -23,6 +24,8 @@ def chunked_cross_entropy(
     dtype: torch.dtype,
     chunk: int,
     trained_rows: tuple[int, int] | None = None,
+    group: Any = None,
+    first_row: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the cross entropies of `targets`, and each of them.
 
@@ -30,9 +33,12 @@ def chunked_cross_entropy(
     products are computed in `dtype`, softmax in float32. The gradient of `weight` is taken for the rows of
     `trained_rows` alone (half-open), the others are 0. Returns a float32 scalar that carries gradients, and
     float32 (T,) that does not.
+
+    In tensor parallelism each rank of the process group `group` holds the rows of the matrix from `first_row`
+    on, and all have the same `hidden` and `targets`; loss and gradient of `hidden` come out the same on all.
     """
     total, losses = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, dtype, chunk, trained_rows or (0, len(weight))
+        *(hidden, weight, bias, targets, dtype, chunk, trained_rows or (0, len(weight)), group, first_row)
     )
     return total, losses
 
@@ -48,6 +54,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         chunk: int,
         trained_rows: tuple[int, int],
+        group: Any,
+        first_row: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         first, last = trained_rows
@@ -66,20 +74,27 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             kept = (targets != IGNORED).nonzero().squeeze(1)
             for start in range(0, len(kept), chunk):
                 rows = kept[start : start + chunk]
-                states, labels = hidden[rows].to(dtype), targets[rows, None]
+                states, labels = hidden[rows].to(dtype), targets[rows, None] - first_row
                 logits = (states @ matrix.T).float()
                 if bias is not None:
                     logits += bias
                 # Softmax in place, by hand: torch.logsumexp costs several times as much on a CPU.
-                largest, label_logits = logits.amax(dim=1, keepdim=True), logits.gather(1, labels)
+                largest = logits.amax(dim=1, keepdim=True)
+                ours = torch.ones_like(labels, dtype=logits.dtype)
+                if group is not None:
+                    all_reduce(largest, ReduceOp.MAX, group=group)
+                    ours = ((labels >= 0) & (labels < len(weight))).to(logits.dtype)
+                    labels = labels.clamp(0, len(weight) - 1)
+                label_logits = logits.gather(1, labels) * ours
                 softmax = logits.sub_(largest).exp_()
                 total = softmax.sum(dim=1, keepdim=True)
+                if group is not None:
+                    all_reduce(label_logits, group=group)
+                    all_reduce(total, group=group)
                 losses[rows] = (largest + total.log() - label_logits).squeeze(1)
                 if hidden_gradient is None and weight_gradient is None:
                     continue
-                gradient = softmax.div_(total).scatter_add_(
-                    1, labels, torch.full_like(labels, -1, dtype=softmax.dtype)
-                )
+                gradient = softmax.div_(total).scatter_add_(1, labels, -ours)
                 if bias_gradient is not None:
                     bias_gradient += gradient.sum(dim=0)
                 gradient = gradient.to(dtype)
@@ -87,6 +102,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     hidden_gradient[rows] = (gradient @ matrix).to(hidden.dtype)
                 if weight_gradient is not None:
                     weight_gradient[first:last] += gradient[:, first:last].T @ states
+        if group is not None and hidden_gradient is not None:
+            all_reduce(hidden_gradient, group=group)
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses)
@@ -99,5 +116,5 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if hidden is None else hidden.mul_(scale),
             None if weight is None else weight.mul_(scale).to(ctx.weight_dtype),
             None if bias is None else bias.mul_(scale).to(ctx.weight_dtype),
-            *(None,) * 4,
+            *(None,) * 6,
         )

@@ -1,11 +1,14 @@
 """Low-rank adapters through peft (arXiv 2106.09685): the base stays as it is, and what is saved is merged."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from llmforge.engine import storage
 from llmforge.errors import UserError
+
+SCALE = 2  # what the product of two adapters is multiplied by before it is added
 
 
 class Lora:
@@ -27,7 +30,7 @@ class Lora:
         }
         torch.manual_seed(seed)
         inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=sorted(linear)), causal
+            LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=sorted(linear)), causal
         )
         self.names = list(before)
 
@@ -44,4 +47,16 @@ class Lora:
                 weights[name] = (state[inner] + delta).detach().cpu()
             else:
                 weights[name] = state[inner if inner in state else name].detach().cpu()
+        return weights
+
+    def merge(
+        self, base: Mapping[str, torch.Tensor], adapters: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The float32 weights `base` under their own names, with `adapters` (under peft's names) added in."""
+        weights = dict(base)
+        for name, down in adapters.items():
+            module, found, _ = name.partition(".lora_A.")
+            if found:
+                up = adapters[name.replace(".lora_A.", ".lora_B.")]
+                weights[f"{module}.weight"] = weights[f"{module}.weight"] + SCALE * (up @ down)
         return weights

@@ -12,18 +12,16 @@ from llmforge.engine.protocol import MicroBatch
 from llmforge.errors import UserError
 
 
-def load_model(directory: Path, attention_name: str) -> Any:
-    """The causal model of a Hugging Face directory, in float32 on the CPU. No code of the directory is
-    run.
-    """
+def load_model(directory: Path, attention_name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The causal model of a Hugging Face directory, in `dtype` on the CPU. No code of the directory is run."""
     import transformers
     from transformers.utils import logging
 
     attention.register()
     logging.disable_progress_bar()
     # transformers renamed the argument in 4.56.
-    dtype = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
-    options = {dtype: torch.float32, "attn_implementation": attention_name}
+    name = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
+    options = {name: dtype, "attn_implementation": attention_name}
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False, **options
@@ -63,12 +61,21 @@ class CausalLoss(torch.nn.Module):
             use_cache=False,
             documents=attention.Documents(batch.lengths, batch.input_ids.device),
         ).last_hidden_state
+        return self.head(hidden.flatten(0, 1), batch.targets.flatten())
+
+    def head(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same from the last hidden states, (rows * length, width)."""
         head = self.causal.get_output_embeddings()
+        return self.cross_entropy(hidden, head.weight, head.bias, targets)
+
+    def cross_entropy(
+        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return chunked_cross_entropy(
-            hidden.flatten(0, 1),
-            head.weight,
-            head.bias,
-            batch.targets.flatten(),
+            hidden,
+            weight,
+            bias,
+            targets,
             dtype=self.dtype,
             chunk=self.chunk,
             trained_rows=self.trained_rows,

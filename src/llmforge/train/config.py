@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from llmforge.engine.colossal import rules
 from llmforge.errors import UsageError
 
-PLUGINS = ("auto", "native", "ddp", "fsdp")
-COLOSSAL_PLUGINS = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d")
+PLUGINS = ("auto", "native", "ddp", "fsdp", *rules.PLUGINS)
 RUN, BATCHES, OPTIMIZER, MODEL, ENGINE, GUARDS, SAVING, WATCHING = (
     "The run",
     "Batches",
@@ -89,7 +89,38 @@ class TrainConfig:
     plugin: str = flag(
         ENGINE,
         "auto",
-        "auto, native (one process), ddp or fsdp (torchrun); auto says what it picked.",
+        "auto, native (one process), ddp or fsdp (torchrun); of ColossalAI "
+        f"{', '.join(rules.PLUGINS)}. auto picks a native one and says which.",
+        decides=False,
+    )
+    tp: int = flag(ENGINE, 1, "3d: ranks that share every layer (tensor parallel).", decides=False)
+    pp: int = flag(ENGINE, 1, "3d: stages of layers, one after the other (pipeline).", decides=False)
+    sp: int = flag(ENGINE, 1, "3d: ranks that share every row (sequence parallel).", decides=False)
+    sp_mode: Literal["split_gather", "all_to_all", "ring", "ring_attn"] | None = flag(
+        ENGINE,
+        None,
+        "3d: split_gather cuts rows among the ranks of --tp, all_to_all among those of --sp "
+        "(default: all_to_all where --sp is given).",
+        decides=False,
+    )
+    zero: int | None = flag(
+        ENGINE,
+        None,
+        "3d: ZeRO stage over data ranks, 0, 1 or 2 (default: 0).",
+        "--zero-stage",
+        decides=False,
+    )
+    microbatch_size: int | None = flag(
+        ENGINE,
+        None,
+        "3d with --pp: rows that pass through a stage at once (default: 1). A step's rows of a process are "
+        "--micro-batch-size x --accumulation-steps.",
+        decides=False,
+    )
+    rehearse: bool = flag(
+        ENGINE,
+        False,
+        "Run a ColossalAI plugin on the CPU with gloo: same code, same flags, no GPU.",
         decides=False,
     )
     mixed_precision: Literal["auto", "bf16", "fp16", "fp32"] = flag(
@@ -158,7 +189,18 @@ class TrainConfig:
 
     def _check_numbers(self) -> None:
         at_least_one = ("num_epochs", "micro_batch_size", "accumulation_steps", "head_chunk", "max_bad_steps")
-        for name in (*at_least_one, "max_steps", "keep_last", "max_length", "lora_rank", "eval_interval"):
+        for name in (
+            *at_least_one,
+            "max_steps",
+            "keep_last",
+            "max_length",
+            "lora_rank",
+            "eval_interval",
+            "tp",
+            "pp",
+            "sp",
+            "microbatch_size",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{dashed(name)} {value}: must be at least 1.")
@@ -180,13 +222,10 @@ class TrainConfig:
         self.seconds_allowed()
 
     def _check_choices(self) -> None:
-        if self.plugin in COLOSSAL_PLUGINS:
-            raise UsageError(
-                f"--plugin {self.plugin} needs the ColossalAI engine, which this version does not have; "
-                "use ddp or fsdp under torchrun."
-            )
         if self.plugin not in PLUGINS:
             raise UsageError(f"--plugin {self.plugin}: must be one of {', '.join(PLUGINS)}.")
+        if self.zero not in (None, 0, 1, 2):
+            raise UsageError(f"--zero {self.zero}: must be 0, 1 or 2.")
 
     def _check_contradictions(self) -> None:
         if self.freeze_non_embeds_params:
@@ -216,6 +255,7 @@ class TrainConfig:
             raise UsageError(
                 "--overwrite contradicts --load-checkpoint latest: one deletes what the other resumes."
             )
+        rules.check_flags(self)
 
     def seconds_allowed(self) -> float | None:
         """`--time-limit` in seconds."""

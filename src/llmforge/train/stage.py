@@ -16,7 +16,7 @@ import torch
 from llmforge import tokenizer
 from llmforge.console import progress, say, warn
 from llmforge.data import PackedDataset
-from llmforge.engine.build import build_engine, choose_device, device_memory
+from llmforge.engine.build import build_engine, check, choose_device, device_memory, engine_family
 from llmforge.engine.devices import gpu_device
 from llmforge.engine.processes import Processes, join_processes
 from llmforge.engine.protocol import StepResult
@@ -47,13 +47,14 @@ class Stage:
 
     def __init__(self, config: TrainConfig, weights: Path) -> None:
         self.config, self.origin, self.started = config, weights, time.monotonic()
-        self.device = choose_device()
+        self.device = choose_device(config.rehearse)
         self.world = join_processes(self.device)
         self.processes = Processes(self.world)
         self.data = PackedDataset(config.dataset)
         self.vocabulary = vocabulary(weights)
         self.tokenizer = tokenizer.load(weights)
         self._check_inputs()
+        check(config, weights, self.world, self.data.max_length)
         preflight.check_rows(self.data, self.vocabulary, config.dataset[0])
         old_rows = self.vocabulary.source
         self.groups = Groups(tuple(self.data.categories), old_rows)
@@ -148,12 +149,28 @@ class Stage:
                     f"{found} belongs to a run with another {what} ({states['identity'][what]}, now {value}); "
                     "--allow-changes resumes all the same."
                 )
-        if states["engine"]["family"] != "native":
-            raise UserError(
-                f"{found} was written by the {states['engine']['family']} engine; the full state resumes there only, "
-                f"but --load-checkpoint {found / MODELING} starts a new stage from its weights."
-            )
+        self._check_engine(found, states)
         return found
+
+    def _check_engine(self, found: Path, states: Mapping[str, Any]) -> None:
+        """The full state of a checkpoint belongs to engines of one family, and with ColossalAI to one plugin and
+        layout; its weights start a new stage anywhere.
+        """
+        saved, config = states["engine"], self.config
+        ours = engine_family(config.plugin)
+        written = f"--plugin {saved['name']} on {states.get('processes')} processes"
+        if saved["family"] == ours == "native":
+            return
+        if saved["family"] == ours and saved["name"] == config.plugin:
+            names = ("tp", "pp", "sp", "zero")
+            now = [getattr(config, name) or 0 for name in names]
+            if saved["sizes"] == now and states.get("processes") == self.world.size:
+                return
+            written += "".join(f" --{n} {v}" for n, v in zip(names, saved["sizes"], strict=True) if v > 1)
+        raise UserError(
+            f"{found} was written by {written}; its full state resumes there only, but --load-checkpoint "
+            f"{found / MODELING} starts a new stage from its weights."
+        )
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -360,6 +377,7 @@ class Stage:
             "counters": self.counters,
             "guard": self.guard.state(),
             "rows_per_step": self.deal.rows_per_step,
+            "processes": self.world.size,
             "seen_new_tokens": pack(self.seen),
             "config": self.config.to_json(),
         }

@@ -1,0 +1,169 @@
+"""What ColossalAI's plugins can do, and the sentences for what they cannot; nothing is loaded to say so.
+
+This file imports neither torch nor ColossalAI: flags are checked before anything else happens.
+"""
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from llmforge.errors import UsageError, UserError
+
+TORCH_DDP, ZERO1, ZERO2, ZERO2_CPU = "torch_ddp", "zero1", "zero2", "zero2_cpu"
+GEMINI, GEMINI_AUTO, HYBRID = "gemini", "gemini_auto", "3d"
+PLUGINS = (TORCH_DDP, ZERO1, ZERO2, ZERO2_CPU, GEMINI, GEMINI_AUTO, HYBRID)
+DIVISOR = 64  # ColossalAI pads vocabularies to multiples of this times tp
+NEWEST_TRANSFORMERS = (4, 51)
+
+
+def check_flags(config: Any) -> None:
+    """The flags of a `TrainConfig` against each other; a `UsageError` names the plugin that can."""
+    plugin = config.plugin
+    if plugin != HYBRID:
+        _check_without_3d(config)
+    if plugin not in PLUGINS:
+        if config.rehearse:
+            raise UsageError(
+                f"--rehearse contradicts --plugin {plugin}: it is for ColossalAI's plugins "
+                f"({', '.join(PLUGINS)}); this one runs on a CPU as it is."
+            )
+        return
+    if config.compile:
+        raise UsageError(f"--compile contradicts --plugin {plugin}; use ddp or fsdp.")
+    if config.trainable == "lora" and plugin in (GEMINI, GEMINI_AUTO, HYBRID):
+        raise UsageError(f"--trainable lora contradicts --plugin {plugin}; use zero2 or torch_ddp.")
+    if plugin in (GEMINI, GEMINI_AUTO) and config.mixed_precision == "fp32":
+        raise UsageError(f"--mixed-precision fp32 contradicts --plugin {plugin}; use zero2 or 3d.")
+    if config.rehearse and (config.use_flash_attn or config.attention not in ("auto", "sdpa")):
+        asked = "--use-flash-attn" if config.use_flash_attn else f"--attention {config.attention}"
+        raise UsageError(f"{asked} cannot be rehearsed: its kernel needs a GPU; leave it out for --rehearse.")
+    if plugin == HYBRID:
+        _check_3d(config)
+
+
+def _check_without_3d(config: Any) -> None:
+    plugin = config.plugin
+    for name in ("tp", "pp", "sp"):
+        if getattr(config, name) > 1:
+            gemini = (
+                ": in ColossalAI 0.5.0 gemini computes wrong gradients with tp" if "gemini" in plugin else ""
+            )
+            raise UsageError(
+                f"--{name} {getattr(config, name)} contradicts --plugin {plugin}{gemini}; use 3d."
+            )
+    if config.sp_mode is not None:
+        raise UsageError(f"--sp-mode {config.sp_mode} contradicts --plugin {plugin}; use 3d.")
+    if config.zero is not None:
+        raise UsageError(f"--zero {config.zero} contradicts --plugin {plugin}; use zero1, zero2 or 3d.")
+    if config.microbatch_size is not None:
+        raise UsageError(
+            f"--microbatch-size goes with --plugin 3d and --pp; --plugin {plugin} has no pipeline."
+        )
+
+
+def _check_3d(config: Any) -> None:
+    zero, tp, pp, sp, mode = config.zero or 0, config.tp, config.pp, config.sp, sequence_mode(config)
+    if zero == 2 and pp > 1:
+        raise UsageError(f"--zero 2 contradicts --pp {pp}: a pipeline takes --zero 0 or 1.")
+    if zero > 0 and config.mixed_precision == "fp32":
+        raise UsageError(
+            f"--zero {zero} contradicts --mixed-precision fp32 in --plugin 3d; use --zero 0 or zero2."
+        )
+    if mode in ("ring", "ring_attn"):
+        why = "gives wrong gradients in ColossalAI 0.5.0" if mode == "ring" else "cannot keep documents apart"
+        raise UsageError(f"--sp-mode {mode} {why}; use --sp-mode all_to_all.")
+    if mode == "split_gather":
+        if tp == 1:
+            raise UsageError(
+                "--sp-mode split_gather cuts sequences among the ranks of --tp; give --tp 2 or more."
+            )
+        if sp > 1:
+            raise UsageError(
+                f"--sp {sp} contradicts --sp-mode split_gather, which takes --tp; use all_to_all."
+            )
+        if pp > 1:
+            raise UsageError(
+                f"--sp-mode split_gather contradicts --pp {pp}: ColossalAI 0.5.0 fails; use all_to_all."
+            )
+    if mode == "all_to_all" and sp == 1:
+        raise UsageError("--sp-mode all_to_all needs --sp 2 or more, the ranks that share a sequence.")
+    if config.microbatch_size is not None and pp == 1:
+        raise UsageError(
+            "--microbatch-size goes with --pp: it is the rows that pass through a stage at once."
+        )
+    rows = config.micro_batch_size * config.accumulation_steps
+    micro = config.microbatch_size or 1
+    if pp > 1 and rows % micro:
+        raise UsageError(
+            f"--microbatch-size {micro} does not divide the {rows} rows of a step and process "
+            "(--micro-batch-size times --accumulation-steps)."
+        )
+    if pp > 1 and rows // micro < pp:
+        raise UsageError(
+            f"--pp {pp} needs at least as many micro-batches as stages, but a step has {rows // micro} "
+            f"({rows} rows, --microbatch-size {micro}); raise --accumulation-steps to {-(-pp * micro // config.micro_batch_size)}."
+        )
+
+
+def sequence_mode(config: Any) -> str | None:
+    """How 3d cuts sequences: `--sp-mode`, and all_to_all where `--sp` alone is given."""
+    if config.sp_mode is not None:
+        return str(config.sp_mode)
+    return "all_to_all" if config.sp > 1 else None
+
+
+def check_environment(plugin: str, rehearse: bool, has_gpu: bool) -> None:
+    """ColossalAI and its transformers are here, and so is what the plugin runs on."""
+    try:
+        version("colossalai")
+    except PackageNotFoundError:
+        raise UserError(
+            f"--plugin {plugin} needs ColossalAI: pip install 'llmforge[colossalai]', or with a torch newer than 2.5 "
+            "pip install --no-deps -r requirements/colossalai.txt (docs/colossalai.md)."
+        ) from None
+    found = version("transformers")
+    if tuple(int(word) for word in found.split(".")[:2]) > NEWEST_TRANSFORMERS:
+        raise UserError(
+            f"--plugin {plugin} needs transformers 4.51.3: ColossalAI 0.5.0 does not run with {found}; "
+            "use an environment of its own (docs/colossalai.md), or --plugin ddp or fsdp."
+        )
+    if not has_gpu and not rehearse:
+        raise UserError(
+            f"--plugin {plugin} needs GPUs, and there is none here; --rehearse runs it on the CPU."
+        )
+
+
+def check_model(config: Any, model: Path, processes: int, length: int) -> None:
+    """The model directory `model` against the way that the flags share it, from its configuration alone."""
+    if config.plugin != HYBRID:
+        return
+    tp, pp, sp = config.tp, config.pp, config.sp
+    if processes % (tp * pp * sp):
+        raise UsageError(
+            f"--tp {tp} x --pp {pp} x --sp {sp} needs a multiple of {tp * pp * sp} processes, but {processes} were started."
+        )
+    about = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    kinds = about.get("architectures") or [about.get("model_type")]
+    if "LlamaForCausalLM" not in kinds:
+        raise UserError(f"--plugin 3d runs LLaMA models, and {model} is a {kinds[0]}; use zero2 or gemini.")
+    heads = about["num_attention_heads"]
+    keys = about.get("num_key_value_heads") or heads
+    for name, count in (("attention heads", heads), ("key-value heads", keys)):
+        if count % tp:
+            raise UserError(f"--tp {tp} does not divide the {count} {name} of {model}.")
+        if count % (tp * sp):
+            raise UserError(f"--tp {tp} x --sp {sp} does not divide the {count} {name} of {model}.")
+    layers = about["num_hidden_layers"]
+    if layers < pp:
+        raise UserError(f"--pp {pp} has more stages than {model} has layers ({layers}).")
+    cut = tp if sequence_mode(config) == "split_gather" else sp
+    if sequence_mode(config) and length % cut:
+        raise UserError(
+            f"{cut} ranks cannot share rows of {length} tokens evenly; prepare data of another length."
+        )
+    if about["vocab_size"] % (DIVISOR * tp):
+        raise UserError(
+            f"--plugin 3d with --tp {tp} needs a vocabulary that is a multiple of {DIVISOR * tp}, and {model} has "
+            f"{about['vocab_size']:,} rows; grow it with llmforge init-model --tp {tp}, or use zero2."
+        )

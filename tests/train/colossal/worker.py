@@ -1,0 +1,102 @@
+"""Runs several trainings one after the other in the same processes: starting them costs more than training does.
+
+torchrun ... worker.py CASES.json, a list of {"name": ..., flags of llmforge train}. Rank 0 writes RESULTS.json beside
+it: None for a training that ended well, else what was raised. A case may name a module-level function of this file
+that undoes one of llmforge's adjustments ("without"), so that a test can see what it is for.
+"""
+
+import contextlib
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Any:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def masters() -> Any:
+    """ColossalAI's way: float32 weights made anew of the rounded ones."""
+    from llmforge.engine.colossal.engine import ColossalEngine
+
+    return replaced(ColossalEngine, "_read_masters", lambda self, weights: None)
+
+
+def buffers() -> Any:
+    from llmforge.engine.colossal.engine import ColossalEngine
+
+    return replaced(ColossalEngine, "_restore_buffers", lambda self, buffers: None)
+
+
+def chunks() -> Any:
+    """Gemini with the smallest chunk that is ColossalAI's default: one that every rank holds whole."""
+    from colossalai.booster.plugin import GeminiPlugin
+
+    make = GeminiPlugin.__init__
+
+    def with_default(self: Any, **kwargs: Any) -> None:
+        make(self, **{**kwargs, "min_chunk_size_m": 32})
+
+    return replaced(GeminiPlugin, "__init__", with_default)
+
+
+def shared_parameters() -> Any:
+    from llmforge.engine.colossal.engine import ColossalEngine
+
+    remember = ColossalEngine._remember_names
+
+    def as_if_trained(self: Any) -> None:
+        remember(self)
+        self.trained_embeddings = True
+
+    return replaced(ColossalEngine, "_remember_names", as_if_trained)
+
+
+def stage_gradient() -> Any:
+    """A first stage whose output asks for no gradient."""
+    return replaced(torch.Tensor, "requires_grad_", lambda self, wanted=True: self)
+
+
+def run(case: dict[str, Any]) -> str | None:
+    from llmforge.train.config import make_config
+    from llmforge.train.run import run_training
+
+    flags = {k: v for k, v in case.items() if k not in ("name", "without")}
+    flags |= {k: Path(flags[k]) for k in ("pretrained", "save_dir")}
+    flags |= {k: [Path(p) for p in flags[k]] for k in ("dataset", "holdout") if k in flags}
+    changed = globals()[case["without"]]() if "without" in case else contextlib.nullcontext()
+    try:
+        with changed:
+            run_training(make_config(flags))
+    except Exception as error:
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def main() -> None:
+    from llmforge.engine.colossal import compat
+    from llmforge.engine.processes import join_processes
+
+    world = join_processes(torch.device("cpu"))
+    compat.install()
+    cases = Path(sys.argv[1])
+    results = {}
+    for case in json.loads(cases.read_text()):
+        results[case["name"]] = run(case)
+        if world.is_main:
+            cases.with_name("results.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
