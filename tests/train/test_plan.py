@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmforge.engine import attention
 from llmforge.engine.devices import KNOWN, gpu_device
-from llmforge.engine.native.engine import PRECISIONS
+from llmforge.engine.model import CausalLoss, load_model
 from llmforge.engine.native.lean import keep_less
-from llmforge.engine.native.model import CausalLoss, load_model
 from llmforge.engine.protocol import MicroBatch
+from llmforge.engine.settings import PRECISIONS
 from llmforge.errors import UsageError
 from llmforge.train.config import make_config
 from llmforge.train.plan import activations, make_plan, read_shape

@@ -422,7 +422,8 @@ class ColossalEngine:
         if self.trained_embeddings and not self.lora:
             return None
         matrix = weights[self.embedding_names[0]][: self.settings.rows]
-        return torch.linalg.vector_norm(matrix.float(), dim=1).double()
+        norms: torch.Tensor = torch.linalg.vector_norm(matrix.float(), dim=1)
+        return norms.double()
 
     def _restore_buffers(self, buffers: dict[str, torch.Tensor]) -> None:
         """ColossalAI lowers buffers too; the frequencies of rotary positions in bf16 turn far tokens by whole
