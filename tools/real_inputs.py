@@ -99,7 +99,9 @@ def _npm(requirement: str, scratch: Path) -> Path:
 
 
 def _debian(package: str, scratch: Path) -> Path:
-    _run(["apt-get", "download", "-q", package], scratch)
+    if subprocess.run(["apt-get", "download", "-q", package], cwd=scratch, capture_output=True).returncode:
+        _run(["apt-get", "update", "-q"], scratch)  # an image without package lists; needs root
+        _run(["apt-get", "download", "-q", package], scratch)
     unpacked = scratch / package
     _run(["dpkg-deb", "-x", str(next(scratch.glob(f"{package}_*.deb"))), str(unpacked)], scratch)
     return unpacked
