@@ -137,3 +137,7 @@ def test_a_rehearsal_is_named_where_a_gpu_is_missing(cluster: dict[str, Any]) ->
         assert (
             sentence == f"--plugin {plugin} cannot run here: there is no GPU; --rehearse runs it on the CPU."
         )
+
+
+def test_doctor_needs_no_word(llmforge: Any) -> None:
+    assert "runs here" in llmforge("doctor").stdout

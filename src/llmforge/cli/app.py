@@ -38,6 +38,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+RUN_BARE = frozenset({"doctor"})
+
+
 class Pipeline(TyperGroup):
     """Lists commands from the table above; imports one only when it is resolved by name."""
 
@@ -77,7 +80,8 @@ def load_command(name: str) -> Any:
         no_args_is_help=bool(group),
     )
     for command, function in commands.items():
-        made.command(command, cls=ForgeCommand, no_args_is_help=True, epilog=examples[command])(function)
+        bare = name in RUN_BARE  # of the others nobody wants a run without a word
+        made.command(command, cls=ForgeCommand, no_args_is_help=not bare, epilog=examples[command])(function)
     return typer.main.get_command(made)
 
 
