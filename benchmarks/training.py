@@ -204,6 +204,32 @@ def measure(
     }
 
 
+def predict(model: Path, micro: int, threads: int) -> dict[str, float]:
+    """What `llmforge plan` says of this run, in the same units as `measure`."""
+    from types import SimpleNamespace
+
+    import numpy as np
+    import torch
+
+    from llmforge.engine.devices import this_device
+    from llmforge.train.plan import memory, read_shape
+
+    torch.set_num_threads(threads)
+    shape = read_shape(model)
+    lengths = np.concatenate([row.seq_lengths for row in packed_rows(micro * 4)]).astype(float)
+    visible = float((lengths * (lengths + 1)).sum() / 2 / lengths.sum())
+    config = SimpleNamespace(
+        trainable="all",
+        micro_batch_size=micro,
+        accumulation_steps=1,
+        head_chunk=512,
+        use_grad_checkpoint=False,
+    )
+    parts = memory(shape, config, LENGTH, precision=precision(), plugin="native", on_cpu=True, processes=1)
+    speed = this_device().attainable(precision()) / shape.flops_per_token("all", visible)
+    return {"tokens_per_second": speed, "peak_gb": sum(parts.values()) / 1e9}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -230,6 +256,12 @@ def main() -> None:
             f"{peer:24}{found['tokens_per_second']:>10.1f}{found['tokens_per_cpu_second']:>11.1f}"
             f"{ratios[0]:>12.2f}x{ratios[1]:>7.2f}x{found['peak_gb']:>9.2f}"
         )
+    planned = predict(grown_model(asked.work), asked.micro, asked.threads)
+    print(
+        f"the plan says {planned['tokens_per_second']:.1f} tokens/s "
+        f"({planned['tokens_per_second'] / ours['tokens_per_second']:.2f} x the measured) and "
+        f"{planned['peak_gb']:.2f} GB ({planned['peak_gb'] / ours['peak_gb']:.2f} x)"
+    )
     result: dict[str, Any] = {"speed": speed, "threads": asked.threads, "rows": asked.micro}
     if not asked.skip_memory:
         peaks = {
