@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmforge.engine.colossal import rules
+
 NATIVE = ("native", "ddp", "fsdp")
-COLOSSAL = ("torch_ddp", "zero1", "zero2", "zero2_cpu", "gemini", "gemini_auto", "3d")
-HYBRID_ADAM = COLOSSAL[1:]
-COLOSSALAI, TRANSFORMERS = "0.5", (4, 51)
+COLOSSAL = rules.PLUGINS
+HYBRID_ADAM = [plugin for plugin in COLOSSAL if plugin != rules.TORCH_DDP]
+COLOSSALAI = "0.5"
 INSTALL = "pip install 'llmforge[colossalai]' in an environment of its own"
 NEEDS = {
     "native": "torch",
@@ -70,7 +72,7 @@ def judge_colossal(plugin: str, facts: dict[str, Any]) -> Verdict:
         missing[-1] += f" ({INSTALL})"
     elif not colossalai["version"].startswith(COLOSSALAI):
         missing.append(f"colossalai is {colossalai['version']}, not {COLOSSALAI}")
-    if transformers and numbers(transformers["version"])[:2] > TRANSFORMERS:
+    if transformers and numbers(transformers["version"])[:2] > rules.NEWEST_TRANSFORMERS:
         missing.append(f"transformers is {transformers['version']}, newer than 4.51.3")
     if missing:
         return Verdict("no", missing)

@@ -7,7 +7,6 @@ import json
 import sys
 import tempfile
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 # What has to be imported to know that a package works; its own name where it is not here.
@@ -22,8 +21,10 @@ def probe(name: str) -> dict[str, Any]:
     """What is to be known of a package beyond its version; {} for most."""
     if name == "torch":
         return probe_torch()
-    if name == "colossalai" and find_spec("llmforge.engine.colossal"):
-        import_module("llmforge.engine.colossal.compat").install()
+    if name == "colossalai":
+        from llmforge.engine.colossal import compat
+
+        compat.install()
     import_module(MODULES.get(name, name.replace("-", "_")))
     return {}
 
