@@ -22,6 +22,7 @@ def load_model(directory: Path, attention_name: str, dtype: torch.dtype = torch.
     # transformers renamed the argument in 4.56.
     name = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
     options = {name: dtype, "attn_implementation": attention_name}
+    check_shapes(directory)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False, **options
@@ -37,6 +38,30 @@ def load_model(directory: Path, attention_name: str, dtype: torch.dtype = torch.
             )
     model.config.use_cache = False
     return model
+
+
+def check_shapes(directory: Path) -> None:
+    """Compares the shapes of the weights of `directory` with those that its configuration asks for; libraries that
+    load them raise something else, or nothing.
+    """
+    import transformers
+    from safetensors import safe_open
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
+        with torch.device("meta"):
+            expected = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+    except (OSError, ValueError, KeyError):
+        return  # what is wrong with the directory is said where it is loaded
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(str(file), framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                shape = tuple(opened.get_slice(name).get_shape())
+                if name in expected and shape != tuple(expected[name].shape):
+                    raise UserError(
+                        f"{file}: {name} has the shape {shape}, but config.json asks for {tuple(expected[name].shape)}; "
+                        "the files do not belong together."
+                    )
 
 
 class CausalLoss(torch.nn.Module):

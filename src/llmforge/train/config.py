@@ -62,6 +62,19 @@ class TrainConfig:
     max_length: int | None = flag(
         BATCHES, None, "Tokens per row; taken from the dataset, and checked if given."
     )
+    pad_token: Literal["eos", "unk"] | None = flag(
+        BATCHES,
+        None,
+        "The ancestor's token of padding. Rows are packed: what little padding they have is neither seen nor "
+        "learned, so any token serves, and the run says so.",
+        decides=False,
+    )
+    padding_mode: Literal["max_length", "longest"] = flag(
+        BATCHES,
+        "max_length",
+        "The ancestor's length of rows. Packed rows always have that of the dataset; longest is refused.",
+        decides=False,
+    )
     cross_document_attention: bool = flag(
         BATCHES, False, "Let documents in a row see each other, as the ancestor did."
     )
@@ -254,6 +267,10 @@ class TrainConfig:
         if self.overwrite and self.load_checkpoint == "latest":
             raise UsageError(
                 "--overwrite contradicts --load-checkpoint latest: one deletes what the other resumes."
+            )
+        if self.padding_mode == "longest":
+            raise UsageError(
+                "--padding-mode longest contradicts packed rows, which all have the --max-length of prepare-data; leave it out."
             )
         rules.check_flags(self)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmforge.data import PackedDataset
+from llmforge.engine.colossal import rules
 from llmforge.engine.devices import Device
 from llmforge.engine.trainable import parse
 from llmforge.errors import UserError
@@ -118,14 +119,27 @@ def memory(
     processes: int,
 ) -> dict[str, int]:
     """Bytes per process by part, at the peak of a step."""
-    share = processes if plugin == "fsdp" else 1
     trained = shape.trained(config.trainable)
     low = 2 if precision in ("bf16", "fp16") else 4
+    share = processes if plugin == "fsdp" else 1
+    weights, optimizer, gradients = 4 * shape.parameters // share, 8 * trained // share, 4 * trained // share
+    casts = low * shape.layers * shape.layer_parameters if low == 2 and share == 1 else 0
+    ranks = 1  # that share activations
+    if plugin in rules.PLUGINS and plugin != rules.TORCH_DDP:
+        # Weights and gradients in the dtype of training, float32 masters and moments; each cut among data ranks from
+        # a stage of ZeRO on, and all among the ranks that hold other parts of the model.
+        stage = {rules.HYBRID: config.zero or 0, rules.ZERO1: 1, rules.ZERO2: 2, rules.ZERO2_CPU: 2}.get(
+            plugin, 3
+        )
+        whole, data = config.tp * config.pp, processes // (config.tp * config.pp)
+        weights = low * shape.parameters // whole // (data if stage == 3 else 1)
+        gradients = low * trained // whole // (data if stage >= 2 else 1)
+        optimizer = 12 * trained // whole // (data if stage >= 1 else 1)
+        casts, share, ranks = 0, data if stage == 3 else 1, config.tp * config.sp
     tokens = config.micro_batch_size * length
     head = min(config.head_chunk, tokens) * shape.vocabulary * (4 + 4 + low)
     head += shape.vocabulary * shape.width * (low + 4)
-    kept = activations(shape, tokens, low, config.use_grad_checkpoint)
-    gradients = 4 * trained // share
+    kept = activations(shape, tokens, low, config.use_grad_checkpoint) // ranks
     # The peak is in the head, when all activations are kept and only earlier micro-batches have left
     # gradients, or at the end of the backward pass, when all gradients are there and one layer's
     # activations.
@@ -133,12 +147,12 @@ def memory(
     if before + kept + head < gradients + kept // shape.layers:
         before, kept, head = gradients, kept // shape.layers, 0
     parts = {
-        "weights": 4 * shape.parameters // share,
-        "optimizer": 8 * trained // share,
+        "weights": weights,
+        "optimizer": optimizer,
         "gradients": before,
         "activations": kept,
         "head": head,
-        "casts": low * shape.layers * shape.layer_parameters if low == 2 and share == 1 else 0,
+        "casts": casts,
         "program": PYTHON_AND_TORCH if on_cpu else CUDA_CONTEXT,
     }
     if share > 1:

@@ -444,6 +444,10 @@ class Stage:
 
     def _announce(self) -> None:
         size, source = self.vocabulary.size, self.vocabulary.source
+        if self.config.pad_token:
+            self._say(
+                f"--pad-token {self.config.pad_token} changes nothing: rows are packed, and their padding is neither seen nor learned."
+            )
         self._say(
             f"{self.engine.describe()}; {len(self.data):,} rows of {self.data.max_length:,} tokens, "
             f"{self.deal.rows_per_step} per step, {self.total:,} steps; "

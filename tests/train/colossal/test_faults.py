@@ -1,0 +1,93 @@
+"""ColossalAI 0.5.0's own faults, and llmforge's adjustments for them: without the adjustment each shows, so a mended
+ColossalAI shows itself here.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("colossalai")
+
+# name: the adjustment that is undone, and the flags under which its fault shows.
+FAULTS: dict[str, dict[str, Any]] = {
+    "masters": {"plugin": "zero2", "load_checkpoint": "latest"},
+    "chunks": {"plugin": "gemini"},
+    "buffers": {"plugin": "zero2"},
+    "stage_gradient": {"plugin": "3d", "pp": 2, "micro_batch_size": 4, "trainable": "1"},
+    "shared_parameters": {"plugin": "3d", "pp": 2, "micro_batch_size": 4, "trainable": "0", "tied": True},
+}
+
+
+@pytest.fixture(scope="session")
+def undone(
+    start: Any, case: Any, stop_after: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Any]:
+    """Each training with its adjustment (`name`) and without it (`name-undone`): the directory, what each raised."""
+    root = tmp_path_factory.mktemp("faults")
+    results = start(2, [case("whole", root / "whole", **{**FAULTS["masters"], "load_checkpoint": None})])
+    for name in ("masters", "masters-undone"):
+        stop_after(root / "whole", root / name, "epoch-0_step-3")
+    cases = []
+    for name, flags in FAULTS.items():
+        flags = {"max_steps": 4, **flags} if "load_checkpoint" not in flags else flags
+        cases.append(case(name, root / name, **flags))
+        cases.append({**case(f"{name}-undone", root / f"{name}-undone", **flags), "without": name})
+    return root, results | start(2, cases)
+
+
+def test_resuming_is_exact_only_with_the_float32_weights(undone: Any, lines: Any) -> None:
+    root, results = undone
+    assert results["masters"] is results["masters-undone"] is None
+    expected = [line["loss"] for line in lines(root / "whole")]
+    assert [line["loss"] for line in lines(root / "masters")] == expected
+    assert [line["loss"] for line in lines(root / "masters-undone")] != expected
+
+
+def test_gathered_chunks_add_up_micro_batches_wrongly(undone: Any, lines: Any) -> None:
+    root, results = undone
+    assert results["chunks"] is results["chunks-undone"] is None
+    right, wrong = (lines(root / name)[0]["gradient_norm"] for name in ("chunks", "chunks-undone"))
+    assert wrong > 1.2 * right
+
+
+def test_lowered_buffers_turn_positions(undone: Any, lines: Any) -> None:
+    root, results = undone
+    assert results["buffers"] is results["buffers-undone"] is None
+    assert lines(root / "buffers")[0]["loss"] != lines(root / "buffers-undone")[0]["loss"]
+
+
+def test_a_first_stage_without_training_needs_a_gradient_to_send(undone: Any) -> None:
+    _, results = undone
+    assert results["stage_gradient"] is None
+    assert results["stage_gradient-undone"] is not None
+
+
+def test_tied_embeddings_that_are_frozen_are_not_added_up(undone: Any) -> None:
+    _, results = undone
+    assert results["shared_parameters"] is None
+    assert results["shared_parameters-undone"] is not None
+
+
+@pytest.mark.parametrize("without", ["provide_optional_packages", "provide_hccl"])
+def test_a_newer_torch_and_missing_packages_need_each_stand_in(without: str) -> None:
+    """Where the packages are there, or torch has the names, there is nothing to stand in for."""
+    needed = {
+        "provide_optional_packages": "import galore_torch, bitsandbytes",
+        "provide_hccl": "import torch; torch.distributed.Backend.HCCL; torch.distributed.is_hccl_available",
+    }
+    if run(needed[without]).returncode == 0:
+        pytest.skip("this environment has what it stands in for")
+    program = (
+        "from llmforge.engine.colossal import compat\n{undo}\ncompat.install()\n"
+        "from colossalai.booster.plugin import HybridParallelPlugin\nimport torch\n"
+        "torch.distributed.Backend.HCCL, torch.distributed.is_hccl_available()"
+    )
+    assert run(program.format(undo="")).returncode == 0
+    assert run(program.format(undo=f"compat.{without} = lambda: None")).returncode == 1
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
