@@ -123,7 +123,7 @@ def work(model: Path, steps: int, output: Path) -> None:
     """One process of several: all runs of its number of processes."""
     import torch
 
-    from llmforge.engine.processes import join_processes
+    from llmforge.engine.processes import join_processes, leave_processes
 
     world = join_processes(torch.device("cpu"))
     curves = {}
@@ -132,6 +132,7 @@ def work(model: Path, steps: int, output: Path) -> None:
         if world.is_main:
             output.write_text(json.dumps(curves))
             print(f"{name}: loss {curves[name][0][0]:.4f} to {curves[name][-1][0]:.4f}", file=sys.stderr)
+    leave_processes()
 
 
 def show(curves: dict[str, list[tuple[float, float]]]) -> None:

@@ -91,7 +91,7 @@ def main() -> None:
         vars(asked).update(tiny)
     device = torch.device("cpu" if asked.rehearse else "cuda")
     compat.install()
-    backend = "gloo" if asked.rehearse else "cpu:gloo,cuda:nccl"
+    backend = "gloo" if asked.rehearse else "nccl"
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     machine = "CPU (rehearsal)" if asked.rehearse else torch.cuda.get_device_name()
     known = None if asked.rehearse else gpu_device(machine, 0)

@@ -1,6 +1,7 @@
 """`llmforge train`."""
 
 import inspect
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -23,7 +24,12 @@ def train(config: Path | None = None, as_json: bool = False, debug: bool = False
     """
     from llmforge.train.run import run_training
 
-    if finished := run_training(read_flags(config, **flags)):
+    finished = run_training(read_flags(config, **flags))
+    if "torch" in sys.modules:  # it is not where the run was finished already
+        from llmforge.engine.processes import leave_processes
+
+        leave_processes()
+    if finished:
         show_finished(finished, as_json)
 
 

@@ -1,5 +1,6 @@
 """The processes of a run: how they meet, and who ended when one is gone."""
 
+import gc
 import os
 import socket
 from datetime import timedelta
@@ -23,12 +24,18 @@ def world_from_environment() -> World:
     return World(rank, size, rank, size)
 
 
-def join_processes(device: torch.device) -> World:
-    """Joins the process group of the launcher; `UserError` where it cannot be made."""
+def join_processes(device: torch.device, family: str = "native") -> World:
+    """Joins the process group of the launcher; `UserError` where it cannot be made.
+
+    On GPUs the native engines' group also takes tensors of the host. ColossalAI asks a group for its backend's
+    name, and in pipelines receives into host memory unless that is NCCL alone.
+    """
     world = world_from_environment()
     if world.size == 1 or dist.is_initialized():
         return world
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = (
+        {"native": "cpu:gloo,cuda:nccl", "colossal": "nccl"}[family] if device.type == "cuda" else "gloo"
+    )
     try:
         dist.init_process_group(backend, timeout=TIMEOUT)
     except (dist.DistError, RuntimeError, ValueError) as error:
@@ -38,6 +45,13 @@ def join_processes(device: torch.device) -> World:
             "if the port is in use, give torchrun another --master-port."
         ) from error
     return world
+
+
+def leave_processes() -> None:
+    """Leaves the process group, if there is one: a thread of it that is left running can abort the process."""
+    if dist.is_initialized():
+        gc.collect()  # ColossalAI's plugins leave their own groups when they are deleted
+        dist.destroy_process_group()
 
 
 class Processes:

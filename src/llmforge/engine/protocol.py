@@ -151,10 +151,6 @@ class Engine(Protocol):
         """Restores what `state` returned."""
         ...
 
-    def close(self) -> None:
-        """Leaves the process group."""
-        ...
-
 
 class Snapshot(Protocol):
     """State frozen at one step. All calls may run in a background thread while training goes on."""

@@ -48,7 +48,7 @@ class Stage:
     def __init__(self, config: TrainConfig, weights: Path) -> None:
         self.config, self.origin, self.started = config, weights, time.monotonic()
         self.device = choose_device(config.rehearse)
-        self.world = join_processes(self.device)
+        self.world = join_processes(self.device, engine_family(config.plugin))
         self.processes = Processes(self.world)
         self.data = PackedDataset(config.dataset)
         self.vocabulary = vocabulary(weights)

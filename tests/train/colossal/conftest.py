@@ -90,7 +90,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, s
             [sys.executable, *launcher, str(WORKER), str(file)],
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=900,
             env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
         )
         results = file.with_name("results.json")

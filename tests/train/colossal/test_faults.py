@@ -71,11 +71,11 @@ def test_tied_embeddings_that_are_frozen_are_not_added_up(undone: Any) -> None:
     assert results["shared_parameters-undone"] is not None
 
 
-@pytest.mark.parametrize("without", ["provide_optional_packages", "provide_hccl"])
+@pytest.mark.parametrize("without", ["import_optimizers", "provide_hccl"])
 def test_a_newer_torch_and_missing_packages_need_each_stand_in(without: str) -> None:
     """Where the packages are there, or torch has the names, there is nothing to stand in for."""
     needed = {
-        "provide_optional_packages": "import galore_torch, bitsandbytes",
+        "import_optimizers": "import galore_torch, bitsandbytes",
         "provide_hccl": "import torch; torch.distributed.Backend.HCCL; torch.distributed.is_hccl_available",
     }
     if run(needed[without]).returncode == 0:

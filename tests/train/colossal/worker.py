@@ -64,7 +64,9 @@ def shared_parameters() -> Any:
 
 def stage_gradient() -> Any:
     """A first stage whose output asks for no gradient."""
-    return replaced(torch.Tensor, "requires_grad_", lambda self, wanted=True: self)
+    from llmforge.engine.colossal import llama
+
+    return replaced(llama, "ask_for_gradient", lambda hidden_states: None)
 
 
 def run(case: dict[str, Any]) -> str | None:
@@ -86,7 +88,7 @@ def run(case: dict[str, Any]) -> str | None:
 
 def main() -> None:
     from llmforge.engine.colossal import compat
-    from llmforge.engine.processes import join_processes
+    from llmforge.engine.processes import join_processes, leave_processes
 
     world = join_processes(torch.device("cpu"))
     compat.install()
@@ -96,6 +98,7 @@ def main() -> None:
         results[case["name"]] = run(case)
         if world.is_main:
             cases.with_name("results.json").write_text(json.dumps(results))
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def build(config: Any, settings: Settings, world: World) -> Any:
         layout = Layout(config.tp, config.pp, config.sp, mode, config.zero or 0, config.microbatch_size or 1)
     if not dist.is_initialized():  # one process, started without a launcher
         dist.init_process_group(
-            "gloo" if config.rehearse else "cpu:gloo,cuda:nccl", store=HashStore(), rank=0, world_size=1
+            "gloo" if config.rehearse else "nccl", store=HashStore(), rank=0, world_size=1
         )
     if config.rehearse and world.is_main:
         say(f"rehearsing --plugin {config.plugin} on the CPU; not as on GPUs: {'; '.join(DIFFERENCES)}.")

@@ -8,6 +8,7 @@ import importlib.machinery
 import sys
 import types
 import warnings
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 import torch.distributed as dist
@@ -15,23 +16,45 @@ import torch.distributed as dist
 
 def install() -> None:
     """Makes `colossalai.booster.plugin` importable here."""
-    provide_optional_packages()
-    provide_hccl()
     quieten()
+    provide_hccl()
+    import_optimizers()
 
 
-def provide_optional_packages() -> None:
-    """Placeholders for `galore_torch` and `bitsandbytes`, which `colossalai.nn.optimizer` imports on its first line
-    for optimizers that llmforge does not have; both need CUDA libraries that GPU images often lack.
+def import_optimizers() -> None:
+    """Imports `colossalai.nn.optimizer` with placeholders for `galore_torch` and `bitsandbytes`: it asks for them on
+    its first lines, for optimizers that llmforge does not have, and both need CUDA libraries that GPU images often lack.
 
-    Goes when ColossalAI imports them where they are used (not in 0.5.0). `diffusers` needs none: only
+    Goes when ColossalAI imports them where they are used (not in 0.5.0). `diffusers` needs no stand-in: only
     ColossalAI's inference imports it.
     """
-    _provide("galore_torch", GaLoreAdafactor=object, GaLoreAdamW=object)
+    # These look for bitsandbytes when they are imported, and must not find a placeholder.
+    import peft  # noqa: F401
+    import transformers  # noqa: F401
+
+    placeholders = {"galore_torch": {"GaLoreAdafactor": object, "GaLoreAdamW": object}}
     if not find_spec("bitsandbytes"):
-        for name in ("bitsandbytes", "bitsandbytes.optim"):
-            _provide(name)
-        _provide("bitsandbytes.optim.optimizer", Optimizer2State=object)
+        optimizer = "bitsandbytes.optim.optimizer"
+        placeholders |= {"bitsandbytes": {}, "bitsandbytes.optim": {}, optimizer: {"Optimizer2State": object}}
+    made = [name for name, attributes in placeholders.items() if provide(name, attributes)]
+    try:
+        import colossalai.nn.optimizer  # noqa: F401
+    finally:
+        for name in made:
+            del sys.modules[name]
+
+
+def provide(name: str, attributes: Mapping[str, object]) -> bool:
+    """Puts a module `name` where imports find it, unless there is one; whether it did."""
+    if name in sys.modules or ("." not in name and find_spec(name)):
+        return False
+    module = types.ModuleType(name, "A placeholder of llmforge: see llmforge.engine.colossal.compat.")
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    module.__path__ = []
+    for key, value in attributes.items():
+        setattr(module, key, value)
+    sys.modules[name] = module
+    return True
 
 
 def provide_hccl() -> None:
@@ -51,14 +74,3 @@ def quieten() -> None:
     """
     for module in (r"colossalai\.", r"torch\.distributed\.c10d_logger"):
         warnings.filterwarnings("ignore", module=module)
-
-
-def _provide(name: str, **attributes: object) -> None:
-    if name in sys.modules or ("." not in name and find_spec(name)):
-        return
-    module = types.ModuleType(name, "A placeholder of llmforge: see llmforge.engine.colossal.compat.")
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-    module.__path__ = []
-    for key, value in attributes.items():
-        setattr(module, key, value)
-    sys.modules[name] = module

@@ -73,6 +73,7 @@ class ColossalEngine:
         self.precision = settings.precision
         self.dtype = PRECISIONS[settings.precision]
         self.world = world
+        self.host = dist.new_group(backend="gloo", timeout=TIMEOUT)  # for tensors that lie on the CPU
         self.attention = attention.choose(self.device, self.dtype, settings.attention)
         held = torch.float32 if self.holds_float32 else self.dtype
         self.causal = load_model(settings.model, attention.NAMES[self.attention], held)
@@ -205,13 +206,13 @@ class ColossalEngine:
         for part in self.parts:
             if self.alias.get(part.name) == name and part.counts:
                 squares += self.cut.row_squares(part, self.settings.rows)
-        dist.all_reduce(squares)
+        dist.all_reduce(squares, group=self.host)
         return squares.sqrt()
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         # Ranks that share rows bring the same values: together they bring them as many times as there are.
         values = values.clone()
-        dist.all_reduce(values)
+        dist.all_reduce(values, group=self.host)
         return values / (self.world.size // self.world.data_size)
 
     def peak_memory(self) -> int:
@@ -225,9 +226,6 @@ class ColossalEngine:
     def restore(self, state: dict[str, Any]) -> None:
         self.steps = int(state["steps"])
         self.scale = LossScale(**state["scale"])
-
-    def close(self) -> None:
-        dist.destroy_process_group()
 
     # What a plugin says of itself.
 
@@ -324,7 +322,7 @@ class ColossalEngine:
     def total_of(self, value: int) -> int:
         """`value` of all ranks added up."""
         tensor = torch.tensor([value], dtype=torch.int64)
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=self.host)
         return int(tensor)
 
     # Weights.
@@ -395,10 +393,10 @@ class ColossalEngine:
             for number, (name, shape) in enumerate(names):
                 if self.world.is_main:
                     received = torch.empty(shape, dtype=torch.float32)
-                    dist.recv(received, src=rank)
+                    dist.recv(received, src=rank, group=self.host)
                     yield name, received
                 elif self.world.rank == rank:
-                    dist.send(kept[number][1], dst=0)
+                    dist.send(kept[number][1], dst=0, group=self.host)
 
     def _read_masters(self, weights: dict[str, torch.Tensor]) -> None:
         """The float32 weights from those of a model directory: ColossalAI would make them of the rounded ones."""

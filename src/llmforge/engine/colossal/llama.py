@@ -89,9 +89,7 @@ def causal_forward(
             hidden_states = split_forward_gather_backward(
                 hidden_states, 1, shards.sequence_parallel_process_group, scale
             )
-    if torch.is_grad_enabled() and not hidden_states.requires_grad:
-        # A first stage without anything to train still has a backward pass, which the next one answers to.
-        hidden_states.requires_grad_()
+    ask_for_gradient(hidden_states)
     documents = Documents(tuple(tuple(n for n in row if n) for row in lengths.tolist()), input_ids.device)
     rotary = model.rotary_emb(hidden_states, positions)
     for layer in model.layers[layers[0] : layers[1]]:
@@ -125,6 +123,12 @@ def causal_forward(
         group=group,
         first_row=first,
     )
+
+
+def ask_for_gradient(hidden_states: torch.Tensor) -> None:
+    """A first stage without anything to train still has a backward pass, which the next one answers to."""
+    if torch.is_grad_enabled() and not hidden_states.requires_grad:
+        hidden_states.requires_grad_()
 
 
 def attention_forward(

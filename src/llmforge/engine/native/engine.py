@@ -152,9 +152,6 @@ class NativeEngine:
     def peak_memory(self) -> int:
         return peak_memory(self.device)
 
-    def close(self) -> None:
-        pass
-
     # What differs with several processes.
 
     def _distribute(self) -> torch.nn.Module:

@@ -32,9 +32,6 @@ class _Distributed(NativeEngine):
     def describe(self) -> str:
         return f"{super().describe()}, {self.world.size} processes"
 
-    def close(self) -> None:
-        dist.destroy_process_group()
-
 
 class DDPEngine(_Distributed):
     """Every rank holds the whole model and optimizer; gradients are averaged in the last micro-batch's
