@@ -22,7 +22,7 @@ demo: $(VENV)/demo.stamp
 
 test: lint $(VENVC)/stamp
 	LLMFORGE_PYTHON_TRANSFORMERS4=$(abspath $(VENVC))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
-	OMP_NUM_THREADS=1 $(VENVC)/bin/python -m pytest tests/train/colossal
+	OMP_NUM_THREADS=1 $(VENVC)/bin/python -m pytest tests/train/colossal tests/launch -k colossal
 
 test-fast: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m "not slow"
