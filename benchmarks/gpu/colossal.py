@@ -1,7 +1,7 @@
 """One call on a GPU: ColossalAI's zero2, gemini and 3d beside the native engine, in bf16 on the same rows.
 
-    python benchmarks/gpu/colossalai.py [--layers 22 --width 2048 --length 4096 --micro 4 --steps 8] [--output x.json]
-    python benchmarks/gpu/colossalai.py --rehearse        # the same code on a CPU, with a tiny model
+    python benchmarks/gpu/colossal.py [--layers 22 --width 2048 --length 4096 --micro 4 --steps 8] [--output x.json]
+    python benchmarks/gpu/colossal.py --rehearse        # the same code on a CPU, with a tiny model
 
 One process on one GPU, HybridAdam where its kernels build, flash-attn where it is installed. Tokens/s of the median
 step, model FLOPs utilization (docs/training.md) and peak memory; the mean loss of the first step shows that all
