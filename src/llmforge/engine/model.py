@@ -37,6 +37,8 @@ def load_model(directory: Path, attention_name: str, dtype: torch.dtype = torch.
                 f"{directory}: the head of this model uses {option}, which training does not support."
             )
     model.config.use_cache = False
+    # Rows are packed: the token that a model pads with (often eos) is one like others, and learns like others.
+    model.get_input_embeddings().padding_idx = None
     return model
 
 

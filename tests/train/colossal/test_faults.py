@@ -16,7 +16,6 @@ FAULTS: dict[str, dict[str, Any]] = {
     "masters": {"plugin": "zero2", "load_checkpoint": "latest"},
     "chunks": {"plugin": "gemini"},
     "buffers": {"plugin": "zero2"},
-    "stage_gradient": {"plugin": "3d", "pp": 2, "micro_batch_size": 4, "trainable": "1"},
     "shared_parameters": {"plugin": "3d", "pp": 2, "micro_batch_size": 4, "trainable": "0", "tied": True},
 }
 
@@ -57,12 +56,6 @@ def test_lowered_buffers_turn_positions(undone: Any, lines: Any) -> None:
     root, results = undone
     assert results["buffers"] is results["buffers-undone"] is None
     assert lines(root / "buffers")[0]["loss"] != lines(root / "buffers-undone")[0]["loss"]
-
-
-def test_a_first_stage_without_training_needs_a_gradient_to_send(undone: Any) -> None:
-    _, results = undone
-    assert results["stage_gradient"] is None
-    assert results["stage_gradient-undone"] is not None
 
 
 def test_tied_embeddings_that_are_frozen_are_not_added_up(undone: Any) -> None:

@@ -62,13 +62,6 @@ def shared_parameters() -> Any:
     return replaced(ColossalEngine, "_remember_names", as_if_trained)
 
 
-def stage_gradient() -> Any:
-    """A first stage whose output asks for no gradient."""
-    from llmforge.engine.colossal import llama
-
-    return replaced(llama, "ask_for_gradient", lambda hidden_states: None)
-
-
 def run(case: dict[str, Any]) -> str | None:
     from llmforge.train.config import make_config
     from llmforge.train.run import run_training

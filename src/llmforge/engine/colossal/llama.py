@@ -38,11 +38,6 @@ class PackedLlamaPolicy(LlamaForCausalLMPolicy):  # type: ignore[misc]
         super().__init__()
         self.head = head
 
-    def preprocess(self) -> Any:
-        # VocabParallelEmbedding1D takes the padding id for a row of every rank's share, and leaves that row untrained.
-        self.model.model.embed_tokens.padding_idx = None
-        return super().preprocess()
-
     def module_policy(self) -> Any:
         from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCausalLM, LlamaModel
 
@@ -89,7 +84,6 @@ def causal_forward(
             hidden_states = split_forward_gather_backward(
                 hidden_states, 1, shards.sequence_parallel_process_group, scale
             )
-    ask_for_gradient(hidden_states)
     documents = Documents(tuple(tuple(n for n in row if n) for row in lengths.tolist()), input_ids.device)
     rotary = model.rotary_emb(hidden_states, positions)
     for layer in model.layers[layers[0] : layers[1]]:
@@ -123,12 +117,6 @@ def causal_forward(
         group=group,
         first_row=first,
     )
-
-
-def ask_for_gradient(hidden_states: torch.Tensor) -> None:
-    """A first stage without anything to train still has a backward pass, which the next one answers to."""
-    if torch.is_grad_enabled() and not hidden_states.requires_grad:
-        hidden_states.requires_grad_()
 
 
 def attention_forward(
