@@ -145,6 +145,30 @@ def test_a_step_that_jumps_is_passed_over(name: str, features: Any, lines: Any) 
     assert all(norms[i + 1] < 1.9 * norms[i] for i in skipped if i + 1 < len(norms))
 
 
+@pytest.fixture(scope="session")
+def returned(start: Any, case: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """Trainings that go back to a checkpoint when a loss jumps: the directory, and what each raised."""
+    root = tmp_path_factory.mktemp("returned")
+    cases = []
+    for name, flags in SKIPPING.items():
+        going_back = {"on_spike": "rollback", "spike_threshold": 0.0, "save_interval": 5, "max_steps": 26}
+        rows = {"micro_batch_size": 2, "accumulation_steps": 2 if "pp" in flags else 1}
+        cases.append(case(name, root / name, **{**flags, **going_back, **rows, "num_epochs": 9}))
+    return root, start(2, cases)
+
+
+@pytest.mark.parametrize("name", SKIPPING)
+def test_a_jump_goes_back_to_the_checkpoint(name: str, returned: Any, lines: Any) -> None:
+    root, results = returned
+    assert results[name] is None
+    metrics = json.loads((root / name / "llmforge.json").read_text())["metrics"]
+    assert metrics["rollbacks"] > 0
+    assert metrics["steps"] == 26
+    # All plugins go back to the same weights: float32 ones, moments included.
+    losses, expected = ([line["loss"] for line in lines(root / which)] for which in (name, "zero1"))
+    assert losses == pytest.approx(expected, abs=0.05)
+
+
 def test_sigterm_to_one_rank_saves_and_ends_all(case: Any, tmp_path: Path) -> None:
     flags = case("term", tmp_path / "s", plugin="zero2", num_epochs=2000)
     words: list[str] = []
