@@ -81,8 +81,9 @@ def test_a_plugin_follows_the_native_engine(name: str, runs: Runs, lines: Any) -
     assert curve(lines, found, "tokens") == curve(lines, expected, "tokens")
     for new, old in zip(lines(found), lines(expected), strict=True):
         for key in ("loss_by_category", "loss_by_token"):
-            assert new[key] == pytest.approx(old[key], abs=1e-5 if exact else 0.05)
-        assert new["new_row_norm"] == pytest.approx(old["new_row_norm"], abs=1e-5 if exact else 0.02)
+            # A group is a few tokens: less evens out.
+            assert new[key] == pytest.approx(old[key], abs=1e-4 if exact else 0.05)
+        assert new["new_row_norm"] == pytest.approx(old["new_row_norm"], abs=1e-4 if exact else 0.02)
 
 
 @pytest.mark.parametrize("name", EVERY)
