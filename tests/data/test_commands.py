@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmforge.data import PackedDataset
+from llmforge.data.dataset import PackedDataset
 from llmforge.data.forecast import forecast
 from llmforge.data.options import PrepareOptions, parse_count, parse_mix, parse_shard, parse_share
 from llmforge.errors import UsageError

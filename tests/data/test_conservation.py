@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmforge.data import PackedDataset
+from llmforge.data.dataset import PackedDataset
 from llmforge.data.options import PrepareOptions
 from llmforge.data.prepare import prepare_data
 from llmforge.data.splicing import SPLICES

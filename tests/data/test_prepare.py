@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from llmforge.data import PackedDataset
+from llmforge.data.dataset import PackedDataset
 from llmforge.errors import UserError
 from llmforge.tokenizer import load
 

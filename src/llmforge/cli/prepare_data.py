@@ -133,6 +133,10 @@ def prepare_data(
     A killed run goes on where it was when the same command is given again.
     """
     from llmforge.data import options as read
+    from llmforge.data.workers import warm_up_for
+
+    if not (ray or dry_run):
+        warm_up_for(paths(data_input_dirs), workers)  # first: it takes as long as the imports below
     from llmforge.data.forecast import forecast
     from llmforge.data.jsonl import write_jsonl
     from llmforge.data.prepare import prepare_data

@@ -1,5 +1,1 @@
-"""Corpora to datasets of full rows, and the dataset that training reads (docs/data.md). Imports no torch."""
-
-from llmforge.data.dataset import PackedDataset, Row
-
-__all__ = ["PackedDataset", "Row"]
+"""Corpora to datasets of full rows (docs/data.md). Imports no torch, and nothing at all before it is needed."""

@@ -23,13 +23,12 @@ from llmforge.data.quality import QualitySettings, contaminant_codes, read_block
 from llmforge.data.reading import read_blocks
 from llmforge.data.shards import ShardSettings, Summary, make_shard, read_summary, shard_path
 from llmforge.data.sources import Chunk, find_chunks
-from llmforge.data.workers import LocalRun, RayRun, available_cores, warm_up
+from llmforge.data.workers import LocalRun, RayRun, available_cores, is_small
 from llmforge.errors import UserError
 from llmforge.tokenizer import Tokenizer, load
 from llmforge.workspace import Finished, Outcome, Step, fingerprint, read_manifest, run_step
 
 SAMPLE_CHUNKS, SAMPLE_BYTES, SAMPLE_BLOCK_BYTES = 32, 256 << 10, 64 << 10
-SMALL_INPUT_BYTES = 8 << 20
 STEP, SHARD_STEP = "prepare-data", "prepare-data-shard"
 SUFFIXES = ("ids", "records", "hashes", "minhash", "rejected", "json")
 
@@ -39,9 +38,7 @@ def prepare_data(options: PrepareOptions) -> Finished:
     mend.
     """
     chunks = find_chunks(options.inputs)
-    workers = options.workers or (1 if _is_small(chunks) else available_cores())
-    if workers > 1 and not options.ray:
-        warm_up()
+    workers = options.workers or (1 if is_small(options.inputs) else available_cores())
     tokenizer = open_tokenizer(options.tokenizer_dir)
     if options.dedup == "near":
         minhash_library()
@@ -61,10 +58,6 @@ def prepare_data(options: PrepareOptions) -> Finished:
     return run_step(
         step, lambda partial: _Preparation(options, tokenizer, chunks, partial, workers).make_dataset()
     )
-
-
-def _is_small(chunks: Sequence[Chunk]) -> bool:
-    return sum(chunk.size for chunk in chunks) < SMALL_INPUT_BYTES
 
 
 def open_tokenizer(directory: Path) -> Tokenizer:

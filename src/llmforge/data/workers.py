@@ -7,10 +7,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from llmforge.errors import UserError
 
+SMALL_INPUT_BYTES = 8 << 20
 PRELOADED = [
     "llmforge.data.without_pandas",
     "pyarrow.json",
@@ -53,6 +55,26 @@ def warm_up() -> None:
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
     forkserver.set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
+
+
+def warm_up_for(inputs: Sequence[Path], workers: int) -> None:
+    """`warm_up` where `inputs` are worth several `workers` (0: one per core)."""
+    if (workers or available_cores()) > 1 and not is_small(inputs):
+        warm_up()
+
+
+def is_small(inputs: Sequence[Path]) -> bool:
+    """Whether one process is done with `inputs` before others had started."""
+    size = 0
+    for path in inputs:
+        files = (
+            (Path(d, n) for d, _, names in os.walk(path) for n in names) if path.is_dir() else iter([path])
+        )
+        for file in files:
+            size += file.stat().st_size if file.is_file() else 0
+            if size >= SMALL_INPUT_BYTES:
+                return False
+    return True
 
 
 class LocalRun:

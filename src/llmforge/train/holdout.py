@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmforge.data import PackedDataset
+from llmforge.data.dataset import PackedDataset
 from llmforge.engine.protocol import Engine, LossSums
 from llmforge.errors import UserError
 from llmforge.train.batches import Deal, Groups, make_micro_batch

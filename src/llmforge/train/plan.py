@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llmforge.data import PackedDataset
+from llmforge.data.dataset import PackedDataset
 from llmforge.engine.colossal import rules
 from llmforge.engine.devices import Device
 from llmforge.engine.trainable import parse

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from llmforge.console import warn
-from llmforge.data import PackedDataset
+from llmforge.data.dataset import PackedDataset
 from llmforge.errors import UserError
 from llmforge.model import Vocabulary
 

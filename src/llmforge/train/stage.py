@@ -15,7 +15,7 @@ import torch
 
 from llmforge import tokenizer
 from llmforge.console import progress, say, warn
-from llmforge.data import PackedDataset
+from llmforge.data.dataset import PackedDataset
 from llmforge.engine.build import build_engine, check, choose_device, device_memory, engine_family
 from llmforge.engine.devices import gpu_device
 from llmforge.engine.processes import Processes, join_processes
