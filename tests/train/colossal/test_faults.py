@@ -61,7 +61,7 @@ def test_lowered_buffers_turn_positions(undone: Any, lines: Any) -> None:
 def test_tied_embeddings_that_are_frozen_are_not_added_up(undone: Any) -> None:
     _, results = undone
     assert results["shared_parameters"] is None
-    assert results["shared_parameters-undone"] is not None
+    assert "NoneType" in str(results["shared_parameters-undone"])
 
 
 @pytest.mark.parametrize("without", ["import_optimizers", "provide_hccl"])

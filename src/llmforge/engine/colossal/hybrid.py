@@ -50,16 +50,8 @@ class HybridEngine(ZeroParts):
         )
 
     def _cut(self) -> Cut:
-        # Without anything trained that is embedded twice, there is nothing to add up between stages: 0.5.0 adds up
-        # gradients that are not there.
-        wrapped = self.model
-        shared = [
-            (params, group)
-            for params, group in zip(wrapped.shared_params, wrapped.shared_param_process_groups, strict=True)
-            if self.trained_embeddings
-        ]
-        wrapped.shared_params = [params for params, _ in shared]
-        wrapped.shared_param_process_groups = [group for _, group in shared]
+        if not self.trained_embeddings:
+            self._forget_shared_parameters()
         plugin = self.plugin
         group = plugin.mixed_dp_group
         sharded = self.layout.zero > 0
@@ -69,6 +61,10 @@ class HybridEngine(ZeroParts):
             shards=group if sharded else None,
             owner=self.world.rank if sharded else dist.get_global_rank(group, 0),
         )
+
+    def _forget_shared_parameters(self) -> None:
+        """Tied embeddings lie on two stages, whose gradients are added up: 0.5.0 does so where there are none."""
+        self.model.shared_params, self.model.shared_param_process_groups = [], []
 
     def _parts(self) -> list[Part]:
         if self.layout.zero > 0:
