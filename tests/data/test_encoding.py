@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmforge.data.dataset import PackedDataset, encoding
+from llmforge.data import encoding
+from llmforge.data.dataset import PackedDataset
 from llmforge.data.encoding import Encoder, choose_backend, save_encoder
 from llmforge.data.options import Fields
 from llmforge.data.reading import Block, read_blocks
