@@ -29,7 +29,8 @@ def child(plugin: str, work: Path, rows: int, steps: int) -> None:
 
     torch.set_num_threads(1)
     from llmforge.engine.native import NativeEngine, Settings
-    from llmforge.engine.native.parallel import DDPEngine, FSDPEngine, join_processes
+    from llmforge.engine.native.parallel import DDPEngine, FSDPEngine
+    from llmforge.engine.processes import join_processes
     from llmforge.engine.trainable import parse
     from llmforge.train.batches import Groups, make_micro_batch
 
