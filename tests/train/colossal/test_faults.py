@@ -16,6 +16,15 @@ FAULTS: dict[str, dict[str, Any]] = {
     "masters": {"plugin": "zero2", "load_checkpoint": "latest"},
     "chunks": {"plugin": "gemini"},
     "buffers": {"plugin": "zero2"},
+    # Nothing is a jump but what is above 0 standard deviations once twenty steps are known.
+    "discard": {
+        "plugin": "gemini",
+        "on_spike": "skip",
+        "spike_threshold": 0.0,
+        "accumulation_steps": 1,
+        "num_epochs": 3,
+        "max_steps": None,
+    },
     "shared_parameters": {"plugin": "3d", "pp": 2, "micro_batch_size": 4, "trainable": "0", "tied": True},
 }
 
@@ -50,6 +59,16 @@ def test_gathered_chunks_add_up_micro_batches_wrongly(undone: Any, lines: Any) -
     assert results["chunks"] is results["chunks-undone"] is None
     right, wrong = (lines(root / name)[0]["gradient_norm"] for name in ("chunks", "chunks-undone"))
     assert wrong > 1.2 * right
+
+
+def test_a_step_that_gemini_passes_over_leaves_its_gradients_to_the_next(undone: Any, lines: Any) -> None:
+    root, _ = undone  # too many steps in a row may end either run
+    right, wrong = (lines(root / name) for name in ("discard", "discard-undone"))
+    skipped = next(i for i, line in enumerate(right) if not line["applied"])
+    assert [line["gradient_norm"] for line in wrong[: skipped + 1]] == [
+        line["gradient_norm"] for line in right[: skipped + 1]
+    ]
+    assert wrong[skipped + 1]["gradient_norm"] > 1.5 * right[skipped + 1]["gradient_norm"]
 
 
 def test_lowered_buffers_turn_positions(undone: Any, lines: Any) -> None:

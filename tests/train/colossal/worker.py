@@ -56,6 +56,13 @@ def shared_parameters() -> Any:
     return replaced(HybridEngine, "_forget_shared_parameters", lambda self: None)
 
 
+def discard() -> Any:
+    """Gemini's own way of passing over a step: its gradients are forgotten, but not that some were there."""
+    from llmforge.engine.colossal.gemini import GeminiEngine
+
+    return replaced(GeminiEngine, "_discard", lambda self: self.optimizer.zero_grad())
+
+
 def run(case: dict[str, Any]) -> str | None:
     from llmforge.train.config import make_config
     from llmforge.train.run import run_training
