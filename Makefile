@@ -44,7 +44,7 @@ $(VENV)/test.stamp: $(BIN)/python pyproject.toml requirements/constraints.txt
 	touch $@
 
 $(VENVC)/stamp: pyproject.toml $(wildcard requirements/*.txt)
-	$(PYTHON) -m venv $(VENVC)
+	$(PYTHON) -m venv --clear $(VENVC)
 	$(VENVC)/bin/python -m pip install -q -c requirements/constraints.txt -r requirements/colossalai-environment.txt
 	$(VENVC)/bin/python -m pip install -q --no-deps -r requirements/colossalai.txt
 	touch $@
