@@ -6,7 +6,6 @@ documents near a cut, so memory does not grow with the corpus: no order of all d
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +26,6 @@ PLACED = np.dtype([*RECORD.descr, ("chunk", "<u4")])
 Int64 = npt.NDArray[np.int64]
 # (category codes, keys, weights) of some documents
 Weighed = tuple[Int64, Keys, Int64]
-
-
-@dataclass
-class Count:
-    """Documents and tokens."""
-
-    documents: int = 0
-    tokens: int = 0
-
-    def add(self, documents: int, tokens: int) -> None:
-        self.documents += int(documents)
-        self.tokens += int(tokens)
 
 
 def category_names(summaries: Iterable[Summary]) -> list[str]:

@@ -54,6 +54,13 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
+def agree(fine: bool, group: Any) -> bool:
+    """Collective: whether all ranks of `group` are fine."""
+    flag = torch.tensor(int(fine))
+    dist.all_reduce(flag, dist.ReduceOp.MIN, group=group)
+    return bool(flag)
+
+
 class Processes:
     """Who the ranks are, so that a rank that dies can be named by the others."""
 

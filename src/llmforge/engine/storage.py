@@ -1,4 +1,4 @@
-"""The native engine's state on disk: weights as Hugging Face shards, optimizer state by
+"""State on disk: every engine's weights as Hugging Face shards, and the native engines' optimizer state by
 torch.distributed.checkpoint.
 """
 

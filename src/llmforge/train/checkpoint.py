@@ -15,7 +15,6 @@ from typing import Any
 from llmforge.console import warn
 from llmforge.engine.protocol import Snapshot
 from llmforge.errors import UserError
-from llmforge.model import Vocabulary
 from llmforge.train.schedule import Schedule
 from llmforge.workspace import Manifest, fingerprint, manifest_path, publish, read_manifest, write_manifest
 
@@ -104,10 +103,6 @@ def finish_model(directory: Path, origin: Path, identity: dict[str, Any]) -> Non
     files = {file.name: file.stat().st_size for file in sorted(directory.iterdir()) if file.is_file()}
     outputs = {**identity, "fingerprint": fingerprint(directory), "files": files}
     write_manifest(manifest_path(directory), Manifest(MODEL_STEP, {}, outputs=outputs))
-
-
-def model_identity(vocabulary: Vocabulary, tokenizer_fingerprint: str) -> dict[str, Any]:
-    return {"vocabulary": asdict(vocabulary), "tokenizer": tokenizer_fingerprint}
 
 
 def link_model(checkpoint: Path, target: Path) -> None:

@@ -82,20 +82,26 @@ def models(
 def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str | None]]:
     """`start(processes, cases)` runs the cases and returns what each raised."""
 
-    def run(processes: int, cases: list[dict[str, Any]]) -> dict[str, str | None]:
+    def run(processes: int, cases: list[dict[str, Any]], seconds: float = 900) -> dict[str, str | None]:
         file = tmp_path_factory.mktemp("cases") / "cases.json"
         file.write_text(json.dumps(cases, default=str))
         launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, *launcher, str(WORKER), str(file)],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=900,
             env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
         )
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun takes its workers with it
+            process.communicate()
+            raise
         results = file.with_name("results.json")
         found = json.loads(results.read_text()) if results.is_file() else {}
-        assert done.returncode == 0, f"{found}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        assert process.returncode == 0, f"{found}\n{out[-3000:]}\n{err[-6000:]}"
         return dict(found)
 
     return run

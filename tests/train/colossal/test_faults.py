@@ -83,6 +83,17 @@ def test_tied_embeddings_that_are_frozen_are_not_added_up(undone: Any) -> None:
     assert "NoneType" in str(results["shared_parameters-undone"])
 
 
+def test_zeros_own_norm_waits_for_a_pipeline_stage_with_nothing_to_train(
+    start: Any, case: Any, lines: Any, tmp_path: Path
+) -> None:
+    flags = {"plugin": "3d", "pp": 2, "zero": 1, "micro_batch_size": 4, "trainable": "0", "max_steps": 2}
+    assert start(2, [case("norm", tmp_path / "norm", **flags)]) == {"norm": None}
+    assert len(lines(tmp_path / "norm")) == 2
+    undone = {**case("undone", tmp_path / "undone", **flags), "without": "own_norm"}
+    with pytest.raises(subprocess.TimeoutExpired):
+        start(2, [undone], seconds=60)
+
+
 @pytest.mark.parametrize("without", ["import_optimizers", "provide_hccl"])
 def test_a_newer_torch_and_missing_packages_need_each_stand_in(without: str) -> None:
     """Where the packages are there, or torch has the names, there is nothing to stand in for."""

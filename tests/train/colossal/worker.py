@@ -63,6 +63,20 @@ def discard() -> Any:
     return replaced(GeminiEngine, "_discard", lambda self: self.optimizer.zero_grad())
 
 
+def own_norm() -> Any:
+    """ZeRO's own gradient norm, of which llmforge makes no use."""
+    from llmforge.engine.colossal.hybrid import HybridEngine
+
+    parts = HybridEngine._zero_parts
+
+    def with_own_norm(self: Any) -> Any:
+        found = parts(self)
+        del self.optimizer._compute_grad_norm
+        return found
+
+    return replaced(HybridEngine, "_zero_parts", with_own_norm)
+
+
 def run(case: dict[str, Any]) -> str | None:
     from llmforge.train.config import make_config
     from llmforge.train.run import run_training

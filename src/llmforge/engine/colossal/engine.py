@@ -20,7 +20,7 @@ from llmforge.engine.colossal import compat, rehearsal
 from llmforge.engine.colossal.parts import Cut, Part
 from llmforge.engine.lora import Lora
 from llmforge.engine.model import CausalLoss, enable_recomputation, load_model, noise_hook
-from llmforge.engine.processes import TIMEOUT
+from llmforge.engine.processes import TIMEOUT, agree
 from llmforge.engine.protocol import Accept, LossSums, MicroBatch, StepResult, World
 from llmforge.engine.settings import PRECISIONS, Settings
 from llmforge.engine.step import (
@@ -460,9 +460,7 @@ class ColossalSnapshot:
     group: Any
 
     def agree(self, fine: bool) -> bool:
-        flag = torch.tensor(int(fine))
-        dist.all_reduce(flag, dist.ReduceOp.MIN, group=self.group)
-        return bool(flag)
+        return agree(fine, self.group)
 
     def write_model(self, directory: Path) -> None:
         storage.write_weights(self.weights, directory)

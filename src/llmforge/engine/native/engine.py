@@ -13,6 +13,7 @@ from llmforge.engine import attention, storage
 from llmforge.engine.lora import Lora
 from llmforge.engine.model import CausalLoss, enable_recomputation, load_model, noise_hook
 from llmforge.engine.native.lean import keep_less
+from llmforge.engine.processes import agree
 from llmforge.engine.protocol import Accept, LossSums, MicroBatch, StepResult, World
 from llmforge.engine.settings import PRECISIONS, Settings
 from llmforge.engine.step import (
@@ -260,13 +261,7 @@ class NativeSnapshot:
     group: Any = None
 
     def agree(self, fine: bool) -> bool:
-        if self.group is None:
-            return fine
-        import torch.distributed as dist
-
-        flag = torch.tensor(int(fine))
-        dist.all_reduce(flag, dist.ReduceOp.MIN, group=self.group)
-        return bool(flag)
+        return fine if self.group is None else agree(fine, self.group)
 
     def write_model(self, directory: Path) -> None:
         storage.write_weights(self.weights, directory)
