@@ -165,6 +165,21 @@ def test_ray_gives_the_same_dataset(prepare: Prepare, tmp_path: Path) -> None:
         ray.shutdown()
 
 
+@pytest.mark.slow
+def test_ray_survives_tasks_that_end_while_the_next_is_asked_for() -> None:
+    """Giving up tasks with `ray.cancel` ended the process here within a second: see `RayRun`."""
+    pytest.importorskip("ray")
+    code = (
+        "import ray; from llmforge.data.workers import RayRun, is_small\n"
+        "ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)\n"
+        "run = RayRun('auto')\n"
+        "for _ in range(100): assert list(run(is_small, [([],), ([],)])) == [True, True]\n"
+        "print('survived')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip().endswith("survived"), done.stderr
+
+
 def test_intermediate_files_can_lie_elsewhere_and_do_not_stay(prepare: Prepare, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in/x.jsonl", corpus(50))
     expected = contents(prepare(tmp_path / "in", name="whole").output)

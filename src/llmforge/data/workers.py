@@ -119,7 +119,11 @@ class LocalRun:
 
 
 class RayRun:
-    """Runs on a Ray cluster; every machine of it must see the same files under the same paths."""
+    """Runs on a Ray cluster; every machine of it must see the same files under the same paths.
+
+    Tasks are given up by leaving the cluster, never by `ray.cancel`: where a task is just ending, that stops
+    this whole process, without a word ("Tried to complete task that was not pending", seen in Ray 2.60).
+    """
 
     def __init__(self, address: str) -> None:
         try:
@@ -157,9 +161,6 @@ class RayRun:
             raise UserError(
                 f"Ray lost a task ({str(error).splitlines()[0]}); run the same command again."
             ) from None
-        finally:
-            for reference in waiting:
-                self.ray.cancel(reference)
 
 
 def _start_worker() -> None:
