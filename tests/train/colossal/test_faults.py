@@ -26,6 +26,8 @@ FAULTS: dict[str, dict[str, Any]] = {
         "max_steps": None,
     },
     "shared_parameters": {"plugin": "3d", "pp": 2, "micro_batch_size": 4, "trainable": "0", "tied": True},
+    # The last: its undone run breaks off, and with it the connection of the two processes.
+    "own_norm": {"plugin": "3d", "pp": 2, "zero": 1, "micro_batch_size": 4, "trainable": "0"},
 }
 
 
@@ -83,15 +85,11 @@ def test_tied_embeddings_that_are_frozen_are_not_added_up(undone: Any) -> None:
     assert "NoneType" in str(results["shared_parameters-undone"])
 
 
-def test_zeros_own_norm_waits_for_a_pipeline_stage_with_nothing_to_train(
-    start: Any, case: Any, lines: Any, tmp_path: Path
-) -> None:
-    flags = {"plugin": "3d", "pp": 2, "zero": 1, "micro_batch_size": 4, "trainable": "0", "max_steps": 2}
-    assert start(2, [case("norm", tmp_path / "norm", **flags)]) == {"norm": None}
-    assert len(lines(tmp_path / "norm")) == 2
-    undone = {**case("undone", tmp_path / "undone", **flags), "without": "own_norm"}
-    with pytest.raises(subprocess.TimeoutExpired):
-        start(2, [undone], seconds=60)
+def test_zeros_own_norm_waits_for_a_pipeline_stage_with_nothing_to_train(undone: Any, lines: Any) -> None:
+    root, results = undone
+    assert results["own_norm"] is None
+    assert len(lines(root / "own_norm")) == 4
+    assert "imed out" in str(results["own_norm-undone"])
 
 
 @pytest.mark.parametrize("without", ["import_optimizers", "provide_hccl"])

@@ -36,10 +36,6 @@ def configured(**flags: Any) -> TrainConfig:
             {"plugin": "gemini", "mixed_precision": "fp32"},
             "fp32 contradicts --plugin gemini; use zero2 or 3d",
         ),
-        (
-            {"plugin": "zero2", "rehearse": True, "use_flash_attn": True},
-            "--use-flash-attn cannot be rehearsed",
-        ),
         ({"plugin": "zero2", "rehearse": True, "attention": "flex"}, "--attention flex cannot be rehearsed"),
         ({**HYBRID, "zero": 2, "pp": 2}, "--zero 2 contradicts --pp 2"),
         ({**HYBRID, "zero": 3}, "--zero 3: must be 0, 1 or 2"),

@@ -72,27 +72,9 @@ def make_optimizer(groups: list[dict[str, Any]], betas: tuple[float, float], eps
 
 
 def _make_hybrid_adam(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> Any:
-    from colossalai.nn.optimizer import HybridAdam
     from torch.utils.cpp_extension import CUDA_HOME
 
-    class ScaledHybridAdam(HybridAdam):  # type: ignore[misc]
-        """HybridAdam with `factor`, as `AdamW` has it."""
-
-        factor = 1.0
-
-        @torch.no_grad()
-        def step(self, closure: Any = None, div_scale: float = -1) -> None:
-            # On the CPU HybridAdam 0.5.0 ignores div_scale for bf16 gradients, and would not clip.
-            for parameter in (p for group in self.param_groups for p in group["params"]):
-                if parameter.device.type == "cpu" and parameter.grad is not None:
-                    parameter.grad = parameter.grad.float()
-            super().step(div_scale=-1 if self.factor == 1 else 1 / self.factor)
-
-        def moments(self, key: torch.Tensor, weight: torch.Tensor) -> dict[str, Any]:
-            if not self.state[key]:
-                zeros = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
-                self.state[key] = {"step": 0, **zeros}
-            return dict(self.state[key])
+    from llmforge.engine.colossal.hybrid_adam import ScaledHybridAdam
 
     missing = [
         name for name, there in (("CUDA_HOME", CUDA_HOME), ("nvcc", shutil.which("nvcc"))) if not there

@@ -35,9 +35,10 @@ def check_flags(config: Any) -> None:
         raise UsageError(f"--trainable lora contradicts --plugin {plugin}; use zero2 or torch_ddp.")
     if plugin in (GEMINI, GEMINI_AUTO) and config.mixed_precision == "fp32":
         raise UsageError(f"--mixed-precision fp32 contradicts --plugin {plugin}; use zero2 or 3d.")
-    if config.rehearse and (config.use_flash_attn or config.attention not in ("auto", "sdpa")):
-        asked = "--use-flash-attn" if config.use_flash_attn else f"--attention {config.attention}"
-        raise UsageError(f"{asked} cannot be rehearsed: its kernel needs a GPU; leave it out for --rehearse.")
+    if config.rehearse and config.attention not in ("auto", "sdpa"):
+        raise UsageError(
+            f"--attention {config.attention} cannot be rehearsed: its kernel needs a GPU; leave it out for --rehearse."
+        )
     if plugin == HYBRID:
         _check_3d(config)
 
