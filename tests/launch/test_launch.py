@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,32 @@ def test_wrong_use_is_refused_before_any_host_is_asked(
     done = llmforge("launch", *words, code=code)
     assert sentence in " ".join(done.stderr.replace("│", " ").split())
     assert "checking" not in done.stderr
+
+
+def test_what_the_model_does_not_allow_is_refused_before_any_host_is_asked(
+    llmforge: Any, workplace: Path
+) -> None:
+    # 4 heads in 3 shares
+    flags = ["--plugin", "3d", "--tp", "3", "--rehearse", "--dataset", "d", "--save-dir", "s"]
+    words = ["--nproc-per-node", "3", "--", "train", "--pretrained", workplace / "model", *flags]
+    done = llmforge("launch", *words, code=1)
+    assert done.stderr == f"error: --tp 3 does not divide the 4 attention heads of {workplace / 'model'}.\n"
+
+
+@pytest.mark.skipif(bool(find_spec("colossalai")), reason="ColossalAI is here")
+def test_a_host_without_colossalai_is_named(llmforge: Any, workplace: Path, tmp_path: Path) -> None:
+    flags = [
+        "--pretrained",
+        workplace / "model",
+        "--dataset",
+        workplace / "语料 data",
+        "--save-dir",
+        tmp_path,
+    ]
+    words = ["--master-port", free_port(), "--", "train", "--plugin", "zero2", "--rehearse", *flags]
+    done = llmforge("launch", *words, code=1)
+    assert "localhost: --plugin zero2 needs ColossalAI: pip install" in done.stderr
+    assert "error: not ready: localhost; nothing was started." in done.stderr
 
 
 def test_a_dry_run_shows_the_commands_and_no_values_of_variables(

@@ -1,11 +1,13 @@
 """`llmforge launch`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from llmforge.cli.options import Debug, example
+from llmforge.train.config import TrainConfig
 
 Launcher = Literal["auto", "torchrun", "colossalai"]
 
@@ -46,12 +48,16 @@ def launch(
     debug: Debug = False,
 ) -> None:
     """Start a training on all hosts of a hostfile: check every host first, end all when one ends badly."""
+    from llmforge.engine.colossal.rules import missing_packages
     from llmforge.launch.hosts import Ssh
     from llmforge.launch.start import Launch
 
+    config, paths = read_command(command)
     Launch(
         command=command,
-        paths=paths_read(command),
+        paths=paths,
+        check=partial(check_model, config),
+        lacking=partial(missing_packages, config.plugin),
         hostfile=hostfile,
         processes=nproc_per_node,
         launcher=launcher,
@@ -64,8 +70,10 @@ def launch(
     ).run()
 
 
-def paths_read(command: list[str]) -> list[Path]:
-    """What a train command reads, so must be on every host. A wrong flag is refused here, once, by its own sentence."""
+def read_command(command: list[str]) -> tuple[TrainConfig, list[Path]]:
+    """What a train command means, and what it reads, so must be on every host. A wrong flag is refused here, once, by
+    its own sentence.
+    """
     from llmforge.cli.app import load_command
     from llmforge.cli.train import read_flags
     from llmforge.errors import UsageError
@@ -79,4 +87,14 @@ def paths_read(command: list[str]) -> list[Path]:
     config = read_flags(**flags)
     checkpoint = config.load_checkpoint if config.load_checkpoint != "latest" else None
     named = [config.pretrained, *config.dataset, *config.holdout, flags["config"], checkpoint]
-    return [Path(path) for path in named if path]
+    return config, [Path(path) for path in named if path]
+
+
+def check_model(config: TrainConfig, processes: int) -> None:
+    """Refuses what so many processes cannot do with the model, where it lies on this machine too."""
+    from llmforge.engine.colossal import rules
+    from llmforge.train.run import weights_to_start_from
+
+    weights = weights_to_start_from(config)
+    if (weights / "config.json").is_file():
+        rules.check_model(config, weights, processes)

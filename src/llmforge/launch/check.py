@@ -3,27 +3,29 @@
 import json
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from llmforge.console import say
 from llmforge.errors import UserError
 from llmforge.launch.hosts import Host
-from llmforge.launch.identity import identity
+from llmforge.launch.identity import NOT_INSTALLED, identity
 from llmforge.launch.remote import Remote
 
 CHECK_SECONDS = 60.0
+# From the versions of packages (None: not installed) to the sentence for a host that cannot run the job with them.
+Lacking = Callable[[Mapping[str, str | None]], str | None]
 AGREED = ("llmforge", "source", "python", "torch", "transformers", "colossalai")
 
 
 def check_hosts(
-    hosts: Sequence[Host], remote: Remote, paths: Sequence[str], processes: int, port: int
+    hosts: Sequence[Host], remote: Remote, paths: Sequence[str], processes: int, port: int, lacking: Lacking
 ) -> None:
     """Asks all hosts at once. Raises `UserError` naming those that are not ready, after a sentence for each.
 
     `paths` must exist on every host; those that llmforge wrote must hold the same everywhere. `processes` is their
-    number on a host; `port` must be free on the first one.
+    number on a host; `port` must be free on the first one; `lacking` judges the packages of each.
     """
     say(f"checking {len(hosts)} host{'s' if len(hosts) > 1 else ''}: {', '.join(h.name for h in hosts)}")
     with ThreadPoolExecutor(len(hosts)) as pool:
@@ -36,7 +38,9 @@ def check_hosts(
     expected = {**expected, "identity": {**expected["identity"], **here}}
     faulty = {}
     for host, answer in zip(hosts, answers, strict=True):
-        sentence = answer if isinstance(answer, str) else judge(answer, expected, remote, processes, port)
+        sentence = (
+            answer if isinstance(answer, str) else judge(answer, expected, remote, processes, port, lacking)
+        )
         if sentence:
             faulty[host.name] = sentence
             say(f"{host.name}: {sentence}")
@@ -70,7 +74,12 @@ def ask(host: Host, remote: Remote, paths: Sequence[str], port: int) -> dict[str
 
 
 def judge(
-    answer: dict[str, Any], expected: dict[str, Any], remote: Remote, processes: int, port: int
+    answer: dict[str, Any],
+    expected: dict[str, Any],
+    remote: Remote,
+    processes: int,
+    port: int,
+    lacking: Lacking,
 ) -> str | None:
     """What is wrong with a host that answered; `expected` is the answer of the first host, with our llmforge."""
     if not answer["directory"]:
@@ -86,6 +95,9 @@ def judge(
                 else f"{name}: {there}, not {wanted}"
             )
             return f"has another {what}; every host needs the same installation."
+    versions = {name: None if v == NOT_INSTALLED else v for name, v in answer["identity"].items()}
+    if problem := lacking(versions):
+        return problem
     if answer["missing"]:
         return (
             f"lacks {', '.join(answer['missing'])}; every host needs the data and the model at the same path."

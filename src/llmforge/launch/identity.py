@@ -10,6 +10,7 @@ from llmforge.workspace import fingerprint_json
 from llmforge.workspace.fingerprint import fingerprint_contents
 
 PACKAGES = ("torch", "transformers", "colossalai")
+NOT_INSTALLED = "not installed"
 
 
 def identity() -> dict[str, str]:
@@ -24,7 +25,7 @@ def identity() -> dict[str, str]:
         try:
             versions[name] = metadata.version(name).split("+")[0]  # 2.9.0+cpu and 2.9.0+cu128 go together
         except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+            versions[name] = NOT_INSTALLED
     return versions
 
 

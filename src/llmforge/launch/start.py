@@ -1,14 +1,14 @@
 """From the flags of `llmforge launch` to a job: who takes part, where they meet, what they are told."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmforge.errors import UsageError
 from llmforge.launch import colossal
 from llmforge.launch.agent import gpus
-from llmforge.launch.check import check_hosts
+from llmforge.launch.check import Lacking, check_hosts
 from llmforge.launch.hosts import Host, Ssh, local_host, read_hostfile
 from llmforge.launch.job import Job, run_job, show_job
 from llmforge.launch.remote import PASSED, Remote
@@ -18,11 +18,14 @@ from llmforge.launch.remote import PASSED, Remote
 class Launch:
     """What to launch and where. `command` is `train` and its flags; `paths` are those that it reads.
 
-    `variables` are NAME or NAME=VALUE, passed besides `PASSED`.
+    `variables` are NAME or NAME=VALUE, passed besides `PASSED`. `check` is given the number of processes of all hosts, and
+    raises for what so many cannot do; `lacking` says what the packages of a host cannot do.
     """
 
     command: Sequence[str]
     paths: Sequence[Path]
+    check: Callable[[int], None]
+    lacking: Lacking
     hostfile: Path | None = None
     processes: int | None = None
     launcher: str = "auto"
@@ -44,13 +47,15 @@ class Launch:
             self.master_address or meeting_place(hosts),
             self.master_port,
         )
+        self.check(len(hosts) * job.processes)
         through_colossalai = self.launcher == "colossalai"
         if through_colossalai:
             colossal.check_ssh(job, remote)
         if self.dry_run:
             print(colossal.show(job, remote, self.hostfile) if through_colossalai else show_job(job, remote))
             return
-        check_hosts(hosts, remote, [str(path) for path in self.paths], job.processes, job.master_port)
+        paths = [str(path) for path in self.paths]
+        check_hosts(hosts, remote, paths, job.processes, job.master_port, self.lacking)
         (colossal.run if through_colossalai else run_job)(job, remote)
 
     def _python(self) -> dict[str, str]:

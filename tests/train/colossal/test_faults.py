@@ -2,6 +2,8 @@
 ColossalAI shows itself here.
 """
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,13 @@ FAULTS: dict[str, dict[str, Any]] = {
         "max_steps": None,
     },
     "shared_parameters": {"plugin": "3d", "pp": 2, "micro_batch_size": 4, "trainable": "0", "tied": True},
+    "ring": {
+        "plugin": "3d",
+        "tp": 2,
+        "sp_mode": "split_gather",
+        "micro_batch_size": 4,
+        "mixed_precision": "fp32",
+    },
     # The last: its undone run breaks off, and with it the connection of the two processes.
     "own_norm": {"plugin": "3d", "pp": 2, "zero": 1, "micro_batch_size": 4, "trainable": "0"},
 }
@@ -90,6 +99,37 @@ def test_zeros_own_norm_waits_for_a_pipeline_stage_with_nothing_to_train(undone:
     assert results["own_norm"] is None
     assert len(lines(root / "own_norm")) == 4
     assert "imed out" in str(results["own_norm-undone"])
+
+
+def test_sequence_parallelism_ring_computes_another_loss(undone: Any, lines: Any) -> None:
+    root, results = undone
+    assert results["ring"] is results["ring-undone"] is None
+    right, wrong = (lines(root / name)[-1]["loss"] for name in ("ring", "ring-undone"))
+    assert abs(wrong - right) > 1e-3  # fp32, in which plugins that are right differ by less than 1e-5
+
+
+@pytest.fixture(scope="session")
+def norms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The gradient norms that ColossalAI's plugins tell without llmforge, divided by the right one."""
+    file = tmp_path_factory.mktemp("norms") / "norms.json"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    words = [sys.executable, *launcher, str(Path(__file__).with_name("theirs.py")), str(file)]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return dict(json.loads(file.read_text()))
+
+
+def test_a_norm_is_not_there_or_multiplied_by_the_loss_scale(norms: dict[str, Any]) -> None:
+    assert norms["zero"] == pytest.approx(1, abs=0.01)
+    assert norms["zero fp16"] == pytest.approx(8, rel=0.01)  # its loss scale
+    assert "not implemented" in norms["torch_ddp"]
+
+
+def test_gemini_with_tensor_parallelism_computes_wrong_gradients(norms: dict[str, Any]) -> None:
+    assert norms["gemini"] == pytest.approx(1, abs=0.01)
+    assert norms["gemini tp 2"] > 2
 
 
 @pytest.mark.parametrize("without", ["import_optimizers", "provide_hccl"])

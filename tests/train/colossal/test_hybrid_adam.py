@@ -40,7 +40,15 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Any:
     assert found
     assert found.origin
     source = Path(found.origin).parent / "kernel/extensions/csrc/kernel/x86/cpu_adam.cpp"
-    flags = ["-O0", "-w", "-shared", "-fPIC", "-std=c++20", "-march=native", "-DTORCH_EXTENSION_NAME=cpu_adam"]
+    flags = [
+        "-O0",
+        "-w",
+        "-shared",
+        "-fPIC",
+        "-std=c++20",
+        "-march=native",
+        "-DTORCH_EXTENSION_NAME=cpu_adam",
+    ]
     headers = [f"-I{path}" for path in (place, *include_paths(), python)]
     libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch_python", "-ltorch_cpu", "-lc10"]
     file = place / "cpu_adam.so"

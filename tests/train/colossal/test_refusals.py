@@ -50,7 +50,6 @@ def configured(**flags: Any) -> TrainConfig:
             {**HYBRID, "tp": 2, "sp": 2, "sp_mode": "split_gather"},
             "--sp 2 contradicts --sp-mode split_gather",
         ),
-        ({**HYBRID, "tp": 2, "pp": 2, "sp_mode": "split_gather"}, "split_gather contradicts --pp 2"),
         ({**HYBRID, "sp_mode": "all_to_all"}, "--sp-mode all_to_all needs --sp 2 or more"),
         ({**HYBRID, "microbatch_size": 2}, "--microbatch-size goes with --pp"),
         ({"plugin": "3d", "pp": 4}, "--pp 4 needs at least as many micro-batches.*--accumulation-steps to 2"),

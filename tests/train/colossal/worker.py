@@ -66,6 +66,16 @@ def discard() -> Any:
 
 
 @contextlib.contextmanager
+def ring() -> Any:
+    """Sequence parallelism "ring" in the place of "split_gather"."""
+    from llmforge.engine.colossal import rules
+
+    unchecked = replaced(rules, "_check_3d", lambda config: None)
+    with unchecked, replaced(rules, "sequence_mode", lambda config: "ring"):
+        yield
+
+
+@contextlib.contextmanager
 def own_norm() -> Any:
     """ZeRO's own gradient norm, of which llmforge makes no use; what waits in vain is given up after 10 seconds."""
     from llmforge.engine.colossal.hybrid import HybridEngine

@@ -18,12 +18,12 @@ def build(config: Any, settings: Settings, world: World) -> Any:
     from llmforge.engine.colossal import compat
 
     compat.install()
-    from llmforge.engine.colossal.engine import Layout
+    from llmforge.engine.colossal.engine import ColossalEngine, Layout
     from llmforge.engine.colossal.gemini import GeminiEngine
     from llmforge.engine.colossal.hybrid import HybridEngine
     from llmforge.engine.colossal.plain import TorchDDPEngine, ZeroEngine
 
-    engines = {
+    engines: dict[str, type[ColossalEngine]] = {
         **dict.fromkeys((rules.ZERO1, rules.ZERO2, rules.ZERO2_CPU), ZeroEngine),
         **dict.fromkeys((rules.GEMINI, rules.GEMINI_AUTO), GeminiEngine),
         rules.TORCH_DDP: TorchDDPEngine,

@@ -6,6 +6,7 @@ gradient norm, one clipping, the loss scale, the decision whether a step is appl
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,9 +19,11 @@ import torch.distributed as dist
 from llmforge.engine import attention, storage
 from llmforge.engine.colossal import compat, rehearsal
 from llmforge.engine.colossal.parts import Cut, Part
+from llmforge.engine.colossal.snapshot import ColossalSnapshot, state_file
+from llmforge.engine.colossal.weights import Names, Weights
 from llmforge.engine.lora import Lora
 from llmforge.engine.model import CausalLoss, enable_recomputation, load_model, noise_hook
-from llmforge.engine.processes import TIMEOUT, agree
+from llmforge.engine.processes import TIMEOUT
 from llmforge.engine.protocol import Accept, LossSums, MicroBatch, StepResult, World
 from llmforge.engine.settings import PRECISIONS, Settings
 from llmforge.engine.step import (
@@ -32,7 +35,7 @@ from llmforge.engine.step import (
     peak_memory,
     seed_step,
 )
-from llmforge.engine.trainable import embedding_parameters, freeze
+from llmforge.engine.trainable import freeze
 from llmforge.errors import UserError
 
 
@@ -52,13 +55,12 @@ class Layout:
 NO_SCALING = {"initial_scale": 1, "min_scale": 1, "max_scale": 1, "max_norm": 0.0}
 
 
-class ColossalEngine:
+class ColossalEngine(ABC):
     """`llmforge.engine.protocol.Engine` over one plugin; a subclass says what the plugin does differently."""
 
     family = "colossal"
     precisions: tuple[str, ...] = ("bf16", "fp16", "fp32")
     holds_float32 = False  # whether the weights that compute are float32, and autocast lowers products
-    module: torch.nn.Module
 
     def __init__(self, name: str, settings: Settings, world: World, layout: Layout, rehearse: bool) -> None:
         compat.install()
@@ -78,7 +80,7 @@ class ColossalEngine:
         held = torch.float32 if self.holds_float32 else self.dtype
         self.causal = load_model(settings.model, attention.NAMES[self.attention], held)
         freeze(self.causal, settings.trainable)
-        self._remember_names()
+        self.names = Names.of(self.causal)
         self.lora = Lora(self.causal, settings.lora_rank, settings.seed) if settings.trainable.lora else None
         if settings.gradient_checkpointing:
             enable_recomputation(self.causal)
@@ -97,13 +99,13 @@ class ColossalEngine:
             self._hook_embeddings(noise_hook(settings.noise))
         self.cut = self._cut()
         self.parts = self._parts()
-        self.written = self._names_by_rank()
+        self.weights = Weights(self.names, self.parts, self.cut, self.world, self.host)
         self.scale = LossScale.for_precision(settings.precision)
         self.steps = 0
         self._saving: Any = None
         weights = storage.read_weights(settings.model)
         self._read_masters(weights)
-        self.untrained = self._untrained(weights)
+        self.untrained = self.weights.untrained(weights)
         self.frozen_norms = self._frozen_norms(weights)
 
     # The protocol.
@@ -116,7 +118,7 @@ class ColossalEngine:
         factor = self.scale.value * self.world.data_size / max(tokens, 1.0)
         groups = self._as_loss_sums(self._backward(micro_batches, factor))
         loss_sum, valid = float(groups.loss.sum()), int(groups.tokens.sum())
-        norm = self._gradient_norm() / self.scale.value
+        norm = self.weights.gradient_norm(self.rows) / self.scale.value
         finite = math.isfinite(loss_sum) and math.isfinite(norm)
         applied = valid > 0 and finite and accept(loss_sum / valid, norm)
         if applied:
@@ -140,15 +142,15 @@ class ColossalEngine:
         self.model.train()
         return self._as_loss_sums(sums)
 
-    def snapshot(self) -> "ColossalSnapshot":
+    def snapshot(self) -> ColossalSnapshot:
         weights: dict[str, torch.Tensor] = {}
-        for name, tensor in self._gathered():
+        for name, tensor in self.weights.gathered():
             if self.world.is_main:
                 weights[name] = tensor
         if self.lora:
             weights = self.lora.merge(self.untrained, weights) if self.world.is_main else {}
         elif self.world.is_main:
-            weights = {name: weights.get(name, self.untrained.get(name)) for name in self.names}  # type: ignore[misc]
+            weights = {name: weights.get(name, self.untrained.get(name)) for name in self.names.saved}  # type: ignore[misc]
         if self._saving is None:
             self._saving = dist.new_group(backend="gloo", timeout=TIMEOUT)
         mine = self.world.rank == self.cut.owner
@@ -189,25 +191,18 @@ class ColossalEngine:
             for word, size in (("tp", layout.tensor), ("pp", layout.pipeline), ("sp", layout.sequence))
             if size > 1
         ]
-        trained = self.total_of(sum(self._size(part) for part in self.parts if part.counts))
         inner = "HybridAdam" if "Hybrid" in type(self.inner).__name__ else "AdamW"
         return (
             f"ColossalAI's {self.name}{''.join(f', {s}' for s in sizes)} on "
             f"{'a rehearsing CPU' if self.rehearse else self.device}, {self.precision}, {self.attention} attention, "
-            f"{inner}, training {trained:,} parameters, {self.world.size} processes"
+            f"{inner}, training {self.weights.count():,} parameters, {self.world.size} processes"
         )
 
     def embedding_norms(self) -> torch.Tensor:
         """Of the float32 weights that the optimizer updates."""
         if self.frozen_norms is not None:
             return self.frozen_norms
-        name = self.embedding_names[0]
-        squares = torch.zeros(self.settings.rows, dtype=torch.float64)
-        for part in self.parts:
-            if self.alias.get(part.name) == name and part.counts:
-                squares += self.cut.row_squares(part, self.settings.rows)
-        dist.all_reduce(squares, group=self.host)
-        return squares.sqrt()
+        return self.weights.embedding_norms(self.settings.rows)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         # Ranks that share rows bring the same values: together they bring them as many times as there are.
@@ -229,13 +224,14 @@ class ColossalEngine:
 
     # What a plugin says of itself.
 
-    def _make_plugin(self) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _make_plugin(self) -> Any: ...
 
+    @abstractmethod
     def _parts(self) -> list[Part]:
         """This rank's share of every trained weight, in the same order on ranks that share one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _publish_masters(self) -> None:
         """Copies the float32 weights into those that compute."""
 
@@ -300,43 +296,11 @@ class ColossalEngine:
         lowered = self.holds_float32 and self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=lowered)
 
-    def _gradient_norm(self) -> float:
-        """L2 norm over what is trained, the loss scale included; rows that are not trained are cleared first."""
-        square = torch.zeros(1, dtype=torch.float64, device=self.device)
-        for part in self.parts:
-            gradient = part.gradient()
-            if gradient is None:
-                continue
-            if self.rows is not None and self.alias.get(part.name) in self.embedding_names:
-                self.cut.clear_rows(part, gradient, self.rows)
-            if part.counts:
-                norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
-                square += norm.to(self.device, torch.float64).square()
-        dist.all_reduce(square)
-        return float(square.sqrt())
-
     def _as_loss_sums(self, sums: torch.Tensor) -> LossSums:
         sums = self.total(sums)
         return LossSums(loss=sums[0], tokens=sums[1].round().long())
 
-    def total_of(self, value: int) -> int:
-        """`value` of all ranks added up."""
-        tensor = torch.tensor([value], dtype=torch.int64)
-        dist.all_reduce(tensor, group=self.host)
-        return int(tensor)
-
     # Weights.
-
-    def _remember_names(self) -> None:
-        """Names and shapes before a plugin cuts anything; tied tensors go under their first name."""
-        every = list(self.causal.named_parameters(remove_duplicate=False))
-        first = {id(p): name for name, p in reversed(every)}
-        self.alias = {name: first[id(p)] for name, p in every}
-        self.shapes = {name: p.shape for name, p in every}
-        self.names = list(storage.unique_state(self.causal))
-        embeddings = embedding_parameters(self.causal)
-        self.embedding_names = list(dict.fromkeys(self.alias[name] for name in embeddings))
-        self.trained_embeddings = any(p.requires_grad for p in embeddings.values())
 
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Names and tensors of this rank's trained parameters; adapters under peft's names."""
@@ -346,11 +310,13 @@ class ColossalEngine:
         self, name: str, local: torch.Size, master: Any, gradient: Any, key: Any, start: int = 0
     ) -> Part:
         """A part of the parameter `name`, of which this rank, or those that share it, have the shape `local`."""
-        shape = self.shapes.get(name, local)
+        shape = self.names.shapes.get(name, local)
         cut = [d for d in range(len(shape)) if shape[d] != local[d]]
         dim = cut[0] if cut else None
         alone = dim is not None or self.cut.tensor_rank == 0
         sharded = self.cut.shards is not None
+        # The output head of a pipeline may be tied to the embeddings, which its first stage holds.
+        copy = self.layout.pipeline > 1 and self.names.first.get(name, name) != name
         return Part(
             name=name,
             shape=shape,
@@ -359,67 +325,19 @@ class ColossalEngine:
             key=key,
             master=master,
             gradient=gradient,
-            counts=alone and (sharded or self.world.rank == self.cut.owner) and self._is_first_copy(name),
+            counts=alone and (sharded or self.world.rank == self.cut.owner) and not copy,
         )
-
-    def _is_first_copy(self, name: str) -> bool:
-        """False for the output head of a pipeline whose first stage holds the embeddings that it is tied to."""
-        return self.layout.pipeline == 1 or self.alias.get(name, name) == name
-
-    def _size(self, part: Part) -> int:
-        local = torch.Size(self.cut.local_shape(part)).numel()
-        return max(0, min(part.master().numel(), local - part.start))
-
-    def _names_by_rank(self) -> list[list[tuple[str, list[int]]]]:
-        """For every rank, the weights that it hands to the main rank: those of which it has the first copy."""
-        first = self.cut.shards is None or dist.get_rank(self.cut.shards) == 0
-        first = first and self.cut.tensor_rank == 0 and self.world.data_rank == 0
-        mine = [(p.name, list(p.shape)) for p in self.parts if first and self._is_first_copy(p.name)]
-        every: list[Any] = [None] * self.world.size
-        dist.all_gather_object(every, mine)
-        return every
-
-    def _gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Collective: every trained weight in float32 on the CPU of the main rank; nothing elsewhere."""
-        mine = {name for name, _ in self.written[self.world.rank]}
-        kept = []
-        for part in self.parts:
-            whole = self.cut.gather(part)
-            if part.name in mine:
-                kept.append((part.name, copy_to_cpu(whole)))
-        if self.world.is_main:
-            yield from kept
-        for rank, names in enumerate(self.written[1:], start=1):
-            for number, (name, shape) in enumerate(names):
-                if self.world.is_main:
-                    received = torch.empty(shape, dtype=torch.float32)
-                    dist.recv(received, src=rank, group=self.host)
-                    yield name, received
-                elif self.world.rank == rank:
-                    dist.send(kept[number][1], dst=0, group=self.host)
 
     def _read_masters(self, weights: dict[str, torch.Tensor]) -> None:
         """The float32 weights from those of a model directory: ColossalAI would make them of the rounded ones."""
+        self.weights.read(weights)
         with torch.no_grad():
-            for part in self.parts:
-                name = self.alias.get(part.name)
-                if name in weights:
-                    part.master().copy_(self.cut.of(part, weights[name]))
             self._publish_masters()
 
-    def _untrained(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """On the main rank, what is not trained, as the directory has it: here it was rounded. Files are mapped, not
-        read.
-        """
-        if not self.world.is_main:
-            return {}
-        trained = {name for names in self.written for name, _ in names}
-        return {name: weights[name].float() for name in self.names if name not in trained}
-
     def _frozen_norms(self, weights: dict[str, torch.Tensor]) -> torch.Tensor | None:
-        if self.trained_embeddings and not self.lora:
+        if self.names.trains_embeddings and not self.lora:
             return None
-        matrix = weights[self.embedding_names[0]][: self.settings.rows]
+        matrix = weights[self.names.embeddings[0]][: self.settings.rows]
         norms: torch.Tensor = torch.linalg.vector_norm(matrix.float(), dim=1)
         return norms.double()
 
@@ -444,32 +362,3 @@ class ColossalEngine:
             if self.lora:
                 tensors[part.name] = part.master()
         return tensors
-
-
-def state_file(rank: int) -> str:
-    return f"rank-{rank:05d}.safetensors"
-
-
-@dataclass(frozen=True)
-class ColossalSnapshot:
-    """Copies on the CPU: of the weights (on the main rank), and of this rank's share of the state."""
-
-    weights: dict[str, torch.Tensor]
-    state: dict[str, torch.Tensor] | None
-    rank: int
-    group: Any
-
-    def agree(self, fine: bool) -> bool:
-        return agree(fine, self.group)
-
-    def write_model(self, directory: Path) -> None:
-        storage.write_weights(self.weights, directory)
-
-    def write_state(self, directory: Path) -> None:
-        from safetensors.torch import save_file
-
-        if self.state is not None:
-            save_file(
-                {name: t.contiguous() for name, t in self.state.items()},
-                str(directory / state_file(self.rank)),
-            )

@@ -57,7 +57,7 @@ class GeminiEngine(ColossalEngine):
             if fake is None:  # no element of it lies in this rank's share of its chunk
                 nothing = torch.empty(0, device=self.device)
                 parts.append(
-                    self._make_part(name, self.shapes[name], lambda n=nothing: n, lambda: None, None)
+                    self._make_part(name, self.names.shapes[name], lambda n=nothing: n, lambda: None, None)
                 )
                 continue
             start, end = optimizer.param_to_range[fake]
@@ -65,7 +65,7 @@ class GeminiEngine(ColossalEngine):
             parts.append(
                 self._make_part(
                     name,
-                    self.shapes[name],
+                    self.names.shapes[name],
                     lambda c=chunk, a=start, b=end: c.paired_chunk.payload[a:b],
                     lambda c=chunk, a=start, b=end: c.grad_chunk.payload[a:b] if c.grad_chunk else None,
                     key=fake,

@@ -50,7 +50,7 @@ class HybridEngine(ZeroParts):
         )
 
     def _cut(self) -> Cut:
-        if not self.trained_embeddings:
+        if not self.names.trains_embeddings:
             self._forget_shared_parameters()
         plugin = self.plugin
         group = plugin.mixed_dp_group

@@ -25,6 +25,9 @@ class TorchDDPEngine(ColossalEngine):
     def _parts(self) -> list[Part]:
         return [self._whole_part(name, parameter) for name, parameter in self._trained()]
 
+    def _publish_masters(self) -> None:
+        """Its weights are float32 themselves."""
+
     def _whole_part(self, name: str, parameter: torch.nn.Parameter) -> Part:
         """A parameter that is float32 and its own master."""
         return self._make_part(

@@ -4,6 +4,7 @@ This file imports neither torch nor ColossalAI: flags are checked before anythin
 """
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ TORCH_DDP, ZERO1, ZERO2, ZERO2_CPU = "torch_ddp", "zero1", "zero2", "zero2_cpu"
 GEMINI, GEMINI_AUTO, HYBRID = "gemini", "gemini_auto", "3d"
 PLUGINS = (TORCH_DDP, ZERO1, ZERO2, ZERO2_CPU, GEMINI, GEMINI_AUTO, HYBRID)
 DIVISOR = 64  # ColossalAI pads vocabularies to multiples of this times tp
+PACKAGES = ("colossalai", "transformers")
 NEWEST_TRANSFORMERS = (4, 51)
 
 
@@ -83,10 +85,6 @@ def _check_3d(config: Any) -> None:
             raise UsageError(
                 f"--sp {sp} contradicts --sp-mode split_gather, which takes --tp; use all_to_all."
             )
-        if pp > 1:
-            raise UsageError(
-                f"--sp-mode split_gather contradicts --pp {pp}: ColossalAI 0.5.0 fails; use all_to_all."
-            )
     if mode == "all_to_all" and sp == 1:
         raise UsageError("--sp-mode all_to_all needs --sp 2 or more, the ranks that share a sequence.")
     if config.microbatch_size is not None and pp == 1:
@@ -116,27 +114,44 @@ def sequence_mode(config: Any) -> str | None:
 
 def check_environment(plugin: str, rehearse: bool, has_gpu: bool) -> None:
     """ColossalAI and its transformers are here, and so is what the plugin runs on."""
-    try:
-        version("colossalai")
-    except PackageNotFoundError:
-        raise UserError(
-            f"--plugin {plugin} needs ColossalAI: pip install 'llmforge[colossalai]', or with a torch newer than 2.5 "
-            "pip install --no-deps -r requirements/colossalai.txt (docs/colossalai.md)."
-        ) from None
-    found = version("transformers")
-    if tuple(int(word) for word in found.split(".")[:2]) > NEWEST_TRANSFORMERS:
-        raise UserError(
-            f"--plugin {plugin} needs transformers 4.51.3: ColossalAI 0.5.0 does not run with {found}; "
-            "use an environment of its own (docs/colossalai.md), or --plugin ddp or fsdp."
-        )
+    problem = missing_packages(plugin, {name: installed(name) for name in PACKAGES})
+    if problem:
+        raise UserError(problem)
     if not has_gpu and not rehearse:
         raise UserError(
             f"--plugin {plugin} needs GPUs, and there is none here; --rehearse runs it on the CPU."
         )
 
 
-def check_model(config: Any, model: Path, processes: int, length: int) -> None:
-    """The model directory `model` against the way that the flags share it, from its configuration alone."""
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def missing_packages(plugin: str, versions: Mapping[str, str | None]) -> str | None:
+    """The sentence for a machine on which the `PACKAGES` of `versions` cannot run a plugin; None where they can."""
+    if plugin not in PLUGINS:
+        return None
+    if versions["colossalai"] is None:
+        return (
+            f"--plugin {plugin} needs ColossalAI: pip install 'llmforge[colossalai]', or with a torch newer than 2.5 "
+            "pip install --no-deps -r requirements/colossalai.txt (docs/colossalai.md)."
+        )
+    found = versions["transformers"] or "none"
+    if tuple(int(word) for word in found.split(".")[:2] if word.isdigit()) > NEWEST_TRANSFORMERS:
+        return (
+            f"--plugin {plugin} needs transformers 4.51.3: ColossalAI 0.5.0 does not run with {found}; "
+            "use an environment of its own (docs/colossalai.md), or --plugin ddp or fsdp."
+        )
+    return None
+
+
+def check_model(config: Any, model: Path, processes: int, length: int | None = None) -> None:
+    """The model directory `model` against the way that the flags share it, from its configuration alone; and rows of
+    `length` tokens, where it is known.
+    """
     if config.plugin != HYBRID:
         return
     tp, pp, sp = config.tp, config.pp, config.sp
@@ -159,7 +174,7 @@ def check_model(config: Any, model: Path, processes: int, length: int) -> None:
     if layers < pp:
         raise UserError(f"--pp {pp} has more stages than {model} has layers ({layers}).")
     cut = tp if sequence_mode(config) == "split_gather" else sp
-    if sequence_mode(config) and length % cut:
+    if sequence_mode(config) and length is not None and length % cut:
         raise UserError(
             f"{cut} ranks cannot share rows of {length} tokens evenly; prepare data of another length."
         )
