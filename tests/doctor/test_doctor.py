@@ -114,8 +114,7 @@ def test_everything_runs_where_everything_is(cluster: dict[str, Any]) -> None:
         ),
         (lambda f: f["tools"].update(nvcc="11.8"), "torch_ddp", "yes", ""),
         (without("flash-attn"), "native", "yes", "PyTorch's own attention: flash-attn is not installed"),
-        (without("apex"), "3d", "yes", "norms are not fused"),
-        (without("apex"), "zero2", "yes", ""),
+        (without("apex"), "3d", "yes", ""),
     ],
 )
 def test_a_plugin_misses_what_it_needs_and_nothing_else(

@@ -15,7 +15,6 @@ NEEDS = {
     "ddp": "torch, and gloo or NCCL",
     "fsdp": "torch, and gloo or NCCL",
     "torch_ddp": "ColossalAI 0.5, transformers 4.51.3, GPUs (or --rehearse)",
-    "3d": "the same; for HybridAdam nvcc of torch's CUDA, CUDA_HOME and c++; apex for fused norms",
 }
 LIKE = "the same; for HybridAdam nvcc of torch's CUDA, CUDA_HOME and c++"
 
@@ -83,8 +82,6 @@ def judge_colossal(plugin: str, facts: dict[str, Any]) -> Verdict:
     notes = flash_attention(facts)
     if plugin in HYBRID_ADAM and (problem := kernels(facts)):
         notes.append(f"PyTorch's AdamW for HybridAdam, whose kernels do not build: {problem}")
-    if plugin == "3d" and not packages["apex"]:
-        notes.append("norms are not fused: no apex")
     return Verdict("yes", [], notes)
 
 
