@@ -14,6 +14,8 @@ from torch.distributed import ReduceOp, all_reduce
 
 from llmforge.engine.protocol import IGNORED
 
+BLOCK = 16384  # rows of the matrix whose gradient is added at a time
+
 
 def chunked_cross_entropy(
     hidden: torch.Tensor,
@@ -101,7 +103,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if hidden_gradient is not None:
                     hidden_gradient[rows] = (gradient @ matrix).to(hidden.dtype)
                 if weight_gradient is not None:
-                    weight_gradient[first:last] += gradient[:, first:last].T @ states
+                    # In blocks, as the product and its float32 copy would be as large as the matrix.
+                    for begin in range(first, last, BLOCK):
+                        block = slice(begin, min(begin + BLOCK, last))
+                        weight_gradient[block] += gradient[:, block].T @ states
         if group is not None and hidden_gradient is not None:
             all_reduce(hidden_gradient, group=group)
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)

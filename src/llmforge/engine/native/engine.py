@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from llmforge.engine import attention, storage
+from llmforge.engine.devices import keep_freed_memory
 from llmforge.engine.lora import Lora
 from llmforge.engine.model import CausalLoss, enable_recomputation, load_model, noise_hook
 from llmforge.engine.native.lean import keep_less
@@ -41,6 +42,8 @@ class NativeEngine:
     def __init__(self, settings: Settings, world: World | None = None) -> None:
         self.settings = settings
         self.device = torch.device(settings.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.world = world or World()
         self.precision = settings.precision
         self.dtype = PRECISIONS[settings.precision]
