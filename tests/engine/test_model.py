@@ -25,3 +25,25 @@ def test_weights_that_do_not_fit_their_configuration_are_refused(tiny_model: Pat
     (model / "config.json").write_text(json.dumps({**about, "vocab_size": 448}))
     with pytest.raises(UserError, match=r"model.embed_tokens.weight has the shape \(320, 64\).*\(448, 64\)"):
         load_model(model, "llmforge_sdpa")
+
+
+def test_a_model_that_lacks_a_tensor_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    tensors = load_file(model / "model.safetensors")
+    lost = next(name for name in tensors if name.endswith("up_proj.weight"))
+    del tensors[lost]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"lacks 1 tensors of its model \(the first is {lost}\)"):
+        load_model(model, "llmforge_sdpa")
+
+
+def test_a_truncated_model_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model.safetensors is damaged .*copy or download it again"):
+        load_model(model, "llmforge_sdpa")

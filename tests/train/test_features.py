@@ -118,6 +118,22 @@ def test_modeling_starts_a_new_stage_from_its_weights(train: Train, tmp_path: Pa
     assert manifest["inputs"][0]["path"].endswith("one/modeling")
 
 
+def test_pickled_weights_train_to_the_same_bits(train: Train, tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file as load_tensors
+
+    pickled = tmp_path / "pickled"
+    shutil.copytree(tiny_model, pickled, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = load_tensors(tiny_model / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]  # tied
+    torch.save(tensors, pickled / "pytorch_model.bin")
+    for name, model in (("plain", tiny_model), ("pickled", pickled)):
+        train(pretrained=model, max_steps=2, save_dir=tmp_path / f"run-{name}")
+    assert not changed(tmp_path / "run-plain" / "modeling", tmp_path / "run-pickled" / "modeling")
+
+
 def test_the_holdout_is_measured_in_bits_per_byte(
     train: Train, make_dataset: Callable[..., Path], tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -129,16 +129,27 @@ def test_new_rows_only_with_the_model_cut_in_two(
     assert all((before[name] == after[name]).all() for name in before if name != "model.embed_tokens.weight")
 
 
+ADAPTERS = ("--trainable", "lora", "--lora-rank", 4, "--micro-batch-size", 2)
+
+
+@pytest.fixture(scope="session")
+def adapters_alone(llmforge: Any, common: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    save_dir = tmp_path_factory.mktemp("adapters") / "one"
+    llmforge("train", *common, *ADAPTERS, "--accumulation-steps", 4, "--save-dir", save_dir)
+    return save_dir
+
+
+@pytest.mark.parametrize("plugin", ["ddp", "fsdp"])
 def test_adapters_on_two_processes_follow_those_of_one(
-    llmforge: Any, common: list[object], tmp_path: Path
+    plugin: str, adapters_alone: Path, common: list[object], tmp_path: Path
 ) -> None:
-    words = ("--trainable", "lora", "--lora-rank", 4, "--micro-batch-size", 2)
-    llmforge("train", *common, *words, "--accumulation-steps", 4, "--save-dir", tmp_path / "one")
-    torchrun(*common, *words, "--accumulation-steps", 2, "--plugin", "ddp", "--save-dir", tmp_path / "two")
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    torchrun(
+        *common, *ADAPTERS, "--accumulation-steps", 2, "--plugin", plugin, "--save-dir", tmp_path / "two"
+    )
+    assert losses(tmp_path / "two") == pytest.approx(losses(adapters_alone), abs=1e-5)
     from safetensors.torch import load_file
 
-    one = load_file(tmp_path / "one" / "modeling" / "model.safetensors")
+    one = load_file(adapters_alone / "modeling" / "model.safetensors")
     two = load_file(tmp_path / "two" / "modeling" / "model.safetensors")
     assert one.keys() == two.keys()
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4

@@ -1,5 +1,6 @@
 """Choosing and making the engine of a run."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -13,9 +14,11 @@ from llmforge.engine.protocol import Engine, World
 from llmforge.engine.settings import PRECISIONS, Settings
 from llmforge.engine.trainable import parse
 from llmforge.errors import UsageError
+from llmforge.model.weights import open_weights
 
-# Weights, gradients and the two moments of AdamW in float32, with a third more for activations and the rest.
-BYTES_PER_PARAMETER = 16 * 4 / 3
+# Weights, gradients and the two moments of AdamW in float32 (weights alone under adapters), with a third more for
+# activations and the rest.
+BYTES_PER_PARAMETER, BYTES_PER_FROZEN = 16 * 4 / 3, 4 * 4 / 3
 
 
 def choose_device(rehearse: bool = False) -> torch.device:
@@ -47,19 +50,14 @@ def choose_plugin(wanted: str, world: World, device: torch.device, parameters: i
     if wanted == "auto":
         if world.size == 1:
             return "native"
-        if lora:
-            return "ddp"
         per_process = device_memory(device) / (1 if device.type == "cuda" else world.size)
-        return "ddp" if parameters * BYTES_PER_PARAMETER < per_process else "fsdp"
+        needed = parameters * (BYTES_PER_FROZEN if lora else BYTES_PER_PARAMETER)
+        return "ddp" if needed < per_process else "fsdp"
     if wanted == "native" and world.size > 1:
         raise UsageError(f"--plugin native is one process, but {world.size} were started; use ddp or fsdp.")
     if wanted != "native" and world.size == 1:
         raise UsageError(
             f"--plugin {wanted} needs several processes; start it with torchrun, or use --plugin native."
-        )
-    if wanted == "fsdp" and lora:
-        raise UsageError(
-            "--plugin fsdp contradicts --trainable lora: adapters cannot be merged from parts; use ddp."
         )
     return wanted
 
@@ -126,7 +124,7 @@ def build_engine(
         from llmforge.engine.colossal.build import build
 
         return cast(Engine, build(config, settings, world))
-    size = sum(file.stat().st_size for file in model.glob("*.safetensors")) // 4
+    parameters = sum(math.prod(tensor.shape) for tensor in open_weights(model).tensors.values())
     engines = {"native": NativeEngine, "ddp": DDPEngine, "fsdp": FSDPEngine}
-    plugin = choose_plugin(config.plugin, world, device, size, lora=config.trainable == "lora")
+    plugin = choose_plugin(config.plugin, world, device, parameters, lora=config.trainable == "lora")
     return cast(Engine, engines[plugin](settings, world))

@@ -1,19 +1,51 @@
 """Loading a causal model for training, and the module that computes a micro-batch's loss."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from llmforge.engine import attention
 from llmforge.engine.head import chunked_cross_entropy
 from llmforge.engine.protocol import MicroBatch
 from llmforge.errors import UserError
+from llmforge.model.weights import open_weights
 
 
 def load_model(directory: Path, attention_name: str, dtype: torch.dtype = torch.float32) -> Any:
     """The causal model of a Hugging Face directory, in `dtype` on the CPU. No code of the directory is run."""
+    return _make(directory, attention_name, dtype, "from_pretrained")
+
+
+def empty_model(directory: Path, attention_name: str) -> Any:
+    """The same in float32 without weights: its parameters are on the meta device. Buffers, which are computed
+    rather than loaded, have their values.
+    """
+    with parameters_on_meta():
+        return _make(directory, attention_name, torch.float32, "from_config")
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules made inside have parameters without memory; one at a time exists while its module is made."""
+
+    def strip(_module: Any, _name: str, parameter: Any) -> Any:
+        if parameter is None or parameter.is_meta:  # one that is tied must stay the same object
+            return parameter
+        return torch.nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(strip)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _make(directory: Path, attention_name: str, dtype: torch.dtype, how: str) -> Any:
     import transformers
     from transformers.utils import logging
 
@@ -23,10 +55,22 @@ def load_model(directory: Path, attention_name: str, dtype: torch.dtype = torch.
     name = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
     options = {name: dtype, "attn_implementation": attention_name}
     check_shapes(directory)
+    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False, **options
-        )
+        if how == "from_config":
+            config = transformers.AutoConfig.from_pretrained(str(directory), **here)
+            model = transformers.AutoModelForCausalLM.from_config(config, **options)
+        else:
+            model, found = transformers.AutoModelForCausalLM.from_pretrained(
+                str(directory), output_loading_info=True, **here, **options
+            )
+            if lacking := sorted(found["missing_keys"]):
+                raise UserError(
+                    f"{directory} lacks {len(lacking)} tensors of its model (the first is {lacking[0]}); "
+                    "copy it again."
+                )
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{directory} cannot be read as a causal language model: {' '.join(str(error).split())[:300]}"
@@ -47,23 +91,20 @@ def check_shapes(directory: Path) -> None:
     load them raise something else, or nothing.
     """
     import transformers
-    from safetensors import safe_open
 
+    weights = open_weights(directory)
     try:
         config = transformers.AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
         with torch.device("meta"):
             expected = transformers.AutoModelForCausalLM.from_config(config).state_dict()
     except (OSError, ValueError, KeyError):
         return  # what is wrong with the directory is said where it is loaded
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(str(file), framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                shape = tuple(opened.get_slice(name).get_shape())
-                if name in expected and shape != tuple(expected[name].shape):
-                    raise UserError(
-                        f"{file}: {name} has the shape {shape}, but config.json asks for {tuple(expected[name].shape)}; "
-                        "the files do not belong together."
-                    )
+    for name, tensor in weights.tensors.items():
+        if name in expected and tensor.shape != tuple(expected[name].shape):
+            raise UserError(
+                f"{tensor.path}: {name} has the shape {tensor.shape}, but config.json asks for "
+                f"{tuple(expected[name].shape)}; the files do not belong together."
+            )
 
 
 class CausalLoss(torch.nn.Module):

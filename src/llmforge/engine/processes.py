@@ -3,6 +3,9 @@
 import gc
 import os
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from llmforge.engine.protocol import World
 from llmforge.errors import UserError
 
 TIMEOUT = timedelta(minutes=30)
+SECONDS_TO_DIE = 3.0
 
 
 def world_from_environment() -> World:
@@ -72,19 +76,36 @@ class Processes:
             self.all = [None] * world.size
             dist.all_gather_object(self.all, mine)
 
-    def describe_loss(self, error: Exception) -> UserError:
-        """The sentence for a collective call that failed because another process is gone."""
+    @contextmanager
+    def naming_the_lost(self) -> Iterator[None]:
+        """Makes a sentence of a collective call that fails because another process is gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or not (lost := self.lost()):
+                raise
+            raise UserError(
+                f"{lost} ended, so rank {self.world.rank} stops too; --load-checkpoint latest goes on from the last "
+                f"checkpoint ({' '.join(str(error).split())[:120]})."
+            ) from error
+
+    def lost(self) -> str | None:
+        """Who ended, None where all ranks are on this host and run."""
+        if self.world.size == 1:
+            return None
         host = socket.gethostname()
-        dead = [
-            f"rank {r} (process {pid} on {h})"
-            for r, (h, pid) in enumerate(self.all)
-            if h == host and not alive(pid)
-        ]
-        who = ", ".join(dead) or "a rank on another host"
-        return UserError(
-            f"{who} ended, so rank {self.world.rank} stops too; --load-checkpoint latest goes on from the last checkpoint "
-            f"({' '.join(str(error).split())[:120]})."
-        )
+        # The connection of a process that is killed breaks before the process is gone.
+        deadline = time.monotonic() + SECONDS_TO_DIE
+        while time.monotonic() < deadline:
+            ended = [
+                f"rank {rank} (process {pid} on {name})"
+                for rank, (name, pid) in enumerate(self.all)
+                if name == host and not alive(pid)
+            ]
+            if ended:
+                return ", ".join(ended)
+            time.sleep(0.1)
+        return "a rank on another host" if {name for name, _ in self.all} != {host} else None
 
 
 def alive(process: int) -> bool:

@@ -160,7 +160,7 @@ class Snapshot(Protocol):
         ...
 
     def write_model(self, directory: Path) -> None:
-        """Weights as Hugging Face safetensors shards with their index; called on the main rank alone."""
+        """Collective: weights as Hugging Face safetensors shards with their index, which the main rank writes."""
         ...
 
     def write_state(self, directory: Path) -> None:

@@ -107,7 +107,7 @@ def find_vocabulary_tensors(weights: Weights, config: dict[str, Any]) -> Vocabul
             f"{weights.directory}: the embedding has {embedding.rows:,} rows, the head {head.rows:,}; "
             "they must agree."
         )
-    if head.shape == embedding.shape and states is not False and _same_bytes(embedding, head):
+    if head.shape == embedding.shape and states is not False and same_bytes(embedding, head):
         return VocabularyTensors(embedding, None, bias, (head.name,))
     if states is True:
         raise UserError(
@@ -160,7 +160,8 @@ def _ask_transformers(directory: Path) -> tuple[str, str | None]:
     return names[id(embedding)].removeprefix(prefix), names[id(head)] if head is not None else None
 
 
-def _same_bytes(one: Tensor, other: Tensor) -> bool:
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers, bit for bit as float32."""
     return all(
         np.array_equal(a.view(np.uint32), b.view(np.uint32))
         for (_, a), (_, b) in zip(one.blocks(), other.blocks(), strict=True)

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -51,16 +51,17 @@ def packed(tensors: Iterable[NewTensor], max_size: int) -> list[list[NewTensor]]
 
 
 def write_weights(
-    directory: Path, shards: Sequence[Sequence[NewTensor]], label: str, stem: str = "model"
+    directory: Path, shards: Sequence[Sequence[NewTensor]], label: str | None, stem: str = "model"
 ) -> None:
     """Writes `shards` to `directory` as safetensors files, with an index if there are several.
 
-    `label` names the work for the progress bar, `stem` begins the files' names.
+    `label` names the work for the progress bar (None: there is none), `stem` begins the files' names.
     """
     shards = [shard for shard in shards if shard]
     total = sum(tensor.size for shard in shards for tensor in shard)
     placed: dict[str, str] = {}
-    with progress(label, total / 1e6, "MB") as advance:
+    bar = progress(label, total / 1e6, "MB") if label else nullcontext(lambda *_: None)
+    with bar as advance:
         for number, shard in enumerate(shards, start=1):
             several = len(shards) > 1
             name = (

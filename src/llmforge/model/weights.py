@@ -73,11 +73,11 @@ class Tensor:
             return self.load()[start:stop]
         return np.fromfile(self.path, np.uint8, stop - start, offset=self.offset + start)
 
-    def blocks(self, stop: int | None = None) -> Iterator[tuple[int, Float32]]:
-        """(first row, rows as float32 [at most 16 MB, row length]) from the first row up to row `stop`."""
+    def blocks(self, stop: int | None = None, start: int = 0) -> Iterator[tuple[int, Float32]]:
+        """(first row, rows as float32 [at most 16 MB, row length]) from row `start` up to row `stop`."""
         kind, stop = storage_dtype(self.dtype), self.rows if stop is None else stop
         step = max(1, BLOCK_BYTES // max(4 * math.prod(self.shape[1:]), 1))
-        for first in range(0, stop, step):
+        for first in range(start, stop, step):
             count = min(step, stop - first)
             stored = self.read(first * self.row_bytes, (first + count) * self.row_bytes).view(kind)
             yield first, to_float32(stored.reshape(count, -1), self.dtype)

@@ -21,6 +21,7 @@ from llmforge.workspace import Manifest, fingerprint, manifest_path, publish, re
 CHECKPOINT = re.compile(r"epoch-(\d+)_step-(\d+)")
 STEP = "train-checkpoint"
 MODEL_STEP = "train-model"
+MODELING = "modeling"
 STATES = "running_states.json"
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "llmforge.json")
 
@@ -45,7 +46,8 @@ def write_checkpoint(path: Path, snapshot: Snapshot, contents: Contents, is_main
     """
     partial = path.with_name(f".{path.name}.partial")
     stages: tuple[tuple[bool, Callable[[], None]], ...] = (
-        (is_main, lambda: _write_model(partial, snapshot, contents)),
+        (is_main, lambda: _prepare(partial)),
+        (True, lambda: snapshot.write_model(partial / MODELING)),
         (True, lambda: snapshot.write_state(partial / "optimizer")),
         (is_main, lambda: _complete(partial, path, contents)),
     )
@@ -63,15 +65,14 @@ def write_checkpoint(path: Path, snapshot: Snapshot, contents: Contents, is_main
             raise UserError(f"{path} could not be written: {reason}.") from problem
 
 
-def _write_model(partial: Path, snapshot: Snapshot, contents: Contents) -> None:
+def _prepare(partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
-    for name in ("modeling", "optimizer", "lr_scheduler"):
+    for name in (MODELING, "optimizer", "lr_scheduler"):
         (partial / name).mkdir(parents=True)
-    snapshot.write_model(partial / "modeling")
-    finish_model(partial / "modeling", contents.origin, contents.identity)
 
 
 def _complete(partial: Path, path: Path, contents: Contents) -> None:
+    finish_model(partial / MODELING, contents.origin, contents.identity)
     (partial / "lr_scheduler" / "schedule.json").write_text(
         json.dumps(asdict(contents.schedule), indent=2) + "\n"
     )
@@ -112,10 +113,10 @@ def link_model(checkpoint: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        shutil.copytree(checkpoint / "modeling", partial, copy_function=os.link)
+        shutil.copytree(checkpoint / MODELING, partial, copy_function=os.link)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(checkpoint / "modeling", partial)
+        shutil.copytree(checkpoint / MODELING, partial)
     publish(partial, target)
 
 

@@ -4,6 +4,7 @@ Reads the headers of the weights and the manifest of the dataset alone. The form
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from llmforge.engine.colossal import rules
 from llmforge.engine.devices import Device
 from llmforge.engine.trainable import parse
 from llmforge.errors import UserError
+from llmforge.model.architecture import HEADS
+from llmforge.model.weights import open_weights
 from llmforge.train.config import TrainConfig
 
 ROWS_LOOKED_AT = 1000
@@ -71,20 +74,17 @@ class Shape:
 
 def read_shape(model: Path) -> Shape:
     """The shape of the model in the directory `model`, of which only headers are read."""
-    from safetensors import safe_open
-
     try:
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{model} is not a model directory: config.json cannot be read.") from error
-    sizes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(model.glob("*.safetensors")):
-        with safe_open(str(file), framework="numpy") as opened:
-            sizes.update({name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()})  # noqa: SIM118
-    if not sizes:
-        raise UserError(f"{model} has no safetensors files; convert the model first.")
+    tied = bool(config.get("tie_word_embeddings"))
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
-    counts = {name: int(np.prod(size)) for name, size in sizes.items()}
+    counts = {
+        name: math.prod(tensor.shape)
+        for name, tensor in open_weights(model).tensors.items()
+        if not (tied and name in HEADS)  # pickled files hold a tied matrix twice
+    }
     return Shape(
         layers=layers,
         width=config["hidden_size"],
@@ -92,7 +92,7 @@ def read_shape(model: Path) -> Shape:
         heads=heads,
         head_width=config.get("head_dim") or config["hidden_size"] // heads,
         vocabulary=config["vocab_size"],
-        tied=bool(config.get("tie_word_embeddings")),
+        tied=tied,
         parameters=sum(counts.values()),
         layer_parameters=sum(n for name, n in counts.items() if ".layers." in name) // layers,
     )

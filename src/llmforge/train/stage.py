@@ -50,6 +50,12 @@ class Stage:
         self.device = choose_device(config.rehearse)
         self.world = join_processes(self.device, engine_family(config.plugin))
         self.processes = Processes(self.world)
+        with self.processes.naming_the_lost():
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Reads the data, makes the engine and finds where to go on."""
+        config, weights = self.config, self.origin
         self.data = PackedDataset(config.dataset)
         self.vocabulary = vocabulary(weights)
         self.tokenizer = tokenizer.load(weights)
@@ -213,13 +219,8 @@ class Stage:
             Monitor(config.save_dir, board, start, config.wandb_project) if self.world.is_main else None
         )
         self._announce()
-        try:
-            with _Interrupts(self):
-                result = self._train()
-        except RuntimeError as error:
-            if self.world.size == 1 or isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise self.processes.describe_loss(error) from error
+        with _Interrupts(self), self.processes.naming_the_lost():
+            result = self._train()
         if self.monitor:
             self.monitor.close()
         self.saver.close()

@@ -27,7 +27,8 @@ class ColossalSnapshot:
         return agree(fine, self.group)
 
     def write_model(self, directory: Path) -> None:
-        storage.write_weights(self.weights, directory)
+        if self.weights:
+            storage.write_weights(self.weights, directory)
 
     def write_state(self, directory: Path) -> None:
         from safetensors.torch import save_file

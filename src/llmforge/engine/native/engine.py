@@ -17,6 +17,7 @@ from llmforge.engine.native.lean import keep_less
 from llmforge.engine.processes import agree
 from llmforge.engine.protocol import Accept, LossSums, MicroBatch, StepResult, World
 from llmforge.engine.settings import PRECISIONS, Settings
+from llmforge.engine.shares import read_shares
 from llmforge.engine.step import (
     LossScale,
     copy_to_cpu,
@@ -27,6 +28,7 @@ from llmforge.engine.step import (
     seed_step,
 )
 from llmforge.engine.trainable import embedding_parameters, freeze
+from llmforge.model.weights import open_weights
 
 
 class NativeEngine:
@@ -48,7 +50,7 @@ class NativeEngine:
         self.precision = settings.precision
         self.dtype = PRECISIONS[settings.precision]
         self.attention = attention.choose(self.device, self.dtype, settings.attention)
-        self.causal = load_model(settings.model, attention.NAMES[self.attention])
+        self.causal = self._load()
         keep_less(self.causal)
         freeze(self.causal, settings.trainable)
         self.lora = Lora(self.causal, settings.lora_rank, settings.seed) if settings.trainable.lora else None
@@ -116,16 +118,9 @@ class NativeEngine:
 
     def snapshot(self) -> "NativeSnapshot":
         weights: dict[str, torch.Tensor] = {}
-        state = {name: self._copy(tensor) for name, tensor in self._state_tensors().items()}
-        if self.lora:
-            weights = self.lora.merged() if self.world.is_main else {}
-        else:
-            for name, tensor in storage.unique_state(self.causal).items():
-                whole = self._whole(tensor)
-                if self.world.is_main:
-                    # What is not trained does not change, and needs no copy.
-                    weights[name] = copy_to_cpu(whole) if name in self.parameters else whole.cpu()
-        return NativeSnapshot(weights, state, self._background_group())
+        if self.world.is_main:
+            weights = self._copied_weights()
+        return NativeSnapshot(weights, self._copied_state(), self._background_group())
 
     def load_state(self, directory: Path) -> None:
         storage.load_sharded(self._state_tensors(), directory)
@@ -133,10 +128,7 @@ class NativeEngine:
     def load_weights(self, directory: Path) -> None:
         if self.lora:
             return  # the base never changes, and the adapters are part of the state
-        tensors = storage.read_weights(directory)
-        with torch.no_grad():
-            for name, tensor in storage.unique_state(self.causal).items():
-                self._local(tensor)[0].copy_(self._share_of(tensor, tensors[name]))
+        read_shares(self._weights(), open_weights(directory), self._local)
 
     def state(self) -> dict[str, Any]:
         return {"steps": self.steps, "scale": asdict(self.scale)}
@@ -158,6 +150,10 @@ class NativeEngine:
 
     # What differs with several processes.
 
+    def _load(self) -> Any:
+        """The causal model on the CPU; without weights where `_distribute` brings them."""
+        return load_model(self.settings.model, attention.NAMES[self.attention])
+
     def _distribute(self) -> torch.nn.Module:
         """Puts the model on its device, and returns the module to call for a loss."""
         return self.loss.to(self.device)
@@ -176,11 +172,7 @@ class NativeEngine:
 
     def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
         """A parameter with the rows of all ranks."""
-        return tensor.detach()
-
-    def _share_of(self, parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-        """This rank's rows of `whole`, which has the shape of `parameter`."""
-        return whole
+        return tensor
 
     def _assemble(self, values: torch.Tensor) -> torch.Tensor:
         """`values` of all ranks added up, where each has those of its own rows and 0 elsewhere."""
@@ -193,6 +185,20 @@ class NativeEngine:
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy on the CPU that knows which part of the whole it is."""
         return copy_to_cpu(tensor)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """The weights of the model under the names of its files, without adapters."""
+        return self.lora.base() if self.lora else storage.unique_state(self.causal)
+
+    def _copied_weights(self) -> dict[str, torch.Tensor]:
+        """This rank's rows of the weights on the CPU; what is not trained does not change, and needs no copy."""
+        if self.lora:
+            return self.lora.merged(lambda tensor: self._local(tensor)[0], self._whole)
+        rows = {name: self._local(tensor)[0] for name, tensor in self._weights().items()}
+        return {n: copy_to_cpu(t) if n in self.parameters else t.detach().cpu() for n, t in rows.items()}
+
+    def _copied_state(self) -> dict[str, torch.Tensor]:
+        return {name: self._copy(tensor) for name, tensor in self._state_tensors().items()}
 
     def _background_group(self) -> Any:
         """The process group for writing in the background, apart from that of training."""
@@ -267,7 +273,8 @@ class NativeSnapshot:
         return fine if self.group is None else agree(fine, self.group)
 
     def write_model(self, directory: Path) -> None:
-        storage.write_weights(self.weights, directory)
+        if self.weights:
+            storage.write_weights(self.weights, directory)
 
     def write_state(self, directory: Path) -> None:
         storage.save_sharded(self.state, directory, self.group)

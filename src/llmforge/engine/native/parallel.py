@@ -4,14 +4,22 @@ share it.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from llmforge.engine.native.engine import NativeEngine
+from llmforge.console import say
+from llmforge.engine import attention
+from llmforge.engine.model import empty_model
+from llmforge.engine.native.engine import NativeEngine, NativeSnapshot
 from llmforge.engine.processes import TIMEOUT
+from llmforge.engine.protocol import World
+from llmforge.engine.shares import deal_shares, first_row, read_shares, reads_as_it_is, write_shares
 from llmforge.engine.step import copy_to_cpu
+from llmforge.model.weights import open_weights
 
 
 class _Distributed(NativeEngine):
@@ -57,7 +65,7 @@ class DDPEngine(_Distributed):
 
 class FSDPEngine(_Distributed):
     """Weights, gradients and optimizer are cut along their first dimension, one part per rank (arXiv
-    2304.11277).
+    2304.11277). No rank ever holds the model: it is built without weights, and each reads its own part of the files.
     """
 
     name = "fsdp"
@@ -72,7 +80,34 @@ class FSDPEngine(_Distributed):
         for layer in self.causal.base_model.layers:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(self.loss, mesh=mesh, mp_policy=policy)
+        buffers = [buffer.clone() for _, buffer in self.loss.named_buffers(remove_duplicate=False)]
+        self.loss.to_empty(device=self.device)
+        for (_, buffer), values in zip(self.loss.named_buffers(remove_duplicate=False), buffers, strict=True):
+            buffer.copy_(values)
+        if self.files:
+            read_shares(self._weights(), self.files, self._local)
+        else:
+            if self.world.is_main:
+                say(f"{self.settings.model}: transformers converts these weights; rank 0 loads them all.")
+            deal_shares(self._weights(), super()._load, self.world, self._local)
+        if self.lora:
+            with torch.no_grad():
+                for name, values in self.lora.initial.items():
+                    rows, first = self._local(self.causal.get_parameter(name))
+                    rows.copy_(values[first : first + len(rows)])
+            self.lora.initial.clear()
         return self.loss
+
+    def _load(self) -> Any:
+        causal = empty_model(self.settings.model, attention.NAMES[self.attention])
+        weights = open_weights(self.settings.model)
+        self.files = weights if reads_as_it_is(causal, weights) else None
+        return causal
+
+    def snapshot(self) -> NativeSnapshot:
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._weights().items()}
+        weights, state = self._copied_weights(), self._copied_state()
+        return SharedSnapshot(weights, state, self._background_group(), shapes=shapes, world=self.world)
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, enabled=False)  # the policy above sets the dtype
@@ -83,15 +118,16 @@ class FSDPEngine(_Distributed):
         yield
 
     def _local(self, tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
-        # fully_shard cuts as torch.chunk does: parts of equal size, the last ones shorter or empty.
-        part = -(-tensor.shape[0] // self.world.size)
-        return tensor.to_local(), min(part * self.world.rank, tensor.shape[0])  # type: ignore[attr-defined]
+        if not hasattr(tensor, "to_local"):
+            return tensor, 0
+        return tensor.to_local(), first_row(tensor.shape[0], self.world.rank, self.world.size)
 
     def _whole_norm(self, local: torch.Tensor) -> float:
         return float(self.total(local.double().square().cpu()).sqrt())
 
-    def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+    def _whole(self, tensor: Any) -> torch.Tensor:
+        whole: torch.Tensor = tensor.full_tensor()
+        return whole
 
     def _copy(self, tensor: Any) -> torch.Tensor:
         if not hasattr(tensor, "to_local"):
@@ -108,9 +144,16 @@ class FSDPEngine(_Distributed):
             stride=tensor.stride(),
         )
 
-    def _share_of(self, parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-        local, first = self._local(parameter)
-        return whole[first : first + len(local)]
-
     def _assemble(self, values: torch.Tensor) -> torch.Tensor:
         return self.total(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedSnapshot(NativeSnapshot):
+    """The same where ranks share the model: `weights` are this rank's rows of tensors of `shapes`."""
+
+    shapes: dict[str, tuple[int, ...]]
+    world: World
+
+    def write_model(self, directory: Path) -> None:
+        write_shares(self.weights, self.shapes, directory, self.world, self.group)
