@@ -150,3 +150,10 @@ def test_json_results_stand_alone_on_standard_output(llmforge, tiny_model, tmp_p
     done = llmforge("evaluate", "--model", tiny_model, "--data", f"a={tmp_path / 'a.txt'}", "--json")
     result = json.loads(done.stdout)
     assert result[tiny_model.name]["a"]["characters"] == 17
+
+
+def test_two_spellings_of_a_flag_are_both_named(llmforge, tmp_path):
+    done = llmforge("train", "--batch_size", 2, "--micro-batch-size=3", "--save-dir", tmp_path, code=2)
+    assert done.stderr == (
+        "error: --micro-batch-size and --batch-size are the same flag; give one of them.\n"
+    )

@@ -135,8 +135,9 @@ def test_save_seconds_saves(train: Train, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("file_limit", [100_000, 200_000])
 def test_a_full_disk_keeps_the_checkpoint_before_and_goes_on_but_the_last_save_must_succeed(
-    values: dict[str, Any], tmp_path: Path
+    file_limit: int, values: dict[str, Any], tmp_path: Path
 ) -> None:
     save_dir = tmp_path / "run"
     child = start({**values, "max_steps": 4, "save_interval": 2})
@@ -144,9 +145,9 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_goes_on_but_the_last_save_m
     for name in ("llmforge.json", "modeling", "epoch-0_step-4"):
         path = save_dir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    # No file may grow beyond 100 kB: the weights of a checkpoint have more.
+    # The weights of a checkpoint have 157 kB, the optimizer twice that: no room for either, or for the second.
     more = {"max_steps": 7, "save_interval": 2, "load_checkpoint": "latest"}
-    child = start({**values, **more}, file_limit=100_000, messages=tmp_path / "messages")
+    child = start({**values, **more}, file_limit=file_limit, messages=tmp_path / "messages")
     child.join()
     messages = (tmp_path / "messages").read_text()
     assert child.exitcode == 1
@@ -155,6 +156,21 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_goes_on_but_the_last_save_m
     assert figures(save_dir)[-1][0] == 7
     assert [path.name for path in save_dir.glob("epoch*")] == ["epoch-0_step-2"]
     assert not list(save_dir.glob(".epoch-*"))
+
+
+def test_state_that_cannot_be_read_is_named(train: Train, tmp_path: Path) -> None:
+    assert train(time_limit="0") is None
+    checkpoint = tmp_path / "run" / "epoch-0_step-1"
+    file = next((checkpoint / "optimizer").glob("*.distcp"))
+    whole = file.read_bytes()
+    file.write_bytes(b"x" * len(whole))
+    with pytest.raises(UserError, match=r"optimizer cannot be read .*resume from another checkpoint"):
+        train(load_checkpoint="latest")
+    file.write_bytes(whole)
+    states = checkpoint / "running_states.json"
+    states.write_bytes(b"x" * states.stat().st_size)
+    with pytest.raises(UserError, match=r"running_states.json is damaged"):
+        train(load_checkpoint="latest")
 
 
 def test_latest_passes_over_a_truncated_checkpoint_and_says_so(

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from llmforge.errors import UsageError
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that llmforge made before.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is left to chance.")]
@@ -28,13 +30,19 @@ class ForgeCommand(TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        parameters = self.get_params(ctx)
         repeatable = {
             name
-            for parameter in self.get_params(ctx)
+            for parameter in parameters
             if getattr(parameter, "multiple", False)
             for name in parameter.opts
         }
-        return super().parse_args(ctx, repeat_flags([dashed(word) for word in args], repeatable))
+        args = repeat_flags([dashed(word) for word in args], repeatable)
+        given = {word.partition("=")[0] for word in args if word.startswith("-")}
+        for parameter in parameters:
+            if len(spellings := [name for name in parameter.opts if name in given]) > 1:
+                raise UsageError(f"{' and '.join(spellings)} are the same flag; give one of them.")
+        return super().parse_args(ctx, args)
 
 
 def dashed(word: str) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from llmforge.errors import UserError
+
 # One process is no accident here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 SHARD_BYTES = 5_000_000_000
@@ -67,14 +69,34 @@ def unique_state(model: Any) -> dict[str, torch.Tensor]:
 
 
 def save_sharded(state: dict[str, torch.Tensor], directory: Path, process_group: Any = None) -> None:
-    """Writes tensors or DTensors, each rank its own share."""
+    """Writes tensors or DTensors, each rank its own share. `OSError` where one of them cannot be written."""
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(state, checkpoint_id=str(directory), process_group=process_group, no_dist=not dist.is_initialized())
+    try:
+        save(
+            state,
+            checkpoint_id=str(directory),
+            process_group=process_group,
+            no_dist=not dist.is_initialized(),
+        )
+    except CheckpointException as error:
+        raise OSError(_reason(error)) from error
 
 
 def load_sharded(state: dict[str, torch.Tensor], directory: Path) -> None:
     """Fills the tensors of `state` in place, however many processes had written them."""
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    load(state, checkpoint_id=str(directory), no_dist=not dist.is_initialized())
+    try:
+        load(state, checkpoint_id=str(directory), no_dist=not dist.is_initialized())
+    except CheckpointException as error:
+        raise UserError(
+            f"{directory} cannot be read ({_reason(error)[:200]}); resume from another checkpoint."
+        ) from error
+
+
+def _reason(error: Any) -> str:
+    """Why the first rank of those that failed did; this exception is none of `Exception`'s."""
+    return " ".join(str(next(iter(error.failures.values()))[0]).split())

@@ -15,13 +15,13 @@ from typing import Any
 from llmforge.console import warn
 from llmforge.engine.protocol import Snapshot
 from llmforge.errors import UserError
+from llmforge.train.run import MODELING
 from llmforge.train.schedule import Schedule
 from llmforge.workspace import Manifest, fingerprint, manifest_path, publish, read_manifest, write_manifest
 
 CHECKPOINT = re.compile(r"epoch-(\d+)_step-(\d+)")
 STEP = "train-checkpoint"
 MODEL_STEP = "train-model"
-MODELING = "modeling"
 STATES = "running_states.json"
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "llmforge.json")
 
@@ -131,13 +131,11 @@ def checkpoints(save_dir: Path) -> list[Path]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the checkpoint `path`, or None: sizes of all files, and the contents of the
-    weights.
-    """
+    """What is wrong with the checkpoint `path`, or None: its manifest and the sizes of all files."""
     try:
         manifest = read_manifest(path, STEP)
     except UserError as error:
-        return str(error)
+        return str(error).rstrip(".")
     for name, size in manifest.outputs["files"].items():
         file = path / name
         if not file.is_file():
@@ -154,9 +152,13 @@ def find_checkpoint(save_dir: Path, wanted: str) -> Path | None:
     if wanted != "latest":
         path = Path(wanted)
         if not path.is_dir():
-            raise UserError(f"--load-checkpoint {path} does not exist.")
+            raise UserError(
+                f"--load-checkpoint {path} is not a directory; give a checkpoint (epoch-E_step-S), a modeling folder or latest."
+            )
         if problem := damage(path):
-            raise UserError(f"--load-checkpoint {path} cannot be resumed: {problem}.")
+            raise UserError(
+                f"--load-checkpoint {path} cannot be resumed: {problem}; latest takes the newest whole one of --save-dir."
+            )
         return path
     for path in reversed(checkpoints(save_dir)):
         problem = damage(path)
@@ -167,7 +169,10 @@ def find_checkpoint(save_dir: Path, wanted: str) -> Path | None:
 
 
 def read_states(path: Path) -> dict[str, Any]:
-    return dict(json.loads((path / STATES).read_text(encoding="utf-8")))
+    try:
+        return dict(json.loads((path / STATES).read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(f"{path / STATES} is damaged ({error}); resume from another checkpoint.") from error
 
 
 def remove_old(save_dir: Path, keep: int) -> None:

@@ -1,13 +1,11 @@
 """The stage loop: rows in order, one engine call per optimizer step, and everything around a step."""
 
 import os
-import signal
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -27,8 +25,10 @@ from llmforge.train.batches import Deal, Groups, make_micro_batch
 from llmforge.train.config import TrainConfig
 from llmforge.train.guards import BadStep, Guard, stop_for
 from llmforge.train.holdout import Holdout
+from llmforge.train.interrupts import Interrupts
 from llmforge.train.monitor import Monitor, group_means
-from llmforge.train.run import MODELING, is_modeling
+from llmforge.train.resume import find_resumed
+from llmforge.train.run import MODELING
 from llmforge.train.saver import Saver
 from llmforge.train.schedule import make_schedule
 
@@ -67,7 +67,7 @@ class Stage:
         self.holdout = (
             Holdout(config.holdout, self.tokenizer.fingerprint, old_rows) if config.holdout else None
         )
-        resumed = self._find_resumed()
+        resumed = find_resumed(config, self.world, self._identity(), weights)
         # Adapters are part of the state, and belong to the weights that the run had started from.
         start = resumed / MODELING if resumed and config.trainable != "lora" else weights
         groups = max(self.groups.count, self.holdout.groups.count if self.holdout else 0)
@@ -140,44 +140,6 @@ class Stage:
                 f"--trainable {config.trainable}: {self.origin} has no new tokens; use embeddings."
             )
 
-    def _find_resumed(self) -> Path | None:
-        wanted, save_dir = self.config.load_checkpoint, self.config.save_dir
-        if not wanted or is_modeling(Path(wanted)):
-            return None
-        found = checkpoint.find_checkpoint(save_dir, wanted)
-        if found is None:
-            self._say(f"{save_dir} has no checkpoint yet: starting from {self.origin}.")
-            return None
-        states = checkpoint.read_states(found)
-        for what, value in self._identity().items():
-            if states["identity"][what] != value and not self.config.allow_changes:
-                raise UserError(
-                    f"{found} belongs to a run with another {what} ({states['identity'][what]}, now {value}); "
-                    "--allow-changes resumes all the same."
-                )
-        self._check_engine(found, states)
-        return found
-
-    def _check_engine(self, found: Path, states: Mapping[str, Any]) -> None:
-        """The full state of a checkpoint belongs to engines of one family, and with ColossalAI to one plugin and
-        layout; its weights start a new stage anywhere.
-        """
-        saved, config = states["engine"], self.config
-        ours = engine_family(config.plugin)
-        written = f"--plugin {saved['name']} on {states.get('processes')} processes"
-        if saved["family"] == ours == "native":
-            return
-        if saved["family"] == ours and saved["name"] == config.plugin:
-            names = ("tp", "pp", "sp", "zero")
-            now = [getattr(config, name) or 0 for name in names]
-            if saved["sizes"] == now and states.get("processes") == self.world.size:
-                return
-            written += "".join(f" --{n} {v}" for n, v in zip(names, saved["sizes"], strict=True) if v > 1)
-        raise UserError(
-            f"{found} was written by {written}; its full state resumes there only, but --load-checkpoint "
-            f"{found / MODELING} starts a new stage from its weights."
-        )
-
     def _identity(self) -> dict[str, Any]:
         return {
             "dataset": self.data.fingerprint,
@@ -219,7 +181,7 @@ class Stage:
             Monitor(config.save_dir, board, start, config.wandb_project) if self.world.is_main else None
         )
         self._announce()
-        with _Interrupts(self), self.processes.naming_the_lost():
+        with Interrupts(self), self.processes.naming_the_lost():
             result = self._train()
         if self.monitor:
             self.monitor.close()
@@ -462,29 +424,6 @@ class Stage:
     def _warn(self, text: str) -> None:
         if self.world.is_main:
             warn(text)
-
-
-class _Interrupts:
-    """SIGTERM and SIGINT end a run after the step under way, with a checkpoint; a second SIGINT ends it
-    at once.
-    """
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-
-    def __enter__(self) -> None:
-        self.previous = {
-            number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _stop(self, number: int, _frame: FrameType | None) -> None:
-        if self.stage.asked_to_stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stage.asked_to_stop = signal.Signals(number).name
 
 
 def pack(flags: np.ndarray) -> str:
