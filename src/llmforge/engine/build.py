@@ -45,6 +45,11 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def count_parameters(model: Path) -> int:
+    """The numbers in the weights of a model directory, whatever they are stored in."""
+    return sum(math.prod(tensor.shape) for tensor in open_weights(model).tensors.values())
+
+
 def choose_plugin(wanted: str, world: World, device: torch.device, parameters: int, lora: bool) -> str:
     """The plugin to run: `auto` shares the model among processes only where one cannot hold it."""
     if wanted == "auto":
@@ -124,7 +129,8 @@ def build_engine(
         from llmforge.engine.colossal.build import build
 
         return cast(Engine, build(config, settings, world))
-    parameters = sum(math.prod(tensor.shape) for tensor in open_weights(model).tensors.values())
     engines = {"native": NativeEngine, "ddp": DDPEngine, "fsdp": FSDPEngine}
-    plugin = choose_plugin(config.plugin, world, device, parameters, lora=config.trainable == "lora")
+    plugin = choose_plugin(
+        config.plugin, world, device, count_parameters(model), lora=config.trainable == "lora"
+    )
     return cast(Engine, engines[plugin](settings, world))
