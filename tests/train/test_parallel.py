@@ -178,10 +178,10 @@ def wait_for_a_step(save_dir: Path, ranks: list[subprocess.Popen[str]]) -> None:
         time.sleep(0.2)
 
 
-def test_a_rank_that_dies_ends_the_others_by_name(common: list[object], tmp_path: Path) -> None:
-    ranks = start_two(
-        [*map(str, common), "--num-epochs", "2000", "--plugin", "ddp", "--save-dir", str(tmp_path / "s")]
-    )
+@pytest.mark.parametrize("plugin", ["ddp", "fsdp"])
+def test_a_rank_that_dies_ends_the_others_by_name(plugin: str, common: list[object], tmp_path: Path) -> None:
+    words = ("--num-epochs", 2000, "--plugin", plugin, "--save-dir", tmp_path / "s")
+    ranks = start_two([*map(str, common), *map(str, words)])
     wait_for_a_step(tmp_path / "s", ranks)
     ranks[1].send_signal(signal.SIGKILL)
     _, messages = ranks[0].communicate(timeout=60)
