@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from llmforge.engine.model import empty_model, load_model
 from llmforge.engine.shares import read_shares, reads_as_it_is
 from llmforge.engine.storage import unique_state
+from llmforge.errors import UserError
 from llmforge.model.weights import open_weights
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -205,6 +207,23 @@ def test_weights_that_transformers_converts_are_dealt_out_by_rank_0(tmp_path: Pa
     in_two(save, model, tmp_path / "out")
     shutil.copy(model / "config.json", tmp_path / "out")
     assert torch.equal(logits(load_model(tmp_path / "out", "eager")), logits(load_model(model, "eager")))
+
+
+def refusal(rank: int, model: Path) -> str:
+    with pytest.raises(UserError) as raised:
+        make_engine(model, "all")
+    return str(raised.value)
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 ties them all the same")
+def test_a_tied_model_with_two_matrices_is_refused_by_every_rank(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", tie_word_embeddings=False)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    first, second = in_two(refusal, model)
+    assert "lm_head.weight" in first
+    assert "set tie_word_embeddings to false" in first
+    assert second == "rank 0 could not load the model; its message says why."
 
 
 def save_where_it_fails(rank: int, model: Path, output: Path) -> str:

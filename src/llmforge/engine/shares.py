@@ -95,9 +95,8 @@ def deal_shares(
         raise problem or UserError("rank 0 could not load the model; its message says why.")
     with torch.no_grad():
         for name, tensor in state.items():
-            values = (
-                whole.pop(name).detach() if world.is_main else torch.empty(tensor.shape, dtype=tensor.dtype)
-            )
+            values = torch.empty(tensor.shape, dtype=tensor.dtype) if name not in whole else whole.pop(name)
+            values = values.detach().contiguous()
             dist.broadcast(values, 0)
             part, first = local(tensor)
             part.copy_(values[first : first + len(part)] if part.ndim else values)
@@ -150,7 +149,7 @@ def _in_order(
         whole = tuple(mine.shape) == shape  # one row, which is rank 0's, or a buffer, which every rank has
         if world.is_main:
             yield mine
-        elif len(mine) and not whole:
+        elif not whole and len(mine):
             dist.send(mine, 0, group=group)
         if not world.is_main or whole:
             continue
