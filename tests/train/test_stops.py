@@ -325,6 +325,20 @@ def test_an_unwritable_save_directory_is_named(train: Train, tmp_path: Path) -> 
         train(save_dir=tmp_path / "file" / "run")
 
 
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [("tensorboard_dir", "file/board"), ("config_file", "file/c.yaml"), ("config_file", "directory")],
+)
+def test_other_places_that_cannot_be_written_are_named_before_anything_is_loaded(
+    flag: str, name: str, train: Train, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(UserError, match=f"--{flag.replace('_', '-')} {tmp_path}"):
+        train(**{flag: tmp_path / name})
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_configuration_file_gives_what_the_command_line_does_not(
     tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

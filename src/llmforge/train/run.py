@@ -59,6 +59,8 @@ def run_training(config: TrainConfig) -> Finished | None:
         if is_main:
             _show_plan(config, weights)
         return None
+    if is_main:
+        _check_places(config)
     from llmforge.train.stage import Stage
 
     with _locked(config, arguments) if is_main else _nothing():
@@ -134,7 +136,7 @@ def _locked(config: TrainConfig, arguments: dict[str, Any]) -> Iterator[None]:
         save_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(save_dir, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise _unwritable(save_dir, error) from error
+        raise _unwritable("--save-dir", save_dir, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
@@ -146,7 +148,7 @@ def _locked(config: TrainConfig, arguments: dict[str, Any]) -> Iterator[None]:
             )
             temporary.replace(save_dir / RUN_FILE)
         except OSError as error:
-            raise _unwritable(save_dir, error) from error
+            raise _unwritable("--save-dir", save_dir, error) from error
         try:
             yield
         finally:
@@ -160,8 +162,23 @@ def _locked(config: TrainConfig, arguments: dict[str, Any]) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _unwritable(save_dir: Path, error: OSError) -> UserError:
-    return UserError(f"--save-dir {save_dir} cannot be written ({error.strerror}); choose another.")
+def _check_places(config: TrainConfig) -> None:
+    """That what goes elsewhere than --save-dir can be written, before anything is loaded."""
+    file, board = config.config_file, config.tensorboard_dir
+    for flag, directory in (("--config-file", file and file.parent), ("--tensorboard-dir", board)):
+        if directory:
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise _unwritable(flag, directory, error) from error
+            if not os.access(directory, os.W_OK):
+                raise _unwritable(flag, directory, PermissionError(0, "no permission"))
+    if file and file.is_dir():
+        raise UserError(f"--config-file {file} is a directory; name a file.")
+
+
+def _unwritable(flag: str, path: Path, error: OSError) -> UserError:
+    return UserError(f"{flag} {path} cannot be written ({error.strerror}); choose another.")
 
 
 @contextmanager
