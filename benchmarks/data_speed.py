@@ -49,7 +49,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--share", type=float, default=1.0)
-    parser.add_argument("--tokenizer", default="mistral", help="a name of tools/real_inputs.py")
+    parser.add_argument(
+        "--tokenizer", default="mistral", help="a name of tools/real_inputs.py, or a directory"
+    )
     parser.add_argument("--only", default=",".join(WAYS))
     parser.add_argument("--way", help=argparse.SUPPRESS)  # the process of one way
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -123,7 +125,7 @@ def prepare_work(work: Path, tokenizer: str, share: float) -> None:
     from llmforge.tokenizer import load
 
     (work / "tokenizer").mkdir()
-    loaded = load(fetch(tokenizer))
+    loaded = load(Path(tokenizer) if Path(tokenizer).is_dir() else fetch(tokenizer))
     eos = loaded.pieces()[loaded.eos_id] if loaded.eos_id is not None else "<|endoftext|>"
     definition = dict(loaded.definition.json)
     if loaded.eos_id is None:  # GPT-2's bare files do not say that this piece is the end of a text

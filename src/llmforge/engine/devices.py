@@ -98,9 +98,10 @@ def keep_freed_memory() -> None:
     import ctypes
 
     trim_threshold, mmap_threshold = -1, -3  # of glibc's malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for parameter in (trim_threshold, mmap_threshold) if mallopt else ():
-        mallopt(parameter, 1 << 28)
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(trim_threshold, 1 << 28)
+        library.mallopt(mmap_threshold, 1 << 28)
 
 
 def measure(device: str, dtype: object, seconds: float = 0.25) -> float:
