@@ -88,7 +88,8 @@ def test_runs_killed_at_20_random_moments_end_with_the_same_bits(
         runs += 1
         resume: dict[str, Any] = {}
         while not (save_dir / "llmforge.json").is_file():
-            done = sum(1 for _ in (save_dir / "metrics.jsonl").open()) if save_dir.is_dir() else 0
+            metrics = save_dir / "metrics.jsonl"
+            done = sum(1 for _ in metrics.open()) if metrics.is_file() else 0
             # A checkpoint after every step: much of the time goes into writing them.
             child = start({**values, "save_dir": save_dir, "save_interval": 1, "keep_last": 2, **resume})
             if chance.random() < 0.8:

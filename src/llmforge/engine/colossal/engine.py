@@ -76,6 +76,8 @@ class ColossalEngine(ABC):
         self.dtype = PRECISIONS[settings.precision]
         self.world = world
         self.host = dist.new_group(backend="gloo", timeout=TIMEOUT)  # for tensors that lie on the CPU
+        # Now, not with the first save: making a group waits for a rank that is dead until the timeout.
+        self.saving = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self.attention = attention.choose(self.device, self.dtype, settings.attention)
         held = torch.float32 if self.holds_float32 else self.dtype
         self.causal = load_model(settings.model, attention.NAMES[self.attention], held)
@@ -102,7 +104,6 @@ class ColossalEngine(ABC):
         self.weights = Weights(self.names, self.parts, self.cut, self.world, self.host)
         self.scale = LossScale.for_precision(settings.precision)
         self.steps = 0
-        self._saving: Any = None
         weights = storage.read_weights(settings.model)
         self._read_masters(weights)
         self.untrained = self.weights.untrained(weights)
@@ -151,11 +152,9 @@ class ColossalEngine(ABC):
             weights = self.lora.merge(self.untrained, weights) if self.world.is_main else {}
         elif self.world.is_main:
             weights = {name: weights.get(name, self.untrained.get(name)) for name in self.names.saved}  # type: ignore[misc]
-        if self._saving is None:
-            self._saving = dist.new_group(backend="gloo", timeout=TIMEOUT)
         mine = self.world.rank == self.cut.owner
         state = {name: copy_to_cpu(tensor) for name, tensor in self._state().items()} if mine else None
-        return ColossalSnapshot(weights, state, self.world.rank, self._saving)
+        return ColossalSnapshot(weights, state, self.world.rank, self.saving)
 
     def load_state(self, directory: Path) -> None:
         from safetensors.torch import load_file

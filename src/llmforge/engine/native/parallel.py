@@ -17,6 +17,7 @@ from llmforge.engine.model import empty_model
 from llmforge.engine.native.engine import NativeEngine, NativeSnapshot
 from llmforge.engine.processes import TIMEOUT
 from llmforge.engine.protocol import World
+from llmforge.engine.settings import Settings
 from llmforge.engine.shares import deal_shares, first_row, read_shares, reads_as_it_is, write_shares
 from llmforge.engine.step import copy_to_cpu
 from llmforge.model.weights import open_weights
@@ -25,7 +26,10 @@ from llmforge.model.weights import open_weights
 class _Distributed(NativeEngine):
     """What both have in common: sums over ranks, and a process group of its own for background saving."""
 
-    _saving: Any = None
+    def __init__(self, settings: Settings, world: World | None = None) -> None:
+        # Now, not with the first save: making a group waits for a rank that is dead until the timeout.
+        self.saving = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        super().__init__(settings, world)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         values = values.clone()
@@ -33,9 +37,7 @@ class _Distributed(NativeEngine):
         return values
 
     def _background_group(self) -> Any:
-        if self._saving is None:
-            self._saving = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        return self._saving
+        return self.saving
 
     def describe(self) -> str:
         return f"{super().describe()}, {self.world.size} processes"
