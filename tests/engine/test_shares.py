@@ -215,7 +215,9 @@ def refusal(rank: int, model: Path) -> str:
     return str(raised.value)
 
 
-@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 ties them all the same")
+@pytest.mark.skipif(
+    int(transformers.__version__.split(".")[0]) < 5, reason="transformers 4 ties them all the same"
+)
 def test_a_tied_model_with_two_matrices_is_refused_by_every_rank(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", tie_word_embeddings=False)
     config = json.loads((model / "config.json").read_text())

@@ -95,7 +95,7 @@ class _Tally:
     """What became of a part's documents, by category."""
 
     def __init__(self, categories: int) -> None:
-        self.rows = self.capacity_tokens = self.valid_tokens = self.bytes = 0
+        self.rows = self.valid_tokens = self.bytes = 0
         self.documents = np.zeros(categories, np.int64)
         self.tokens = np.zeros(categories, np.int64)
         self.masked_documents = np.zeros(categories, np.int64)
