@@ -10,13 +10,13 @@ import torch.distributed as dist
 
 from llmforge.engine.processes import agree
 from llmforge.engine.protocol import World
-from llmforge.engine.storage import SHARD_BYTES, unique_state
+from llmforge.engine.storage import SHARD_BYTES, unique_state, write_bytes
 from llmforge.errors import UserError
 from llmforge.model.architecture import same_bytes
 from llmforge.model.floats import STORAGE
 from llmforge.model.pickled import DTYPES
 from llmforge.model.shards import NewTensor, packed, write_weights
-from llmforge.model.weights import Weights, write_all
+from llmforge.model.weights import Weights
 
 # The rows of a tensor that lie on this rank, as a view, and the number of the first.
 Local = Callable[[torch.Tensor], tuple[torch.Tensor, int]]
@@ -119,9 +119,7 @@ def write_shares(
     def tensor(name: str) -> NewTensor:
         def write(file: BinaryIO) -> None:
             while left[name]:
-                rows = next(stream).contiguous().view(-1).view(torch.uint8).numpy()
-                write_all(file, rows)
-                left[name] -= rows.size
+                left[name] -= write_bytes(file, next(stream))
 
         return NewTensor.made(name, DTYPES[str(shares[name].dtype)], shapes[name], write)
 

@@ -2,16 +2,20 @@
 torch.distributed.checkpoint.
 """
 
-import json
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
 
 from llmforge.errors import UserError
+from llmforge.model import shards
+from llmforge.model.pickled import DTYPES
+from llmforge.model.shards import NewTensor
+from llmforge.model.weights import write_all
 
 # One process is no accident here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -22,26 +26,20 @@ def write_weights(tensors: Mapping[str, torch.Tensor], directory: Path) -> None:
     """`tensors` as `model.safetensors`, or as numbered shards with their index where they are larger than one
     shard.
     """
-    from safetensors.torch import save_file
+    new = [
+        NewTensor.made(
+            name, DTYPES[str(tensor.dtype)], tuple(tensor.shape), partial(write_bytes, tensor=tensor)
+        )
+        for name, tensor in tensors.items()
+    ]
+    shards.write_weights(directory, shards.packed(new, SHARD_BYTES), label=None)
 
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if size and size + tensor.nbytes > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor.detach().contiguous()
-        size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], str(directory / "model.safetensors"), metadata={"format": "pt"})
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, str(directory / file), metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, file))
-    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+def write_bytes(file: BinaryIO, tensor: torch.Tensor) -> int:
+    """Writes what a tensor on the CPU holds, and returns how many bytes that is."""
+    data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    write_all(file, data)
+    return int(data.size)
 
 
 def read_weights(directory: Path) -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ class NewTensor:
     dtype: str
     shape: tuple[int, ...]
     size: int
-    write: Callable[[BinaryIO], None]
+    write: Callable[[BinaryIO], object]
 
     @staticmethod
     def copy(tensor: Tensor) -> "NewTensor":
@@ -33,7 +33,7 @@ class NewTensor:
         return NewTensor(tensor.name, tensor.dtype, tensor.shape, tensor.size, tensor.copy_to)
 
     @staticmethod
-    def made(name: str, dtype: str, shape: tuple[int, ...], write: Callable[[BinaryIO], None]) -> "NewTensor":
+    def made(name: str, dtype: str, shape: tuple[int, ...], write: Callable[[BinaryIO], object]) -> "NewTensor":
         return NewTensor(name, dtype, shape, math.prod(shape) * BYTES[dtype], write)
 
 
