@@ -33,7 +33,9 @@ class NewTensor:
         return NewTensor(tensor.name, tensor.dtype, tensor.shape, tensor.size, tensor.copy_to)
 
     @staticmethod
-    def made(name: str, dtype: str, shape: tuple[int, ...], write: Callable[[BinaryIO], object]) -> "NewTensor":
+    def made(
+        name: str, dtype: str, shape: tuple[int, ...], write: Callable[[BinaryIO], object]
+    ) -> "NewTensor":
         return NewTensor(name, dtype, shape, math.prod(shape) * BYTES[dtype], write)
 
 
