@@ -2,7 +2,8 @@
 
 torchrun ... worker.py CASES.json, a list of {"name": ..., flags of llmforge train}. Rank 0 writes RESULTS.json beside
 it: None for a training that ended well, else what was raised. A case may name a module-level function of this file
-that undoes one of llmforge's adjustments ("without"), so that a test can see what it is for.
+that undoes one of llmforge's adjustments ("without"), so that a test can see what it is for, or one that has the place
+of what needs a GPU ("with").
 """
 
 import contextlib
@@ -92,14 +93,44 @@ def own_norm() -> Any:
         yield
 
 
+@contextlib.contextmanager
+def fused_norms(everywhere: bool = True) -> Any:
+    """Norms by a stand-in for apex; they must have computed, and the engine must say so."""
+    import apex_stand_in
+
+    from llmforge.engine.colossal import norms
+    from llmforge.engine.colossal.engine import ColossalEngine
+
+    found = (apex_stand_in.fused_rms_norm_affine, "") if everywhere or dist.get_rank() == 0 else (None, "")
+    describe, said, calls = ColossalEngine.describe, list[str](), apex_stand_in.calls
+
+    def noted(self: Any) -> str:
+        said.append(describe(self))
+        return said[-1]
+
+    with (
+        replaced(norms, "DEVICE", "cpu"),
+        replaced(norms, "load_kernel", lambda: found),
+        replaced(ColossalEngine, "describe", noted),
+    ):
+        yield
+    assert all(("apex's norms" in words) == everywhere for words in said), said
+    assert (apex_stand_in.calls > calls + 20) == everywhere
+
+
+def fused_norms_on_one_rank() -> Any:
+    return fused_norms(everywhere=False)
+
+
 def run(case: dict[str, Any]) -> str | None:
     from llmforge.train.config import make_config
     from llmforge.train.run import run_training
 
-    flags = {k: v for k, v in case.items() if k not in ("name", "without")}
+    flags = {k: v for k, v in case.items() if k not in ("name", "without", "with")}
     flags |= {k: Path(flags[k]) for k in ("pretrained", "save_dir")}
     flags |= {k: [Path(p) for p in flags[k]] for k in ("dataset", "holdout") if k in flags}
-    changed = globals()[case["without"]]() if "without" in case else contextlib.nullcontext()
+    name = case.get("without") or case.get("with")
+    changed = globals()[name]() if name else contextlib.nullcontext()
     try:
         with changed:
             run_training(make_config(flags))

@@ -13,11 +13,14 @@ from importlib.util import find_spec
 
 import torch.distributed as dist
 
+from llmforge.engine.colossal.norms import load_kernel
+
 
 def install() -> None:
     """Makes `colossalai.booster.plugin` importable here."""
     quieten()
     provide_hccl()
+    hide_broken_apex()
     import_optimizers()
 
 
@@ -66,6 +69,16 @@ def provide_hccl() -> None:
         dist.Backend.HCCL = "hccl"  # type: ignore[attr-defined]
     if not hasattr(dist, "is_hccl_available"):
         dist.is_hccl_available = lambda: False  # type: ignore[attr-defined]
+
+
+def hide_broken_apex() -> None:
+    """Makes an apex that does not work one that is not there: ColossalAI passes over the latter alone, and dies of a
+    package that fails on import in another way.
+
+    Goes when ColossalAI's `shardformer/layer/normalization.py` catches every exception (not in 0.5.0).
+    """
+    if load_kernel()[0] is None:
+        sys.modules["apex"] = None  # type: ignore[assignment]
 
 
 def quieten() -> None:

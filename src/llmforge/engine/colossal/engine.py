@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from llmforge.engine import attention, storage
 from llmforge.engine.colossal import compat, rehearsal
+from llmforge.engine.colossal.norms import fuse_norms
 from llmforge.engine.colossal.parts import Cut, Part
 from llmforge.engine.colossal.snapshot import ColossalSnapshot, state_file
 from llmforge.engine.colossal.weights import Names, Weights
@@ -82,6 +83,9 @@ class ColossalEngine(ABC):
         held = torch.float32 if self.holds_float32 else self.dtype
         self.causal = load_model(settings.model, attention.NAMES[self.attention], held)
         freeze(self.causal, settings.trainable)
+        self.fused_norms = fuse_norms(
+            self.causal, self.device, self.host, tell=world.is_main and not rehearse
+        )
         self.names = Names.of(self.causal)
         self.lora = Lora(self.causal, settings.lora_rank, settings.seed) if settings.trainable.lora else None
         if settings.gradient_checkpointing:
@@ -191,10 +195,11 @@ class ColossalEngine(ABC):
             if size > 1
         ]
         inner = "HybridAdam" if "Hybrid" in type(self.inner).__name__ else "AdamW"
+        norms = ", apex's norms" if self.fused_norms else ""
         return (
             f"ColossalAI's {self.name}{''.join(f', {s}' for s in sizes)} on "
             f"{'a rehearsing CPU' if self.rehearse else self.device}, {self.precision}, {self.attention} attention, "
-            f"{inner}, training {self.weights.count():,} parameters, {self.world.size} processes"
+            f"{inner}{norms}, training {self.weights.count():,} parameters, {self.world.size} processes"
         )
 
     def embedding_norms(self) -> torch.Tensor:

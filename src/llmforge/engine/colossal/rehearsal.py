@@ -16,7 +16,7 @@ ACCELERATOR = torch.device("cpu", 0)
 CAPACITY = 1 << 30
 DIFFERENCES = (
     "gloo carries what NCCL would",
-    "PyTorch's AdamW stands for HybridAdam",
+    "PyTorch's AdamW stands for HybridAdam, the model's own norms for apex's",
     "attention is PyTorch's SDPA, one call per document",
     "offloading copies nothing, and there are no streams: faults of copies cannot show",
     "its speed and memory say nothing about GPUs",
