@@ -3,9 +3,9 @@
     python benchmarks/gpu/colossal.py [--layers 22 --width 2048 --length 4096 --micro 4 --steps 8] [--output x.json]
     python benchmarks/gpu/colossal.py --rehearse        # the same code on a CPU, with a tiny model
 
-One process on one GPU, HybridAdam where its kernels build, flash-attn where it is installed. Tokens/s of the median
-step, model FLOPs utilization (docs/training.md) and peak memory; the mean loss of the first step shows that all
-computed the same. Needs the environment of ColossalAI (docs/colossalai.md).
+One process on one GPU, HybridAdam where its kernels build, flash-attn where it is installed, apex's norms where they
+work; the line under each says which. Tokens/s of the median step, model FLOPs utilization (docs/training.md) and peak
+memory; the mean loss of the first step shows that all computed the same. Needs the environment of ColossalAI (docs/colossalai.md).
 """
 
 import argparse

@@ -5,10 +5,12 @@ import json
 import os
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmforge.doctor.facts import look_at
 from llmforge.doctor.plugins import COLOSSAL, NATIVE, judge, refusal
 from llmforge.doctor.report import render
 
@@ -48,6 +50,29 @@ def test_doctor_says_what_is_here(seen: dict[str, Any]) -> None:
 def test_a_package_that_crashes_is_reported_and_does_not_crash_doctor(seen: dict[str, Any]) -> None:
     assert seen["packages"]["apex"] == {"version": "9.8.7", "error": "crashes on import (SIGSEGV)"}
     assert seen["packages"]["flash-attn"]["error"] == "ImportError: built for another torch"
+
+
+@pytest.mark.parametrize(
+    ("files", "error"),
+    [
+        (("__init__",), "ModuleNotFoundError: No module named 'apex.normalization'"),
+        (("__init__", "normalization"), "ModuleNotFoundError: No module named 'fused_layer_norm_cuda'"),
+    ],
+)
+def test_an_apex_without_fused_norms_does_not_work(
+    files: tuple[str, ...], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyPI's package of that name, and NVIDIA's without its CUDA half."""
+    (tmp_path / "apex").mkdir()
+    for name in files:
+        (tmp_path / "apex" / f"{name}.py").touch()
+    about = tmp_path / "apex-0.1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: apex\nVersion: 0.1\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert look_at("apex") == {"version": "0.1", "error": error}
 
 
 def test_a_plugin_that_cannot_run_here_is_exit_code_1(llmforge: Any, seen: dict[str, Any]) -> None:
@@ -114,7 +139,9 @@ def test_everything_runs_where_everything_is(cluster: dict[str, Any]) -> None:
         ),
         (lambda f: f["tools"].update(nvcc="11.8"), "torch_ddp", "yes", ""),
         (without("flash-attn"), "native", "yes", "PyTorch's own attention: flash-attn is not installed"),
-        (without("apex"), "3d", "yes", ""),
+        (without("apex"), "3d", "yes", "the model's own norms: apex is not installed"),
+        (without("apex"), "ddp", "yes", ""),
+        (without("flash-attn"), "zero2", "yes", "PyTorch's own attention: flash-attn is not installed"),
     ],
 )
 def test_a_plugin_misses_what_it_needs_and_nothing_else(

@@ -79,7 +79,7 @@ def judge_colossal(plugin: str, facts: dict[str, Any]) -> Verdict:
         return Verdict("rehearsal", ["no GPU"])
     if not packages["torch"]["nccl"]:
         return Verdict("no", ["no NCCL, by which GPUs talk"])
-    notes = flash_attention(facts)
+    notes = flash_attention(facts) + fused_norms(facts)
     if plugin in HYBRID_ADAM and (problem := kernels(facts)):
         notes.append(f"PyTorch's AdamW for HybridAdam, whose kernels do not build: {problem}")
     return Verdict("yes", [], notes)
@@ -96,6 +96,11 @@ def broken(facts: dict[str, Any], name: str) -> list[str]:
 def flash_attention(facts: dict[str, Any]) -> list[str]:
     problems = broken(facts, "flash-attn")
     return [f"PyTorch's own attention: {problems[0]}"] if problems else []
+
+
+def fused_norms(facts: dict[str, Any]) -> list[str]:
+    problems = broken(facts, "apex")
+    return [f"the model's own norms: {problems[0]}"] if problems else []
 
 
 def kernels(facts: dict[str, Any]) -> str | None:

@@ -11,9 +11,10 @@ from typing import Any
 
 # What has to be imported to know that a package works; its own name where it is not here.
 MODULES = {
-    "flash-attn": "flash_attn.flash_attn_interface",
-    "apex": "apex.normalization",
-    "colossalai": "colossalai.booster.plugin",
+    "flash-attn": ("flash_attn.flash_attn_interface",),
+    # PyPI's package of that name lacks the first, a build without CUDA the second.
+    "apex": ("apex.normalization", "fused_layer_norm_cuda"),
+    "colossalai": ("colossalai.booster.plugin",),
 }
 
 
@@ -25,7 +26,8 @@ def probe(name: str) -> dict[str, Any]:
         from llmforge.engine.colossal import compat
 
         compat.install()
-    import_module(MODULES.get(name, name.replace("-", "_")))
+    for module in MODULES.get(name, (name.replace("-", "_"),)):
+        import_module(module)
     return {}
 
 
