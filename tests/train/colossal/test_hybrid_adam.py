@@ -80,6 +80,35 @@ def trained(make: Any, factors: tuple[float, ...] = FACTORS) -> torch.Tensor:
     return weight.detach()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_that_its_kernels_do_not_build_is_said_by_one_rank(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a machine with a GPU and without nvcc."""
+    from llmforge.engine.colossal import compat
+
+    compat.install()
+    import colossalai.zero.gemini.gemini_optimizer  # noqa: F401 - before a GPU is pretended
+
+    from llmforge.engine.colossal import hybrid_adam, optimizer  # noqa: F401
+
+    dist = torch.distributed
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        monkeypatch.setattr(dist, "get_rank", lambda group=None: rank)
+        weight = torch.nn.Parameter(torch.ones(2))
+        made = optimizer.make_optimizer([{"params": [weight]}], (0.9, 0.95), 1e-8, dist.group.WORLD)
+    finally:
+        monkeypatch.undo()
+        dist.destroy_process_group()
+    assert type(made) is optimizer.AdamW
+    said = capsys.readouterr().err
+    assert said.count("HybridAdam's kernels do not build here") == (1 if rank == 0 else 0)
+    assert rank or "nvcc missing): PyTorch's AdamW is used." in said
+
+
 def test_hybrid_adam_ignores_its_clipping_for_bf16_gradients_on_the_cpu(
     kernel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

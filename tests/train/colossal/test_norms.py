@@ -36,11 +36,17 @@ def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(norms, "DEVICE", "cpu")
     forget = norms.load_kernel.cache_clear
     forget()
-    before = {name for name in sys.modules if name.partition(".")[0] == "apex"}
+    before = take_apex()
     yield
-    for name in [n for n in sys.modules if n.partition(".")[0] == "apex" and n not in before]:
-        del sys.modules[name]
+    take_apex()
+    sys.modules.update(before)
     forget()
+
+
+def take_apex() -> dict[str, Any]:
+    """What Python has imported as apex, or was told is not there, which it forgets."""
+    names = [name for name in sys.modules if name.partition(".")[0] == "apex"]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 @pytest.fixture

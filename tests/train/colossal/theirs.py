@@ -26,7 +26,9 @@ def norm_of(plugin: Any) -> float:
     expected = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
     model.zero_grad()
     booster = Booster(plugin=plugin)
-    inner = make_optimizer([{"params": list(model.parameters())}], (0.9, 0.95), 1e-8)
+    inner = make_optimizer(
+        [{"params": list(model.parameters())}], (0.9, 0.95), 1e-8, torch.distributed.group.WORLD
+    )
     boosted, optimizer, *_ = booster.boost(model, inner)
     booster.backward(boosted(input_ids=ids, labels=ids).loss, optimizer)
     optimizer.step()

@@ -93,9 +93,8 @@ class ColossalEngine(ABC):
         self.rows = (settings.old_rows, settings.rows) if settings.trainable.new_rows_only else None
         self.plugin = self._make_plugin()
         self.world = self._find_world()
-        self.inner = make_optimizer(
-            optimizer_groups(self.causal, self._optimized(), settings), settings.betas, settings.epsilon
-        )
+        groups = optimizer_groups(self.causal, self._optimized(), settings)
+        self.inner = make_optimizer(groups, settings.betas, settings.epsilon, self.host)
         buffers = {name: buffer.clone() for name, buffer in self.causal.named_buffers()}
         module = self._module()
         module.train()

@@ -4,9 +4,11 @@ import shutil
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.optim.adamw import adamw
 
 from llmforge.console import say
+from llmforge.engine.processes import agree
 
 
 class AdamW(torch.optim.Optimizer):
@@ -58,20 +60,30 @@ class AdamW(torch.optim.Optimizer):
         return dict(self.state[key])
 
 
-def make_optimizer(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> Any:
-    """HybridAdam where its kernels build (a GPU, nvcc and CUDA_HOME), else `AdamW`. Gemini is told that both are
-    among the optimizers that it takes.
+def make_optimizer(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float, group: Any) -> Any:
+    """Collective: HybridAdam where its kernels build (a GPU, nvcc and CUDA_HOME) on all ranks of `group`, else `AdamW`.
+    Gemini is told that both are among the optimizers that it takes.
     """
     from colossalai.zero.gemini import gemini_optimizer
 
-    made: Any = _make_hybrid_adam(groups, betas, eps) if torch.cuda.is_available() else None
+    made: Any = None
+    if torch.cuda.is_available():
+        made, problem = _make_hybrid_adam(groups, betas, eps)
+        if not agree(made is not None, group):
+            made = None
+            if dist.get_rank() == 0:
+                why = problem or "not on every rank"
+                say(f"HybridAdam's kernels do not build here ({why}): PyTorch's AdamW is used.")
     if made is None:
         made = AdamW(groups, betas, eps)
     gemini_optimizer._AVAIL_OPTIM_LIST.add(type(made))
     return made
 
 
-def _make_hybrid_adam(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> Any:
+def _make_hybrid_adam(
+    groups: list[dict[str, Any]], betas: tuple[float, float], eps: float
+) -> tuple[Any, str]:
+    """HybridAdam; or None, and why."""
     from torch.utils.cpp_extension import CUDA_HOME
 
     from llmforge.engine.colossal.hybrid_adam import ScaledHybridAdam
@@ -79,11 +91,9 @@ def _make_hybrid_adam(groups: list[dict[str, Any]], betas: tuple[float, float], 
     missing = [
         name for name, there in (("CUDA_HOME", CUDA_HOME), ("nvcc", shutil.which("nvcc"))) if not there
     ]
+    if missing:
+        return None, f"{' and '.join(missing)} missing"
     try:
-        if not missing:
-            return ScaledHybridAdam(groups, lr=0.0, betas=betas, eps=eps)
-        problem = f"{' and '.join(missing)} missing"
+        return ScaledHybridAdam(groups, lr=0.0, betas=betas, eps=eps), ""
     except Exception as error:  # whatever the compiler of this machine says
-        problem = " ".join(str(error).split())[:200]
-    say(f"HybridAdam's kernels do not build here ({problem}): PyTorch's AdamW is used.")
-    return None
+        return None, " ".join(str(error).split())[:200]
