@@ -58,6 +58,20 @@ def test_a_wrong_hostfile_is_refused_with_its_line(hostfile: Any, ssh: Ssh, text
     assert sentence in str(error.value)
 
 
+@pytest.mark.parametrize("again", ["gone.invalid", "me@gone.invalid"])
+def test_every_mistake_in_a_hostfile_is_named_once(hostfile: Any, ssh: Ssh, again: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_hostfile(hostfile(f"gone.invalid\na\nlost.invalid\n{again}\nb\n"), ssh)
+    also = "" if again == "gone.invalid" else " under the name gone.invalid"
+    file = ssh.config.with_name("hostfile") if ssh.config else ""
+    assert str(error.value) == (
+        f"{file}:1: gone.invalid is not a known host: its name does not resolve. "
+        f"{file}:3: lost.invalid is not a known host: its name does not resolve. "
+        f"{file}:4: {again} is on line 1 already{also}; remove one. "
+        f"{file}:5: b is on line 2 already under the name a; remove one."
+    )
+
+
 def test_a_missing_hostfile_is_refused(tmp_path: Path, ssh: Ssh) -> None:
     with pytest.raises(UserError, match="one host a line"):
         read_hostfile(tmp_path / "absent", ssh)

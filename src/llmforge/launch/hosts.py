@@ -86,20 +86,17 @@ def read_hostfile(path: Path, ssh: Ssh) -> list[Host]:
         raise UserError("hosts are reached by ssh, which is not on PATH; install the OpenSSH client.")
     with ThreadPoolExecutor(16) as pool:
         looked_up = list(pool.map(lambda name: look_up(name, ssh), named.values()))
-    unknown = [
-        f"{path}:{number}: {name} is not a known host: its name does not resolve."
-        for (number, name), (_, key) in zip(named.items(), looked_up, strict=True)
-        if key is None
-    ]
-    if unknown:
-        raise UserError(" ".join(unknown))
-    first: dict[str | None, int] = {}
-    for number, (_, key) in zip(named, looked_up, strict=True):
-        if key in first:
-            other = first[key]
-            also = "" if named[other] == named[number] else f" under the name {named[other]}"
-            raise UserError(f"{path}:{number}: {named[number]} is on line {other} already{also}; remove one.")
-        first[key] = number
+    first: dict[str, int] = {}
+    mistakes = []
+    for (number, name), (host, key) in zip(named.items(), looked_up, strict=True):
+        other = first.setdefault(key or host.address, number)
+        if other != number:
+            also = "" if named[other] == name else f" under the name {named[other]}"
+            mistakes.append(f"{path}:{number}: {name} is on line {other} already{also}; remove one.")
+        elif key is None:
+            mistakes.append(f"{path}:{number}: {name} is not a known host: its name does not resolve.")
+    if mistakes:
+        raise UserError(" ".join(mistakes))
     return [host for host, _ in looked_up]
 
 
