@@ -85,7 +85,8 @@ def about(tmp_path: Path) -> Any:
     [
         ({"tp": 3}, {}, "--tp 3 does not divide the 8 attention heads"),
         ({"tp": 8}, {}, "--tp 8 does not divide the 4 key-value heads"),
-        ({"tp": 2, "sp": 4}, {}, "--tp 2 x --sp 4 does not divide the 4 key-value heads"),
+        ({"sp": 3}, {}, "^--sp 3 does not divide the 8 attention heads"),
+        ({"tp": 2, "sp": 4}, {}, "^--tp 2 x --sp 4 does not divide the 4 key-value heads"),
         ({"pp": 8}, {}, "--pp 8 has more stages than .* layers"),
         (
             {"tp": 2},
@@ -104,12 +105,22 @@ def about(tmp_path: Path) -> Any:
 def test_models_that_do_not_fit_are_refused(about: Any, flags: Any, values: Any, words: str) -> None:
     config = configured(plugin="3d", accumulation_steps=8, **flags)
     with pytest.raises(UserError, match=words):
-        rules.check_model(config, about(**values), 24 if flags.get("tp") == 3 else 16, 50)
+        rules.check_model(config, about(**values), 48, 50)
 
 
-def test_processes_that_cannot_be_divided_are_refused(about: Any) -> None:
-    with pytest.raises(UsageError, match="needs a multiple of 4 processes, but 6 were started"):
-        rules.check_model(configured(plugin="3d", tp=2, pp=2, accumulation_steps=4), about(), 6, 48)
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"tp": 4}, "--tp 4 needs a multiple of 4 processes, but 6 were started."),
+        ({"tp": 2, "pp": 2}, "--tp 2 x --pp 2 needs a multiple of 4 processes, but 6 were started."),
+        ({"pp": 2, "sp": 2}, "--pp 2 x --sp 2 needs a multiple of 4 processes, but 6 were started."),
+    ],
+)
+def test_processes_that_cannot_be_divided_are_refused(about: Any, flags: Any, words: str) -> None:
+    """Only factors that were given are named."""
+    with pytest.raises(UsageError) as error:
+        rules.check_model(configured(plugin="3d", accumulation_steps=4, **flags), about(), 6, 48)
+    assert str(error.value) == words
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,11 @@ def sequence_mode(config: Any) -> str | None:
     return "all_to_all" if config.sp > 1 else None
 
 
+def product(**sizes: int) -> str:
+    """The flags of `sizes` that are not 1, as factors."""
+    return " x ".join(f"--{name} {size}" for name, size in sizes.items() if size > 1)
+
+
 def check_environment(plugin: str, rehearse: bool, has_gpu: bool) -> None:
     """ColossalAI and its transformers are here, and so is what the plugin runs on."""
     problem = missing_packages(plugin, {name: installed(name) for name in PACKAGES})
@@ -157,7 +162,7 @@ def check_model(config: Any, model: Path, processes: int, length: int | None = N
     tp, pp, sp = config.tp, config.pp, config.sp
     if processes % (tp * pp * sp):
         raise UsageError(
-            f"--tp {tp} x --pp {pp} x --sp {sp} needs a multiple of {tp * pp * sp} processes, but {processes} were started."
+            f"{product(tp=tp, pp=pp, sp=sp)} needs a multiple of {tp * pp * sp} processes, but {processes} were started."
         )
     about = json.loads((model / "config.json").read_text(encoding="utf-8"))
     kinds = about.get("architectures") or [about.get("model_type")]
@@ -169,7 +174,7 @@ def check_model(config: Any, model: Path, processes: int, length: int | None = N
         if count % tp:
             raise UserError(f"--tp {tp} does not divide the {count} {name} of {model}.")
         if count % (tp * sp):
-            raise UserError(f"--tp {tp} x --sp {sp} does not divide the {count} {name} of {model}.")
+            raise UserError(f"{product(tp=tp, sp=sp)} does not divide the {count} {name} of {model}.")
     layers = about["num_hidden_layers"]
     if layers < pp:
         raise UserError(f"--pp {pp} has more stages than {model} has layers ({layers}).")
