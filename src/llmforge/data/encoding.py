@@ -7,17 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import tokenizers
 
+from llmforge.data.gigatoken_encoder import BEGIN, END, GigatokenEncoder, framing_definition
 from llmforge.data.reading import Block
 from llmforge.tokenizer import Tokenizer
 
-DEFINITION, TOKEN_BYTES, SETTINGS = "tokenizer.json", "token_bytes.npy", "encoder.json"
+DEFINITION, FRAMING, TOKEN_BYTES, SETTINGS = (
+    "tokenizer.json",
+    "gigatoken.json",
+    "token_bytes.npy",
+    "encoder.json",
+)
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
@@ -38,21 +43,33 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes blocks as `save_encoder` set it up: a directory, so that a worker starts in a moment."""
+    """Encodes blocks with what `save_encoder` wrote, so that a worker starts in a moment.
 
-    def __init__(self, directory: Path) -> None:
+    `backend` is "tokenizers" or "gigatoken". Where gigatoken cannot read the tokenizer, `refusal` says why,
+    and the tokenizer itself encodes.
+    """
+
+    def __init__(self, directory: Path, backend: str) -> None:
         settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
         self.bos_id: int | None = settings["bos_id"]
         self.eos_id: int = settings["eos_id"]
         self.definition = directory / DEFINITION
         self.token_bytes = np.load(directory / TOKEN_BYTES)
-        self.gigatoken = None
-        if settings["backend"] == "gigatoken":
-            self.gigatoken = load_gigatoken(self.definition.read_text(encoding="utf-8"))
-        # An id that no text may become: seen in a text's ids, it shows that a special token was read as
-        # control.
-        self.control = np.zeros(len(self.token_bytes), np.bool_)
-        self.control[settings["special_ids"]] = True
+        self.gigatoken: GigatokenEncoder | None = None
+        self.refusal = ""
+        if backend == "gigatoken":
+            framing = (directory / FRAMING).read_text(encoding="utf-8")
+            try:
+                gigatoken = GigatokenEncoder(framing, self.bos_id, self.eos_id)
+                gigatoken.encode(pa.array(["a"]))
+                self.gigatoken = gigatoken
+            except ImportError:
+                self.refusal = "gigatoken is not installed"
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # of a young library, whose panics are not even an Exception
+                what = " ".join(str(error).split())[:200]
+                self.refusal = f"gigatoken cannot read this tokenizer ({what})"
 
     @cached_property
     def reference(self) -> tokenizers.Tokenizer:
@@ -63,50 +80,22 @@ class Encoder:
 
     def encode(self, block: Block) -> Encoded:
         """The documents of `block`, in order."""
-        ids, offsets = self._text_ids(block)
-        masked, trained_bytes = self._source_and_bytes(block, ids, offsets)
-        head = 0 if self.bos_id is None else 1
-        n = len(block)
-        framed_offsets = offsets + np.arange(n + 1) * (head + 1)
-        framed = np.empty(framed_offsets[-1], np.int32)
-        text = np.ones(len(framed), np.bool_)
-        if head:
-            framed[framed_offsets[:-1]] = self.bos_id
-            text[framed_offsets[:-1]] = False
-        framed[framed_offsets[1:] - 1] = self.eos_id
-        text[framed_offsets[1:] - 1] = False
-        framed[text] = ids
-        return Encoded(
-            framed, framed_offsets, masked + np.where(block.source_bytes > 0, head, 0), trained_bytes
+        found = self.gigatoken.encode(block.text) if self.gigatoken else None
+        ids, offsets = found or self.reference_ids(block.text)
+        return Encoded(ids, offsets, *self._masked_and_bytes(block, ids, offsets))
+
+    def reference_ids(self, texts: pa.StringArray) -> tuple[Int32, Int64]:
+        """The same from the tokenizer itself: ids and offsets of `texts`, framed."""
+        encodings = self.reference.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
+        head = [] if self.bos_id is None else [self.bos_id]
+        ids = [np.array([*head, *encoding.ids, self.eos_id], np.int32) for encoding in encodings]
+        return np.concatenate([np.zeros(0, np.int32), *ids]), np.append(
+            0, np.cumsum([len(one) for one in ids], dtype=np.int64)
         )
 
-    def _text_ids(self, block: Block) -> tuple[Int32, Int64]:
-        if self.gigatoken is None:
-            return self._reference_ids(block.text.to_pylist())
-        ids, offsets = gigatoken_ids(self.gigatoken, block.text.cast(pa.binary()).to_pylist())
-        wrong = np.flatnonzero(self.control[ids])
-        if len(wrong) == 0:
-            return ids, offsets
-        # gigatoken knows no way to read special tokens as text: the few documents that spell one are encoded
-        # again.
-        spelling = np.unique(np.searchsorted(offsets, wrong, side="right") - 1)
-        again, again_offsets = self._reference_ids([block.text[int(i)].as_py() for i in spelling])
-        parts, at = [], 0
-        for k, document in enumerate(spelling.tolist()):
-            parts += [ids[at : offsets[document]], again[again_offsets[k] : again_offsets[k + 1]]]
-            at = offsets[document + 1]
-        lengths = np.diff(offsets)
-        lengths[spelling] = np.diff(again_offsets)
-        return np.concatenate([*parts, ids[at:]]), np.append(0, np.cumsum(lengths))
-
-    def _reference_ids(self, texts: list[str]) -> tuple[Int32, Int64]:
-        encodings = self.reference.encode_batch_fast(texts, add_special_tokens=False)
-        ids = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
-        return np.concatenate(ids), np.append(0, np.cumsum([len(one) for one in ids]))
-
-    def _source_and_bytes(self, block: Block, ids: Int32, offsets: Int64) -> tuple[Int64, Int64]:
-        """Per document: how many tokens end inside `source`, and how many bytes of text the others stand
-        for.
+    def _masked_and_bytes(self, block: Block, ids: Int32, offsets: Int64) -> tuple[Int64, Int64]:
+        """Per document: how many leading tokens end inside `source`, bos included, and how many bytes of text
+        the others stand for.
         """
         text_bytes = np.diff(block.text_offsets).astype(np.int64)
         masked = np.zeros(len(block), np.int64)
@@ -114,20 +103,21 @@ class Encoder:
         with_source = np.flatnonzero(block.source_bytes)
         if len(with_source) == 0:
             return masked, trained
+        begins, stops = offsets[:-1] + (0 if self.bos_id is None else 1), offsets[1:] - 1
         ends = np.append(0, np.cumsum(self.token_bytes[ids], dtype=np.int64))
-        spelled = ends[offsets[1:]] - ends[offsets[:-1]]
+        spelled = ends[stops] - ends[begins]
         # Sentencepiece puts one space before a text; whatever else differs is the work of a normalizer.
         added = np.clip(spelled - text_bytes, 0, 1)
-        inside = ends[offsets[:-1]] + added + block.source_bytes
-        masked[with_source] = (np.searchsorted(ends, inside, side="right") - 1 - offsets[:-1])[with_source]
+        inside = ends[begins] + added + block.source_bytes
+        last = np.minimum(np.searchsorted(ends, inside, side="right") - 1, stops)
+        masked[with_source] = (last - begins)[with_source]
         changed = with_source[(spelled != text_bytes + added)[with_source]]
         for document in changed.tolist():
             masked[document] = self._masked_by_offsets(block, document)
-        masked = np.minimum(masked, np.diff(offsets))
-        covered = ends[offsets[:-1] + masked] - ends[offsets[:-1]] - np.where(masked > 0, added, 0)
+        covered = ends[begins + masked] - ends[begins] - np.where(masked > 0, added, 0)
         trained[with_source] = (text_bytes - covered)[with_source]
         trained[changed] = (text_bytes - block.source_bytes)[changed]
-        return masked, trained
+        return masked + np.where(block.source_bytes > 0, begins - offsets[:-1], 0), trained
 
     def _masked_by_offsets(self, block: Block, document: int) -> int:
         """Where a normalizer changed the bytes, the tokenizer itself says what part of the text each token
@@ -140,40 +130,15 @@ class Encoder:
         return inside.index(False) if False in inside else len(inside)
 
 
-def save_encoder(tokenizer: Tokenizer, backend: str, directory: Path) -> None:
-    """Writes what `Encoder` reads; `backend` is "gigatoken" or "tokenizers" (`choose_backend`)."""
-    settings = {
-        "backend": backend,
-        "bos_id": tokenizer.bos_id,
-        "eos_id": tokenizer.eos_id,
-        "special_ids": sorted(tokenizer.special_ids),
-    }
-    directory.mkdir(exist_ok=True)
-    (directory / DEFINITION).write_text(definition_of(tokenizer), encoding="utf-8")
+def save_encoder(tokenizer: Tokenizer, directory: Path) -> None:
+    """Writes what `Encoder` reads."""
+    definition, bos_id, eos_id = tokenizer.definition.json, tokenizer.bos_id, tokenizer.eos_id
+    assert eos_id is not None
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / DEFINITION).write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
+    (directory / FRAMING).write_text(framing_definition(definition, bos_id, eos_id), encoding="utf-8")
     np.save(directory / TOKEN_BYTES, np.array([len(one) for one in tokenizer.token_bytes()], np.int32))
-    (directory / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
-
-
-def definition_of(tokenizer: Tokenizer) -> str:
-    """The `tokenizer.json` of a tokenizer, whatever files it came from."""
-    return json.dumps(tokenizer.definition.json, ensure_ascii=False)
-
-
-def load_gigatoken(definition: str) -> Any:
-    """A tokenizer in gigatoken; raises what gigatoken raises for a kind that it does not know."""
-    import gigatoken
-
-    return gigatoken.Tokenizer.from_json(definition)
-
-
-def gigatoken_ids(encoder: Any, texts: Sequence[bytes]) -> tuple[Int32, Int64]:
-    """Flat ids and offsets of `texts`, on the calling thread."""
-    if not texts:
-        return np.zeros(0, np.int32), np.zeros(1, np.int64)
-    layout = encoder.encode_batch(list(texts), parallel=False).layout
-    offsets = np.asarray(layout.offsets.data, np.int64)
-    ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]].view(np.int32)
-    return ids, offsets - offsets[0]
+    (directory / SETTINGS).write_text(json.dumps({"bos_id": bos_id, "eos_id": eos_id}), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -188,35 +153,25 @@ class Choice:
     bytes: int = 0
 
 
-def choose_backend(tokenizer: Tokenizer, sample: Sequence[str]) -> Choice:
+def choose_backend(encoder: Encoder, sample: Sequence[str]) -> Choice:
     """gigatoken where every document of `sample` gets the tokenizer's own ids from it.
 
-    Documents in which gigatoken reads a special token are left out: `Encoder` never takes its ids for them.
+    A choice of "tokenizers" that names no document means that `encoder` uses them already.
     """
-    size = sum(len(text.encode()) for text in sample)
-    try:
-        # As lists: only they come without a library of arrays that takes longer to import than this takes.
-        found = load_gigatoken(definition_of(tokenizer)).encode_batch_list(
-            [text.encode() for text in sample], parallel=False
-        )
-    except ImportError:
-        return Choice("tokenizers", "gigatoken is not installed")
-    except (
-        Exception
-    ) as error:  # a young library: any failure of its own means that the tokenizer does the work
-        return Choice(
-            "tokenizers", f"gigatoken cannot read this tokenizer ({' '.join(str(error).split())[:200]})"
-        )
-    expected, offsets = tokenizer.encode(sample)
-    special = tokenizer.special_ids
-    compared = differing = 0
-    for i, mine in enumerate(found):
-        if special.isdisjoint(mine):
-            compared += 1
-            differing += mine != expected[offsets[i] : offsets[i + 1]].tolist()
-    if differing:
-        reason = f"gigatoken gave other ids for {differing} of {compared} sampled documents"
-        return Choice("tokenizers", reason, compared, size)
-    return Choice(
-        "gigatoken", f"gigatoken gave the exact ids of {compared} sampled documents", compared, size
+    if encoder.gigatoken is None:
+        return Choice("tokenizers", encoder.refusal)
+    texts = pa.array([text for text in sample if BEGIN not in text and END not in text], pa.string())
+    expected, cuts = encoder.reference_ids(texts)
+    compared = len(texts), sum(len(text.encode()) for text in texts.to_pylist())
+    found = encoder.gigatoken.encode(texts)
+    if found is None:
+        return Choice("tokenizers", "gigatoken does not keep documents apart with this tokenizer", *compared)
+    ids, offsets = found
+    differing = sum(
+        not np.array_equal(ids[offsets[i] : offsets[i + 1]], expected[cuts[i] : cuts[i + 1]])
+        for i in range(len(texts))
     )
+    if differing:
+        reason = f"gigatoken gave other ids for {differing} of {len(texts)} sampled documents"
+        return Choice("tokenizers", reason, *compared)
+    return Choice("gigatoken", f"gigatoken gave the exact ids of {len(texts)} sampled documents", *compared)

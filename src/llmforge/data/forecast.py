@@ -12,6 +12,7 @@ from llmforge.data.encoding import Encoder, choose_backend, save_encoder
 from llmforge.data.options import PrepareOptions
 from llmforge.data.prepare import open_tokenizer, sample_texts
 from llmforge.data.reading import read_blocks
+from llmforge.data.shards import ids_type
 from llmforge.data.sources import find_chunks
 from llmforge.data.splicing import splice
 from llmforge.data.workers import available_cores
@@ -31,13 +32,14 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
     """
     tokenizer = open_tokenizer(options.tokenizer_dir)
     chunks = find_chunks(options.inputs)
-    choice = choose_backend(tokenizer, sample_texts(chunks, options.fields))
     total = sum(chunk.size for chunk in chunks)
     count = min(len(chunks), SAMPLE_CHUNKS)
     lengths, categories, text_bytes, disk_bytes, seconds = [], Counter[str](), 0, 0.0, 0.0
     with tempfile.TemporaryDirectory(prefix="llmforge-") as directory:
-        save_encoder(tokenizer, choice.backend, Path(directory) / "encoder")
-        encoder = Encoder(Path(directory) / "encoder")
+        save_encoder(tokenizer, Path(directory))
+        texts = sample_texts(chunks, options.fields)
+        choice = choose_backend(Encoder(Path(directory), "gigatoken"), texts)
+        encoder = Encoder(Path(directory), choice.backend)
         for i in range(count):
             began = time.monotonic()
             block = next(read_blocks(chunks[i * len(chunks) // count], options.fields), None)
@@ -77,7 +79,7 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
         "max_length": options.max_length,
         "rows": -(-tokens // max(1, int(options.max_length * fill))),
         "output_bytes": round(tokens * BYTES_PER_TOKEN + len(all_lengths) * factor * 24),
-        "working_bytes": round(sampled * factor * 4),
+        "working_bytes": round(sampled * factor * np.dtype(ids_type(tokenizer.size)).itemsize),
         "workers": workers,
         "seconds": STARTING_SECONDS + seconds * factor * (1 + around) / workers,
         "categories": {name: count / sampled for name, count in categories.most_common()},

@@ -7,8 +7,10 @@ parts.
 import json
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,15 @@ from llmforge.data.encoding import Choice, choose_backend, save_encoder
 from llmforge.data.options import Fields, PrepareOptions
 from llmforge.data.quality import QualitySettings, contaminant_codes, read_blocklist
 from llmforge.data.reading import read_blocks
-from llmforge.data.shards import ShardSettings, Summary, make_shard, read_summary, shard_path
+from llmforge.data.shards import (
+    ShardSettings,
+    Summary,
+    ids_type,
+    make_shard,
+    open_encoder,
+    read_summary,
+    shard_path,
+)
 from llmforge.data.sources import Chunk, find_chunks
 from llmforge.data.workers import LocalRun, RayRun, available_cores, is_small
 from llmforge.errors import UserError
@@ -29,6 +39,7 @@ from llmforge.tokenizer import Tokenizer, load
 from llmforge.workspace import Finished, Outcome, Step, fingerprint, read_manifest, run_step
 
 SAMPLE_CHUNKS, SAMPLE_BYTES, SAMPLE_BLOCK_BYTES = 32, 256 << 10, 64 << 10
+EARLY_SHARDS = 4  # per worker, made while it is not yet known whether gigatoken is exact
 STEP, SHARD_STEP = "prepare-data", "prepare-data-shard"
 SUFFIXES = ("ids", "records", "hashes", "minhash", "rejected", "json")
 
@@ -88,6 +99,11 @@ def sample_texts(chunks: Sequence[Chunk], fields: Fields, size: int = SAMPLE_BYT
     return texts
 
 
+def compare_encoders(directory: str, chunks: Sequence[Chunk], fields: Fields) -> Choice:
+    """Whether gigatoken is exact for the encoder in `directory`, by a sample of `chunks`."""
+    return choose_backend(open_encoder(directory, "gigatoken"), sample_texts(chunks, fields))
+
+
 def _step(options: PrepareOptions, name: str, output: Path, arguments: dict[str, Any]) -> Step:
     return Step(name, output, arguments, options.inputs, options.overwrite, resumable=True)
 
@@ -110,8 +126,8 @@ class _Preparation:
         if not done.is_file():
             self._make_work()
             with self._runner() as run_all:
-                choice = self._choose_backend(run_all, self._gather_shards() if self.options.merge else None)
-                summaries = self._make(self.chunks, choice, run_all)
+                given = self._gather_shards() if self.options.merge else None
+                choice, summaries = self._encode(self.chunks, run_all, given)
                 self._check_rejected(self.chunks, summaries)
                 assembly = Assembly(
                     self.options,
@@ -120,6 +136,7 @@ class _Preparation:
                     self.shards,
                     self.work / "bins",
                     self.encoder,
+                    ids_type(self.tokenizer.size),
                     parts,
                     self.partial,
                 )
@@ -138,8 +155,7 @@ class _Preparation:
         self._make_work()
         chunks = chunks_of_shard(self.chunks, *self.options.shard)
         with self._runner() as run_all:
-            choice = self._choose_backend(run_all)
-            summaries = self._make(chunks, choice, run_all)
+            choice, summaries = self._encode(chunks, run_all)
         for summary in summaries:
             for suffix in SUFFIXES:
                 shard_path(self.shards, summary.number, suffix).rename(
@@ -169,19 +185,44 @@ class _Preparation:
     def _runner(self) -> LocalRun | RayRun:
         return RayRun(self.options.ray) if self.options.ray else LocalRun(self.workers)
 
-    def _choose_backend(self, run_all: LocalRun | RayRun, given: Choice | None = None) -> Choice:
-        """gigatoken or tokenizers, by documents from all over the corpus; a resumed run keeps its choice."""
+    def _encode(
+        self, chunks: Sequence[Chunk], run_all: LocalRun | RayRun, given: Choice | None = None
+    ) -> tuple[Choice, list[Summary]]:
+        """gigatoken or tokenizers, by documents from all over the corpus, and the shards of `chunks`.
+
+        A few shards are begun with gigatoken while the sample is still compared, and made again if it is not
+        exact. A resumed run keeps its choice.
+        """
         path = self.work / "choice.json"
         if path.is_file():
-            return Choice(**json.loads(path.read_text(encoding="utf-8")))
-        choice = given
+            given = Choice(**json.loads(path.read_text(encoding="utf-8")))
+        save_encoder(self.tokenizer, self.encoder)
+        settings = self._settings()
+        early: Iterator[Summary] = iter(())
+        begun, choice = 0, given
         if choice is None:
-            (sample,) = run_all(sample_texts, [(self.chunks, self.options.fields)])
-            choice = choose_backend(self.tokenizer, sample)
+            self._forget_shards()  # of a run that was killed before it had chosen
+            compared = run_all(compare_encoders, [(str(self.encoder), self.chunks, self.options.fields)])
+            begun = min(len(chunks), EARLY_SHARDS * self.workers)
+            early = self._shards(settings, chunks[:begun], run_all)
+            choice = next(compared)
+            if choice.backend == "tokenizers" and choice.documents:
+                deque(early, maxlen=0)
+                self._forget_shards()
+                begun, early = 0, iter(())
         say(f"encoding with {choice.backend}: {choice.reason}")
-        save_encoder(self.tokenizer, choice.backend, self.encoder)
         _write_json(path, choice.__dict__)
-        return choice
+        rest = self._shards(replace(settings, backend=choice.backend), chunks[begun:], run_all)
+        return choice, self._collect(chunks, chain(early, rest))
+
+    def _shards(
+        self, settings: ShardSettings, chunks: Sequence[Chunk], run_all: LocalRun | RayRun
+    ) -> Iterator[Summary]:
+        return run_all(make_shard, [(settings, chunk, self.shards) for chunk in chunks])
+
+    def _forget_shards(self) -> None:
+        for file in self.shards.iterdir():
+            file.unlink()
 
     def _settings(self) -> ShardSettings:
         options = self.options
@@ -191,6 +232,8 @@ class _Preparation:
             np.save(contaminants, contaminant_codes(options.decontaminate))
         return ShardSettings(
             encoder=str(self.encoder),
+            backend="gigatoken",
+            ids_type=ids_type(self.tokenizer.size),
             fields=options.fields,
             seed=options.seed,
             hashes=bool(options.holdout or options.dedup),
@@ -200,15 +243,13 @@ class _Preparation:
             ),
         )
 
-    def _make(self, chunks: Sequence[Chunk], choice: Choice, run_all: LocalRun | RayRun) -> list[Summary]:
-        """The shards of `chunks`, with a line of progress."""
-        settings = self._settings()
+    def _collect(self, chunks: Sequence[Chunk], shards: Iterator[Summary]) -> list[Summary]:
+        """The summaries of `chunks`, with a line of progress."""
         summaries: list[Summary] = []
         total = sum(chunk.size for chunk in chunks) / 1e6
         began, documents, tokens, size = time.monotonic(), 0, 0, 0.0
-        tasks = [(settings, chunk, self.shards) for chunk in chunks]
         with progress("encode", total, "MB") as advance:
-            for chunk, summary in zip(chunks, run_all(make_shard, tasks), strict=True):
+            for chunk, summary in zip(chunks, shards, strict=True):
                 summaries.append(summary)
                 documents, tokens = documents + summary.documents, tokens + summary.tokens
                 size += chunk.size / 1e6

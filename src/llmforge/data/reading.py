@@ -23,7 +23,7 @@ import zstandard
 from llmforge.data.options import Fields
 from llmforge.data.sources import Chunk
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 LONGEST_LINE = 256 << 20
 
 
@@ -97,8 +97,9 @@ def read_blocks(chunk: Chunk, fields: Fields, block_bytes: int = BLOCK_BYTES) ->
             yield _empty_block([Rejection(before + 1 if data.line else 0, data.reason)], lines)
             before += lines
             continue
-        lines = data.count(b"\n") + (not data.endswith(b"\n"))
-        table = _parse_block(data, lines, fields)
+        ends = _line_ends(data)
+        lines = len(ends)
+        table = _parse_block(data, ends, fields)
         if table is not None:
             yield _documents(table, np.arange(lines) + 1 + before, [], fields, chunk, lines, size)
         else:
@@ -212,7 +213,13 @@ class _ZstdReader(io.RawIOBase):
         return size
 
 
-def _parse_block(data: bytes, lines: int, fields: Fields) -> pa.Table | None:
+def _line_ends(data: bytes) -> npt.NDArray[np.int64]:
+    """Where each line of `data` ends."""
+    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+    return ends if data.endswith(b"\n") else np.append(ends, len(data))
+
+
+def _parse_block(data: bytes, ends: npt.NDArray[np.int64], fields: Fields) -> pa.Table | None:
     """The fields of every line, or None where Arrow refuses a line or a line may not be one object.
 
     Between two top-level objects nothing but white space may stand, inside an array or object `}` is never
@@ -222,9 +229,6 @@ def _parse_block(data: bytes, lines: int, fields: Fields) -> pa.Table | None:
     import pyarrow.json as pj
 
     view = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(view == 10)
-    if not data.endswith(b"\n"):
-        ends = np.append(ends, len(view))
     starts = np.append(0, ends[:-1] + 1)
     if (ends <= starts).any() or (view[starts] != ord("{")).any() or (view[ends - 1] != ord("}")).any():
         return None
@@ -240,7 +244,7 @@ def _parse_block(data: bytes, lines: int, fields: Fields) -> pa.Table | None:
         )
     except pa.ArrowException:
         return None
-    return table.combine_chunks() if table.num_rows == lines else None
+    return table.combine_chunks() if table.num_rows == len(ends) else None
 
 
 def _parse_lines(

@@ -1,7 +1,7 @@
 """Stage 1: a chunk of input becomes a shard, its documents' ids in one flat file and a record of each in
 another.
 
-    000012.ids        int32, the documents one after another
+    000012.ids        uint16 or int32 (`ids_type`), the documents one after another
     000012.records    one RECORD per document
     000012.hashes     XXH3-128 of each text, where duplicates or a holdout need it
     000012.minhash    the MinHash of each text, where near duplicates are looked for
@@ -52,6 +52,8 @@ class ShardSettings:
     """All that decides a shard's bytes besides its chunk."""
 
     encoder: str
+    backend: str
+    ids_type: str
     fields: Fields
     seed: int
     hashes: bool = False
@@ -75,6 +77,11 @@ class Summary:
     verdicts: list[str] = field(default_factory=list)
 
 
+def ids_type(size: int) -> str:
+    """How a shard keeps the ids of a tokenizer of `size`: half as many bytes to write and read where they do."""
+    return "<u2" if size <= 1 << 16 else "<i4"
+
+
 def shard_path(directory: Path, number: int, suffix: str) -> Path:
     return directory / f"{number:06d}.{suffix}"
 
@@ -83,7 +90,7 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
     """Reads and encodes `chunk`; a shard that is finished already is left as it is."""
     if done := read_summary(directory, chunk.number):
         return done
-    encoder, judge = _encoder(settings.encoder), _judge(settings.quality)
+    encoder, judge = open_encoder(settings.encoder, settings.backend), _judge(settings.quality)
     categories: dict[str, int] = {}
     verdicts: dict[str, int] = {}
     start = documents = size = lines = rejected = 0
@@ -118,7 +125,7 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
             table["line"] = block.line
             table["key"] = key
             table["category"] = _codes(block, categories)
-            ids.write(encoded.ids.data)
+            ids.write(encoded.ids.astype(settings.ids_type, copy=False).data)
             if settings.hashes:
                 hashes.write(text_hashes(block))
             if judge:
@@ -186,8 +193,9 @@ def _codes(block: Block, categories: dict[str, int]) -> npt.NDArray[np.int64]:
 
 
 @lru_cache(maxsize=1)
-def _encoder(directory: str) -> Encoder:
-    return Encoder(Path(directory))
+def open_encoder(directory: str, backend: str) -> Encoder:
+    """The encoder of `directory`, once in a process."""
+    return Encoder(Path(directory), backend)
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,6 @@ PRELOADED = [
     "pyarrow.json",
     "llmforge.data.writing",
     "llmforge.data.shards",
-    "awkward",
     "gigatoken",
 ]
 KILLED = (
@@ -28,7 +27,7 @@ KILLED = (
 
 
 class Run(Protocol):
-    """`function(*task)` of every task, in the order of the tasks.
+    """`function(*task)` of every task, in the order of the tasks; several processes begin them at once.
 
     An error of any task is raised when its turn comes; tasks that have not begun are then given up.
     """
@@ -51,8 +50,8 @@ def warm_up() -> None:
 
     # Read once, when a process starts: glibc then keeps the memory of one block for the next, instead of
     # giving it back and having every page cleared again.
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 30))
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(256 << 20))
     forkserver.set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
 
@@ -106,13 +105,14 @@ class LocalRun:
 
     def __call__(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], /) -> Iterator[Any]:
         if self.pool is None:
-            for task in tasks:
-                yield function(*task)
-            return
+            return (function(*task) for task in tasks)
+        return self._results([self.pool.submit(function, *task) for task in tasks])
+
+    def _results(self, futures: Sequence[Any]) -> Iterator[Any]:
         from concurrent.futures.process import BrokenProcessPool
 
         try:
-            for future in [self.pool.submit(function, *task) for task in tasks]:
+            for future in futures:
                 yield future.result()
         except BrokenProcessPool:
             raise UserError(KILLED) from None
@@ -151,7 +151,9 @@ class RayRun:
 
     def __call__(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], /) -> Iterator[Any]:
         remote = self.ray.remote(num_cpus=1)(function)
-        waiting = [remote.remote(*task) for task in tasks]
+        return self._results([remote.remote(*task) for task in tasks])
+
+    def _results(self, waiting: Sequence[Any]) -> Iterator[Any]:
         try:
             for reference in waiting:
                 yield self.ray.get(reference)
