@@ -4,7 +4,7 @@ itself.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -13,16 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import tokenizers
 
-from llmforge.data.gigatoken_encoder import BEGIN, END, GigatokenEncoder, framing_definition
+from llmforge.data.gigatoken_encoder import Framing, GigatokenEncoder, framing_definition
 from llmforge.data.reading import Block
 from llmforge.tokenizer import Tokenizer
 
-DEFINITION, FRAMING, TOKEN_BYTES, SETTINGS = (
-    "tokenizer.json",
-    "gigatoken.json",
-    "token_bytes.npy",
-    "encoder.json",
-)
+DEFINITION, FRAMED, FRAMING = "tokenizer.json", "gigatoken.json", "framing.json"
+TOKEN_BYTES = "token_bytes.npy"
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
@@ -50,17 +46,16 @@ class Encoder:
     """
 
     def __init__(self, directory: Path, backend: str) -> None:
-        settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
-        self.bos_id: int | None = settings["bos_id"]
-        self.eos_id: int = settings["eos_id"]
+        framing = Framing(**json.loads((directory / FRAMING).read_text(encoding="utf-8")))
+        self.bos_id, self.eos_id = framing.bos_id, framing.eos_id
         self.definition = directory / DEFINITION
         self.token_bytes = np.load(directory / TOKEN_BYTES)
         self.gigatoken: GigatokenEncoder | None = None
         self.refusal = ""
         if backend == "gigatoken":
-            framing = (directory / FRAMING).read_text(encoding="utf-8")
+            definition = (directory / FRAMED).read_text(encoding="utf-8")
             try:
-                gigatoken = GigatokenEncoder(framing, self.bos_id, self.eos_id)
+                gigatoken = GigatokenEncoder(definition, framing)
                 gigatoken.encode(pa.array(["a"]))
                 self.gigatoken = gigatoken
             except ImportError:
@@ -80,9 +75,20 @@ class Encoder:
 
     def encode(self, block: Block) -> Encoded:
         """The documents of `block`, in order."""
-        found = self.gigatoken.encode(block.text) if self.gigatoken else None
-        ids, offsets = found or self.reference_ids(block.text)
+        ids, offsets, _ = self.ids(block.text)
         return Encoded(ids, offsets, *self._masked_and_bytes(block, ids, offsets))
+
+    def ids(self, texts: pa.StringArray) -> tuple[Int32, Int64, int]:
+        """Ids and offsets of `texts`, framed, and how many of them gigatoken encoded."""
+        found = self.gigatoken.encode(texts) if self.gigatoken else None
+        if found is None:
+            return *self.reference_ids(texts), 0
+        ids, offsets, doubtful = found
+        if len(doubtful):
+            ids, offsets = _replaced(
+                ids, offsets, doubtful, *self.reference_ids(texts.take(pa.array(doubtful)))
+            )
+        return ids, offsets, len(texts) - len(doubtful)
 
     def reference_ids(self, texts: pa.StringArray) -> tuple[Int32, Int64]:
         """The same from the tokenizer itself: ids and offsets of `texts`, framed."""
@@ -130,15 +136,29 @@ class Encoder:
         return inside.index(False) if False in inside else len(inside)
 
 
+def _replaced(
+    ids: Int32, offsets: Int64, documents: Int64, others: Int32, cuts: Int64
+) -> tuple[Int32, Int64]:
+    """`ids` with `others`, cut by `cuts`, in the place of those of `documents`."""
+    parts, at = [], 0
+    for k, document in enumerate(documents.tolist()):
+        parts += [ids[at : offsets[document]], others[cuts[k] : cuts[k + 1]]]
+        at = offsets[document + 1]
+    lengths = np.diff(offsets)
+    lengths[documents] = np.diff(cuts)
+    return np.concatenate([*parts, ids[at:]]), np.append(0, np.cumsum(lengths))
+
+
 def save_encoder(tokenizer: Tokenizer, directory: Path) -> None:
     """Writes what `Encoder` reads."""
-    definition, bos_id, eos_id = tokenizer.definition.json, tokenizer.bos_id, tokenizer.eos_id
-    assert eos_id is not None
+    definition = tokenizer.definition.json
+    assert tokenizer.eos_id is not None
     directory.mkdir(parents=True, exist_ok=True)
     (directory / DEFINITION).write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
-    (directory / FRAMING).write_text(framing_definition(definition, bos_id, eos_id), encoding="utf-8")
+    framed, framing = framing_definition(definition, tokenizer.bos_id, tokenizer.eos_id, tokenizer.size)
+    (directory / FRAMED).write_text(framed, encoding="utf-8")
+    (directory / FRAMING).write_text(json.dumps(asdict(framing)), encoding="utf-8")
     np.save(directory / TOKEN_BYTES, np.array([len(one) for one in tokenizer.token_bytes()], np.int32))
-    (directory / SETTINGS).write_text(json.dumps({"bos_id": bos_id, "eos_id": eos_id}), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -160,18 +180,17 @@ def choose_backend(encoder: Encoder, sample: Sequence[str]) -> Choice:
     """
     if encoder.gigatoken is None:
         return Choice("tokenizers", encoder.refusal)
-    texts = pa.array([text for text in sample if BEGIN not in text and END not in text], pa.string())
+    texts = pa.array(sample, pa.string())
     expected, cuts = encoder.reference_ids(texts)
-    compared = len(texts), sum(len(text.encode()) for text in texts.to_pylist())
-    found = encoder.gigatoken.encode(texts)
-    if found is None:
-        return Choice("tokenizers", "gigatoken does not keep documents apart with this tokenizer", *compared)
-    ids, offsets = found
+    ids, offsets, count = encoder.ids(texts)
+    compared = len(texts), sum(len(text.encode()) for text in sample)
+    if count == 0:
+        return Choice("tokenizers", "gigatoken can encode none of the sampled documents", *compared)
     differing = sum(
         not np.array_equal(ids[offsets[i] : offsets[i + 1]], expected[cuts[i] : cuts[i + 1]])
         for i in range(len(texts))
     )
     if differing:
-        reason = f"gigatoken gave other ids for {differing} of {len(texts)} sampled documents"
+        reason = f"gigatoken gave other ids for {differing} of {count} sampled documents"
         return Choice("tokenizers", reason, *compared)
-    return Choice("gigatoken", f"gigatoken gave the exact ids of {len(texts)} sampled documents", *compared)
+    return Choice("gigatoken", f"gigatoken gave the exact ids of {count} sampled documents", *compared)

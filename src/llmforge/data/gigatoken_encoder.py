@@ -6,6 +6,7 @@ no more than cutting. It has no special token, so text that spells one stays tex
 """
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,28 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llmforge.tokenizer.bytelevel import byte_to_character
+
 BEGIN, END = "\ufdd0", "\ufdd1"
 # Of a byte-level tokenizer gigatoken remembers the words of all calls and their ids, as long as it lives; a new
 # one takes a tenth of a second.
 REMEMBERED_BYTES = 24 << 20
+DIGITS = "0123456789"
+OTHER_NUMBERS = r"[^\P{N}0-9]"
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How the tokenizer is put to gigatoken: ids of the marks, the `size` of the tokenizer, and whether each
+    digit is a token by itself.
+    """
+
+    bos_id: int | None
+    eos_id: int
+    size: int
+    single_digits: bool
 
 
 class GigatokenEncoder:
@@ -26,27 +43,46 @@ class GigatokenEncoder:
     that it does not know.
     """
 
-    def __init__(self, definition: str, bos_id: int | None, eos_id: int) -> None:
-        self.definition, self.bos_id, self.eos_id = definition, bos_id, eos_id
-        self.between = END if bos_id is None else END + BEGIN
+    def __init__(self, definition: str, framing: Framing) -> None:
+        self.definition, self.framing = definition, framing
+        self.bos_id, self.eos_id = framing.bos_id, framing.eos_id
+        self.between = END if self.bos_id is None else END + BEGIN
         self._start()
 
-    def encode(self, texts: pa.StringArray) -> tuple[Int32, Int64] | None:
-        """Flat int32 ids of `texts`, `bos + tokens + eos` each, and int64 offsets (n + 1); on this thread.
+    def encode(self, texts: pa.StringArray) -> tuple[Int32, Int64, Int64] | None:
+        """Flat int32 ids of `texts`, `bos + tokens + eos` each, int64 offsets (n + 1), and the documents that
+        the tokenizer itself has to encode; on this thread.
 
-        None where a text holds one of the noncharacters.
+        None where gigatoken does not keep the documents apart.
         """
-        if self.remembers and self.seen > REMEMBERED_BYTES:
-            self._start()
+        doubtful = np.zeros(len(texts), np.bool_)
+        if self.framing.single_digits:
+            doubtful |= np.asarray(pc.match_substring_regex(texts, OTHER_NUMBERS))
+        found = self._encode(texts)
+        if found is None:
+            marked = pc.or_(pc.match_substring(texts, BEGIN), pc.match_substring(texts, END))
+            doubtful |= np.asarray(marked)
+            found = self._encode(pc.if_else(marked, "", texts))
+            if found is None:
+                return None
+        ids, offsets = found
+        unknown = np.flatnonzero(ids >= self.framing.size)
+        doubtful[np.searchsorted(offsets, unknown, side="right") - 1] = True
+        return ids, offsets, np.flatnonzero(doubtful)
+
+    def _encode(self, texts: pa.StringArray) -> tuple[Int32, Int64] | None:
+        """`encode` where no text holds one of the marks."""
         from gigatoken.gigatoken_rs import BytesSource, PadTruncate
 
+        if self.remembers and self.seen > REMEMBERED_BYTES:
+            self._start()
         nothing = pa.array([""])
         joined = pa.concat_arrays([nothing, texts, nothing])
         lists = pa.ListArray.from_arrays(pa.array([0, len(joined)], pa.int32()), joined)
         data = pc.binary_join(lists, self.between).buffers()[2]
         first, last = len(END.encode()), len(self.between.encode()) - len(END.encode())
         source = BytesSource([data.slice(first, data.size - first - last).to_pybytes()])
-        # Of all its ways this alone gives an array without importing a library of arrays, and one row is not padded.
+        # Of all its ways this alone gives an array without importing a library of arrays; one row is not padded.
         rows, _ = self.backend.encode_batch_padded(source, PadTruncate(0), parallel=False)
         ids = rows[0].view(np.int32)
         self.seen += data.size
@@ -70,16 +106,46 @@ class GigatokenEncoder:
         self.seen = 0
 
 
-def framing_definition(definition: dict[str, Any], bos_id: int | None, eos_id: int) -> str:
-    """A `tokenizer.json` with the marks of a document's beginning and end in place of its special tokens."""
+def framing_definition(
+    definition: dict[str, Any], bos_id: int | None, eos_id: int, size: int
+) -> tuple[str, Framing]:
+    """What `GigatokenEncoder` wants, from the `tokenizer.json` of a tokenizer of `size`.
+
+    The marks of a document's beginning and end have the place of the special tokens. Bytes without a piece,
+    which gigatoken insists on, get ids from `size` on.
+    """
     kept = [token for token in definition["added_tokens"] if not token["special"]]
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     marks = {END: eos_id} if bos_id is None else {END: eos_id, BEGIN: bos_id}
-    added = [{"id": i, "content": mark, "special": True, **flags} for mark, i in marks.items()]
-    changed = {**definition, "added_tokens": [*kept, *added], "post_processor": None}
-    if not kept:
-        changed["pre_tokenizer"] = _prefixing(definition.get("pre_tokenizer"))
-    return json.dumps(changed, ensure_ascii=False)
+    model, pre_tokenizer = definition["model"], definition.get("pre_tokenizer")
+    cut = _after_digits(pre_tokenizer)
+    if cut is not None:
+        vocab = dict(model["vocab"])
+        missing = [piece for piece in byte_to_character().values() if piece not in vocab]
+        model = {**model, "vocab": vocab | {piece: size + i for i, piece in enumerate(missing)}}
+        pre_tokenizer, marks = cut, marks | {digit: vocab[digit] for digit in DIGITS}
+    elif not kept:
+        pre_tokenizer = _prefixing(pre_tokenizer)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    changed = {
+        "added_tokens": [*kept, *({"id": i, "content": mark, **flags} for mark, i in marks.items())],
+        "model": model,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+    }
+    text = json.dumps({**definition, **changed}, ensure_ascii=False)
+    return text, Framing(bos_id, eos_id, size, cut is not None)
+
+
+def _after_digits(pre_tokenizer: Any) -> Any:
+    """What a byte-level `pre_tokenizer` like SmolLM2's does after it has put every digit by itself; None for
+    others.
+
+    gigatoken knows no such step, but an added token stands by itself too: the ten digits become such.
+    """
+    steps = (pre_tokenizer or {}).get("pretokenizers", [])
+    if len(steps) == 2 and steps[0].get("individual_digits") and steps[1]["type"] == "ByteLevel":
+        return steps[1]
+    return None
 
 
 def _prefixing(pre_tokenizer: Any) -> Any:
