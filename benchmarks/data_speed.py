@@ -260,6 +260,8 @@ def run_datatrove(work: Path) -> Measure:
     seconds, _ = since(began)
     width = 2 if len(json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]) <= 65536 else 4
     tokens = sum(file.stat().st_size // width for file in (work / "datatrove").rglob("*.ds"))
+    shutil.rmtree(work / "datatrove")
+    shutil.rmtree(work / "logs")
     return seconds, 0.0, text_size(work), tokens  # its workers' time cannot be had from here
 
 
@@ -275,7 +277,10 @@ def run_trl(work: Path) -> Measure:
     data = datasets.load_from_disk(str(work / "tokenized"))
     began = clock()
     pack_dataset(data, MAX_LENGTH, "bfd_split", {"num_proc": cores()}).save_to_disk(str(work / "trl"))
-    return *since(began), text_size(work), sum(map(len, ids))
+    measured = since(began)
+    shutil.rmtree(work / "tokenized")
+    shutil.rmtree(work / "trl")
+    return *measured, text_size(work), sum(map(len, ids))
 
 
 WAYS: dict[str, Callable[[Path], Measure]] = {

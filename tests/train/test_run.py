@@ -3,6 +3,7 @@ nothing.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,23 +93,35 @@ def test_other_arguments_are_refused(uninterrupted: Path, llmforge: Run, common:
 def test_resuming_gives_the_same_bits(
     step: str, uninterrupted: Path, llmforge: Run, common: list[object], tmp_path: Path
 ) -> None:
-    import shutil
-
     save_dir = tmp_path / "resumed"
     save_dir.mkdir()
     shutil.copytree(uninterrupted / step, save_dir / step)
     for name in ("run.json", "metrics.jsonl"):
         shutil.copy(uninterrupted / name, save_dir / name)
-    llmforge("train", *common, "--save-dir", save_dir, "--save-interval", 5, "--load-checkpoint", "latest")
+    resume = ("--save-dir", save_dir, "--save-interval", 5, "--load-checkpoint", "latest")
+    resumed = llmforge("train", *common, *resume)
+    assert "was computed by" not in resumed.stderr
     assert weights(save_dir / "modeling") == weights(uninterrupted / "modeling")
     assert figures(save_dir) == figures(uninterrupted)
+
+
+def test_a_resume_that_computes_in_another_way_says_so(
+    uninterrupted: Path, llmforge: Run, common: list[object], tmp_path: Path
+) -> None:
+    save_dir = tmp_path / "resumed"
+    shutil.copytree(uninterrupted / "epoch-1_step-20", save_dir / "epoch-1_step-20")
+    shutil.copy(uninterrupted / "run.json", save_dir / "run.json")
+    resume = ("--save-dir", save_dir, "--load-checkpoint", "latest", "--mixed-precision", "bf16")
+    resumed = llmforge("train", *common, *resume)
+    line = next(one for one in resumed.stderr.splitlines() if "was computed by" in one)
+    before, after = line.split("now it is")
+    assert "cpu, fp32" in before
+    assert "cpu, bf16" in after
 
 
 def test_an_unfinished_run_names_the_two_ways_on(
     uninterrupted: Path, llmforge: Run, common: list[object], tmp_path: Path
 ) -> None:
-    import shutil
-
     save_dir = tmp_path / "unfinished"
     save_dir.mkdir()
     shutil.copy(uninterrupted / "run.json", save_dir / "run.json")

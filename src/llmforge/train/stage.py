@@ -165,6 +165,9 @@ class Stage:
                 f"{self.world.size} processes would make it {self.deal.rows_per_step}."
             )
             self.deal = Deal(self.deal.micro, states["rows_per_step"])
+        before, now = states["engine"].get("description"), self.engine.describe()
+        if before and before != now:
+            self._say(f"{path} was computed by {before}; now it is {now}: the bits may come out otherwise.")
         self._say(f"resuming {path} after step {self.position.step}.")
 
     # The loop.
@@ -336,7 +339,12 @@ class Stage:
         states = {
             "position": asdict(position),
             "identity": self._identity(),
-            "engine": {"family": self.engine.family, "name": self.engine.name, **self.engine.state()},
+            "engine": {
+                "family": self.engine.family,
+                "name": self.engine.name,
+                "description": self.engine.describe(),
+                **self.engine.state(),
+            },
             "counters": self.counters,
             "guard": self.guard.state(),
             "rows_per_step": self.deal.rows_per_step,
