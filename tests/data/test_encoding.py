@@ -185,6 +185,24 @@ def test_what_gigatoken_remembers_is_dropped_from_time_to_time(
     assert ids[0] == ids[1] == ids[2]
 
 
+def test_without_a_document_in_the_sample_what_was_begun_with_gigatoken_is_made_again(
+    prepare: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "in/x.jsonl", [{"target": f"the cat {i} sat"} for i in range(300)])
+    monkeypatch.setattr("llmforge.data.prepare.sample_texts", lambda *_: [])
+    backends = []
+    real = encoding.Encoder.__init__
+
+    def noted(self: Encoder, directory: Path, backend: str) -> None:
+        backends.append(backend)
+        real(self, directory, backend)
+
+    monkeypatch.setattr(Encoder, "__init__", noted)
+    finished = prepare(tmp_path / "in")
+    assert finished.manifest.metrics["encoder"]["backend"] == "tokenizers"
+    assert backends == ["gigatoken", "tokenizers"]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_shards_of_an_encoder_that_turns_out_not_to_be_exact_are_made_again(
     prepare: Callable[..., Any],

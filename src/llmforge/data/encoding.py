@@ -174,10 +174,7 @@ class Choice:
 
 
 def choose_backend(encoder: Encoder, sample: Sequence[str]) -> Choice:
-    """gigatoken where every document of `sample` gets the tokenizer's own ids from it.
-
-    A choice of "tokenizers" that names no document means that `encoder` uses them already.
-    """
+    """gigatoken where every document of `sample` gets the tokenizer's own ids from it."""
     if encoder.gigatoken is None:
         return Choice("tokenizers", encoder.refusal)
     texts = pa.array(sample, pa.string())

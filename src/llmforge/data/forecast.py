@@ -21,7 +21,7 @@ from llmforge.errors import UserError
 SAMPLE_CHUNKS = 16
 SAMPLE_BYTES = {"gigatoken": 1 << 20, "tokenizers": 64 << 10}  # of text, from each chunk
 BYTES_PER_TOKEN = 8  # an id and a label
-STARTING_SECONDS = 2.0
+STARTING_SECONDS = 1.0
 # Splicing and writing, as a share of the time of reading and encoding; benchmarks/data_speed.py shows it.
 AROUND_ENCODING = {"gigatoken": 0.6, "tokenizers": 0.05}
 

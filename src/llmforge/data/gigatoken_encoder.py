@@ -117,7 +117,7 @@ def framing_definition(
     kept = [token for token in definition["added_tokens"] if not token["special"]]
     marks = {END: eos_id} if bos_id is None else {END: eos_id, BEGIN: bos_id}
     model, pre_tokenizer = definition["model"], definition.get("pre_tokenizer")
-    cut = _after_digits(pre_tokenizer)
+    cut = _after_digits(pre_tokenizer) if all(digit in model["vocab"] for digit in DIGITS) else None
     if cut is not None:
         vocab = dict(model["vocab"])
         missing = [piece for piece in byte_to_character().values() if piece not in vocab]

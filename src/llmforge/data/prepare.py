@@ -99,9 +99,13 @@ def sample_texts(chunks: Sequence[Chunk], fields: Fields, size: int = SAMPLE_BYT
     return texts
 
 
-def compare_encoders(directory: str, chunks: Sequence[Chunk], fields: Fields) -> Choice:
-    """Whether gigatoken is exact for the encoder in `directory`, by a sample of `chunks`."""
-    return choose_backend(open_encoder(directory, "gigatoken"), sample_texts(chunks, fields))
+def compare_encoders(directory: str, chunks: Sequence[Chunk], fields: Fields) -> tuple[Choice, bool]:
+    """Whether gigatoken is exact for the encoder in `directory`, by a sample of `chunks`; and whether what that
+    encoder has made meanwhile can stay.
+    """
+    encoder = open_encoder(directory, "gigatoken")
+    choice = choose_backend(encoder, sample_texts(chunks, fields))
+    return choice, choice.backend == "gigatoken" or encoder.gigatoken is None
 
 
 def _step(options: PrepareOptions, name: str, output: Path, arguments: dict[str, Any]) -> Step:
@@ -205,8 +209,8 @@ class _Preparation:
             compared = run_all(compare_encoders, [(str(self.encoder), self.chunks, self.options.fields)])
             begun = min(len(chunks), EARLY_SHARDS * self.workers)
             early = self._shards(settings, chunks[:begun], run_all)
-            choice = next(compared)
-            if choice.backend == "tokenizers" and choice.documents:
+            choice, stays = next(compared)
+            if not stays:
                 deque(early, maxlen=0)
                 self._forget_shards()
                 begun, early = 0, iter(())
