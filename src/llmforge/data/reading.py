@@ -23,7 +23,7 @@ import zstandard
 from llmforge.data.options import Fields
 from llmforge.data.sources import Chunk
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 8 << 20
 LONGEST_LINE = 256 << 20
 
 
