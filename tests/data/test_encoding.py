@@ -232,8 +232,9 @@ def test_shards_of_an_encoder_that_turns_out_not_to_be_exact_are_made_again(
         assert (part / "data-00000-of-00001.arrow").read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.parametrize("backend", ["gigatoken", "tokenizers"])
 def test_masks_agree_with_the_offsets_of_the_tokenizer(
-    tmp_path: Path, byte_level: Path, llama_like: Path
+    tmp_path: Path, byte_level: Path, llama_like: Path, backend: str
 ) -> None:
     records = [
         {"source": source, "target": target}
@@ -243,7 +244,7 @@ def test_masks_agree_with_the_offsets_of_the_tokenizer(
     for directory in (byte_level, llama_like):
         tokenizer = load(directory)
         block = block_of(tmp_path, records)
-        encoded = encoder_of(tokenizer, tmp_path / directory.name, "gigatoken").encode(block)
+        encoded = encoder_of(tokenizer, tmp_path / directory.name, backend).encode(block)
         head = 0 if tokenizer.bos_id is None else 1
         for i, record in enumerate(records):
             offsets = tokenizer.backend.encode(
