@@ -9,6 +9,7 @@ best-fit and greedy cut only the documents that are longer than a row.
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -87,23 +88,24 @@ def _best_fit(length: Int64, max_length: int) -> Int64:
 
     Pieces of one length are placed together: the fullest rows with room take as many of them as fit.
     """
-    row = np.empty(len(length), np.int64)
     order = np.argsort(-length, kind="stable")
-    sizes, begins = np.unique(-length[order], return_index=True)
+    sizes = length[order]
+    cuts = np.append(np.flatnonzero(np.diff(sizes, prepend=0)), len(sizes)).tolist()
     open_rows: dict[int, list[int]] = {}  # room left -> rows
     rooms: list[int] = []  # the keys of open_rows, rising
     opened = 0
+    taking: list[int] = []  # in `order`, rows and how many pieces each takes
+    counts: list[int] = []
 
     def keep(room: int, rows: list[int]) -> None:
-        if room:
+        if room and rows:
             if room not in open_rows:
                 insort(rooms, room)
                 open_rows[room] = []
             open_rows[room] += rows
 
-    for size, begin, end in zip(
-        (-sizes).tolist(), begins.tolist(), [*begins[1:].tolist(), len(order)], strict=True
-    ):
+    for begin, end in pairwise(cuts):
+        size = int(sizes[begin])
         while begin < end:
             at = bisect_left(rooms, size)
             if at < len(rooms):
@@ -116,12 +118,10 @@ def _best_fit(length: Int64, max_length: int) -> Int64:
             each = room // size
             used = min(len(rows), -(-(end - begin) // each))
             taken = min(end - begin, used * each)
-            if taken == 1:
-                row[order[begin]] = rows[0]
-            else:
-                row[order[begin : begin + taken]] = np.repeat(rows[:used], each)[:taken]
             begin += taken
             last = each - (used * each - taken)  # how many pieces the last of these rows took
+            taking += rows[:used]
+            counts += [each] * (used - 1) + [last]
             if at < len(rooms):
                 if used == len(rows):
                     del open_rows[room], rooms[at]
@@ -130,7 +130,10 @@ def _best_fit(length: Int64, max_length: int) -> Int64:
             keep(room - each * size, rows[: used - 1] if last < each else rows[:used])
             if last < each:
                 keep(room - last * size, [rows[used - 1]])
-    _, first, inverse = np.unique(row, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
-    return rank[inverse]
+    row = np.empty(len(length), np.int64)
+    row[order] = np.repeat(np.array(taking, np.int64), np.array(counts, np.int64))
+    first = np.empty(opened, np.int64)
+    first[row[::-1]] = np.arange(len(row))[::-1]  # of several pieces of a row the last one that is assigned
+    rank = np.empty(opened, np.int64)
+    rank[np.argsort(first)] = np.arange(opened)
+    return rank[row]
