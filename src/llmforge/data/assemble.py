@@ -104,7 +104,7 @@ class Assembly:
             code, bins = selection.judge(summary, before, records)
             keep = code == 0
             files.add(bins[keep], place(records[keep], summary.number))
-            for number in np.unique(code[~keep]).tolist():
+            for number in np.flatnonzero(np.bincount(code[~keep])).tolist():
                 reason, which = selection.reasons[number], np.flatnonzero(code == number)
                 ledger.reject(reason, records[which])
                 if reason == HELD_OUT:

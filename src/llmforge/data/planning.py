@@ -128,9 +128,11 @@ class BinFiles:
         if self.held:
             bins = np.concatenate([b for b, _ in self.held])
             placed = np.concatenate([p for _, p in self.held])
-            order = np.argsort(bins, kind="stable")
-            numbers, begins = np.unique(bins[order], return_index=True)
-            for number, part in zip(numbers.tolist(), np.split(placed[order], begins[1:]), strict=True):
+            placed = placed.take(np.argsort(bins, kind="stable"))
+            counts = np.bincount(bins)
+            numbers = np.flatnonzero(counts)
+            ends = np.cumsum(counts[numbers])
+            for number, part in zip(numbers.tolist(), np.split(placed, ends[:-1]), strict=True):
                 with bin_path(self.directory, number).open("ab") as file:
                     file.write(part.tobytes())
         self.held, self.count = [], 0

@@ -51,7 +51,7 @@ class Selection:
         code = self._before_mixture(summary, before, records)
         key = records["key"]
         bins = np.zeros(len(records), np.int64)
-        for category in np.unique(records["category"]):
+        for category in np.flatnonzero(np.bincount(records["category"])).tolist():
             mine = records["category"] == category
             bins[mine] = np.searchsorted(self.bin_cuts[category], key[mine], side="right")
         code[(code == 0) & (bins >= self.options.bins)] = self._code[LEFT_OUT]

@@ -72,7 +72,7 @@ def write_part(settings: PartSettings, number: int, parts: str) -> dict[str, Any
     temporary.mkdir()
     source = bin_path(Path(settings.bins), number)
     placed = np.fromfile(source, PLACED) if source.is_file() else np.zeros(0, PLACED)
-    placed = placed[np.argsort(placed["key"], kind="stable")]
+    placed = placed.take(np.argsort(placed["key"], kind="stable"))
     tally = _Tally(len(settings.categories))
     with pa.OSFile(str(temporary / DATA_FILE), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as stream:
         for window in _windows(placed, settings.max_length):
@@ -150,8 +150,9 @@ def _window_batch(settings: PartSettings, documents: npt.NDArray[np.void], tally
     tally.valid_tokens += int((rows.length - np.maximum(masked, 1)).clip(0).sum())
     tally.bytes += int(seq_bytes.sum())
     tally.tokens += np.bincount(categories, rows.length, len(tally.tokens)).astype(np.int64)
-    whole = np.unique(rows.document)
-    tally.documents += np.bincount(documents["category"][whole], minlength=len(tally.documents))
+    written = np.zeros(len(documents), np.bool_)
+    written[rows.document] = True
+    tally.documents += np.bincount(documents["category"][written], minlength=len(tally.documents))
 
     def lists(values: pa.Array, ends: Int64) -> pa.ListArray:
         return pa.ListArray.from_arrays(pa.array(np.append(0, ends).astype(np.int32)), values)
