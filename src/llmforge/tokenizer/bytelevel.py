@@ -28,8 +28,16 @@ def to_piece(text: bytes) -> str:
 
 def to_bytes(piece: str) -> bytes | None:
     """The bytes that `piece` stands for; None if it has a character outside the alphabet."""
-    table = character_to_byte()
     try:
-        return bytes(table[character] for character in piece)
-    except KeyError:
+        return piece.translate(_latin_1()).encode("latin-1")
+    except UnicodeEncodeError:
         return None
+
+
+@lru_cache(maxsize=1)
+def _latin_1() -> dict[int, int]:
+    """From each character of the alphabet to the one of Latin-1 with that byte; the rest of Latin-1 goes out of
+    it.
+    """
+    others = {code: 0xFFFF for code in range(256) if chr(code) not in character_to_byte()}
+    return others | {ord(character): byte for character, byte in character_to_byte().items()}
