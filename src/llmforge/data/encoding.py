@@ -38,18 +38,30 @@ class Encoded:
     trained_bytes: Int64
 
 
-class Encoder:
-    """Encodes blocks with what `save_encoder` wrote, so that a worker starts in a moment.
+@dataclass(frozen=True)
+class Attempt:
+    """What gigatoken made of the documents of a `sample`: flat `ids` and `offsets` as `Encoder.ids` has them,
+    `count` of the documents by itself; or the `refusal`, why it could not begin.
+    """
 
-    `backend` is "tokenizers" or "gigatoken". Where gigatoken cannot read the tokenizer, `refusal` says why,
-    and the tokenizer itself encodes.
+    sample: list[str]
+    ids: Int32
+    offsets: Int64
+    count: int
+    refusal: str = ""
+
+
+class Encoder:
+    """Encodes blocks with what `save_framed` and `save_reference` wrote, so that a worker starts in a moment.
+
+    `backend` is "tokenizers" or "gigatoken"; to begin, that needs what `save_framed` wrote alone. Where
+    gigatoken cannot read the tokenizer, `refusal` says why, and the tokenizer itself encodes.
     """
 
     def __init__(self, directory: Path, backend: str) -> None:
         framing = Framing(**json.loads((directory / FRAMING).read_text(encoding="utf-8")))
+        self.directory = directory
         self.bos_id, self.eos_id = framing.bos_id, framing.eos_id
-        self.definition = directory / DEFINITION
-        self.token_bytes = np.load(directory / TOKEN_BYTES)
         self.gigatoken: GigatokenEncoder | None = None
         self.refusal = ""
         if backend == "gigatoken":
@@ -69,9 +81,15 @@ class Encoder:
     @cached_property
     def reference(self) -> tokenizers.Tokenizer:
         """The tokenizer itself."""
-        backend = tokenizers.Tokenizer.from_file(str(self.definition))
+        backend = tokenizers.Tokenizer.from_file(str(self.directory / DEFINITION))
         backend.encode_special_tokens = True
         return backend
+
+    @cached_property
+    def token_bytes(self) -> Int32:
+        """(size,) int32: how many bytes of text each token stands for."""
+        lengths: Int32 = np.load(self.directory / TOKEN_BYTES)
+        return lengths
 
     def encode(self, block: Block) -> Encoded:
         """The documents of `block`, in order."""
@@ -92,12 +110,14 @@ class Encoder:
 
     def reference_ids(self, texts: pa.StringArray) -> tuple[Int32, Int64]:
         """The same from the tokenizer itself: ids and offsets of `texts`, framed."""
-        encodings = self.reference.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
-        head = [] if self.bos_id is None else [self.bos_id]
-        ids = [np.array([*head, *encoding.ids, self.eos_id], np.int32) for encoding in encodings]
-        return np.concatenate([np.zeros(0, np.int32), *ids]), np.append(
-            0, np.cumsum([len(one) for one in ids], dtype=np.int64)
-        )
+        return _framed(self.reference, texts.to_pylist(), self.bos_id, self.eos_id)
+
+    def attempt(self, sample: list[str]) -> Attempt:
+        """What gigatoken makes of the documents of `sample`."""
+        if self.gigatoken is None:
+            nothing = np.zeros(0, np.int32)
+            return Attempt(sample, nothing, nothing.astype(np.int64), 0, self.refusal)
+        return Attempt(sample, *self.ids(pa.array(sample, pa.string())))
 
     def _masked_and_bytes(self, block: Block, ids: Int32, offsets: Int64) -> tuple[Int64, Int64]:
         """Per document: how many leading tokens end inside `source`, bos included, and how many bytes of text
@@ -149,15 +169,30 @@ def _replaced(
     return np.concatenate([*parts, ids[at:]]), np.append(0, np.cumsum(lengths))
 
 
-def save_encoder(tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes what `Encoder` reads."""
-    definition = tokenizer.definition.json
+def _framed(
+    backend: tokenizers.Tokenizer, texts: Sequence[str], bos_id: int | None, eos_id: int
+) -> tuple[Int32, Int64]:
+    head = [] if bos_id is None else [bos_id]
+    encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+    ids = [np.array([*head, *encoding.ids, eos_id], np.int32) for encoding in encodings]
+    return np.concatenate([np.zeros(0, np.int32), *ids]), np.append(
+        0, np.cumsum([len(one) for one in ids], dtype=np.int64)
+    )
+
+
+def save_framed(tokenizer: Tokenizer, directory: Path) -> None:
+    """Writes what an `Encoder` needs to begin: the tokenizer for gigatoken."""
     assert tokenizer.eos_id is not None
+    definition = tokenizer.definition.json
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / DEFINITION).write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
     framed, framing = framing_definition(definition, tokenizer.bos_id, tokenizer.eos_id, tokenizer.size)
     (directory / FRAMED).write_text(framed, encoding="utf-8")
     (directory / FRAMING).write_text(json.dumps(asdict(framing)), encoding="utf-8")
+
+
+def save_reference(tokenizer: Tokenizer, directory: Path) -> None:
+    """Writes the rest of it: the tokenizer itself, and how many bytes each token stands for."""
+    tokenizer.backend.save(str(directory / DEFINITION), pretty=False)
     np.save(directory / TOKEN_BYTES, np.array([len(one) for one in tokenizer.token_bytes()], np.int32))
 
 
@@ -173,21 +208,21 @@ class Choice:
     bytes: int = 0
 
 
-def choose_backend(encoder: Encoder, sample: Sequence[str]) -> Choice:
-    """gigatoken where every document of `sample` gets the tokenizer's own ids from it."""
-    if encoder.gigatoken is None:
-        return Choice("tokenizers", encoder.refusal)
-    texts = pa.array(sample, pa.string())
-    expected, cuts = encoder.reference_ids(texts)
-    ids, offsets, count = encoder.ids(texts)
-    compared = len(texts), sum(len(text.encode()) for text in sample)
-    if count == 0:
+def choose_backend(attempt: Attempt, tokenizer: Tokenizer) -> Choice:
+    """gigatoken where every document of its `attempt` has the ids that `tokenizer` itself gives it."""
+    if attempt.refusal:
+        return Choice("tokenizers", attempt.refusal)
+    compared = len(attempt.sample), sum(len(text.encode()) for text in attempt.sample)
+    if attempt.count == 0:
         return Choice("tokenizers", "gigatoken can encode none of the sampled documents", *compared)
-    differing = sum(
-        not np.array_equal(ids[offsets[i] : offsets[i + 1]], expected[cuts[i] : cuts[i + 1]])
-        for i in range(len(texts))
+    assert tokenizer.eos_id is not None
+    expected = _framed(tokenizer.backend, attempt.sample, tokenizer.bos_id, tokenizer.eos_id)
+    found, wanted = (
+        np.split(ids, offsets[1:-1]) for ids, offsets in ((attempt.ids, attempt.offsets), expected)
     )
+    differing = sum(not np.array_equal(*both) for both in zip(found, wanted, strict=True))
     if differing:
-        reason = f"gigatoken gave other ids for {differing} of {count} sampled documents"
+        reason = f"gigatoken gave other ids for {differing} of {attempt.count} sampled documents"
         return Choice("tokenizers", reason, *compared)
-    return Choice("gigatoken", f"gigatoken gave the exact ids of {count} sampled documents", *compared)
+    reason = f"gigatoken gave the exact ids of {attempt.count} sampled documents"
+    return Choice("gigatoken", reason, *compared)

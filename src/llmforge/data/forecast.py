@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from llmforge.data.encoding import Encoder, choose_backend, save_encoder
+from llmforge.data.encoding import Encoder, choose_backend, save_framed, save_reference
 from llmforge.data.options import PrepareOptions
-from llmforge.data.prepare import open_tokenizer, sample_texts
+from llmforge.data.prepare import open_tokenizer
 from llmforge.data.reading import read_blocks
+from llmforge.data.sample import sample_texts
 from llmforge.data.shards import ids_type
 from llmforge.data.sources import find_chunks
 from llmforge.data.splicing import splice
@@ -36,9 +37,11 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
     count = min(len(chunks), SAMPLE_CHUNKS)
     lengths, categories, text_bytes, disk_bytes, seconds = [], Counter[str](), 0, 0.0, 0.0
     with tempfile.TemporaryDirectory(prefix="llmforge-") as directory:
-        save_encoder(tokenizer, Path(directory))
+        save_framed(tokenizer, Path(directory))
+        save_reference(tokenizer, Path(directory))
         texts = sample_texts(chunks, options.fields)
-        choice = choose_backend(Encoder(Path(directory), "gigatoken"), texts)
+        attempt = Encoder(Path(directory), "gigatoken").attempt(texts)
+        choice = choose_backend(attempt, tokenizer)
         encoder = Encoder(Path(directory), choice.backend)
         for i in range(count):
             began = time.monotonic()

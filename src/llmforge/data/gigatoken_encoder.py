@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from llmforge.tokenizer.bytelevel import byte_to_character
 
@@ -55,6 +54,8 @@ class GigatokenEncoder:
 
         None where gigatoken does not keep the documents apart.
         """
+        import pyarrow.compute as pc
+
         doubtful = np.zeros(len(texts), np.bool_)
         if self.framing.single_digits:
             doubtful |= np.asarray(pc.match_substring_regex(texts, OTHER_NUMBERS))
@@ -72,6 +73,7 @@ class GigatokenEncoder:
 
     def _encode(self, texts: pa.StringArray) -> tuple[Int32, Int64] | None:
         """`encode` where no text holds one of the marks."""
+        import pyarrow.compute as pc
         from gigatoken.gigatoken_rs import BytesSource, PadTruncate
 
         if self.remembers and self.seen > REMEMBERED_BYTES:

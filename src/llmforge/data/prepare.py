@@ -19,18 +19,18 @@ import numpy as np
 from llmforge.console import progress, say, warn
 from llmforge.data.assemble import Assembly, lines_before, remove
 from llmforge.data.dedup import minhash_library
-from llmforge.data.encoding import Choice, choose_backend, save_encoder
-from llmforge.data.options import Fields, PrepareOptions
+from llmforge.data.encoding import Choice, choose_backend, save_framed, save_reference
+from llmforge.data.options import PrepareOptions
 from llmforge.data.quality import QualitySettings, contaminant_codes, read_blocklist
-from llmforge.data.reading import read_blocks
 from llmforge.data.shards import (
     ShardSettings,
     Summary,
+    attempt_sample,
     ids_type,
     make_shard,
-    open_encoder,
     read_summary,
     shard_path,
+    start_encoder,
 )
 from llmforge.data.sources import Chunk, find_chunks
 from llmforge.data.workers import LocalRun, RayRun, available_cores, is_small
@@ -38,7 +38,6 @@ from llmforge.errors import UserError
 from llmforge.tokenizer import Tokenizer, load
 from llmforge.workspace import Finished, Outcome, Step, fingerprint, read_manifest, run_step
 
-SAMPLE_CHUNKS, SAMPLE_BYTES, SAMPLE_BLOCK_BYTES = 32, 256 << 10, 64 << 10
 EARLY_SHARDS = 4  # per worker, made while it is not yet known whether gigatoken is exact
 STEP, SHARD_STEP = "prepare-data", "prepare-data-shard"
 SUFFIXES = ("ids", "records", "hashes", "minhash", "rejected", "json")
@@ -82,30 +81,6 @@ def open_tokenizer(directory: Path) -> Tokenizer:
 def shard_dir(output: Path, number: int, count: int) -> Path:
     """Where `--shard number/count` of a preparation of `output` lies."""
     return output.with_name(f"{output.name}.shards") / f"{number}-of-{count}"
-
-
-def sample_texts(chunks: Sequence[Chunk], fields: Fields, size: int = SAMPLE_BYTES) -> list[str]:
-    """Documents from the beginnings of evenly spaced chunks, some `size` bytes, the same on every machine."""
-    count = min(len(chunks), SAMPLE_CHUNKS)
-    texts: list[str] = []
-    for i in range(count):
-        left = size // count
-        block = next(read_blocks(chunks[i * len(chunks) // count], fields, SAMPLE_BLOCK_BYTES), None)
-        for text in block.text if block else ():
-            if left <= 0:
-                break
-            texts.append(text.as_py())
-            left -= len(texts[-1].encode())
-    return texts
-
-
-def compare_encoders(directory: str, chunks: Sequence[Chunk], fields: Fields) -> tuple[Choice, bool]:
-    """Whether gigatoken is exact for the encoder in `directory`, by a sample of `chunks`; and whether what that
-    encoder has made meanwhile can stay.
-    """
-    encoder = open_encoder(directory, "gigatoken")
-    choice = choose_backend(encoder, sample_texts(chunks, fields))
-    return choice, choice.backend == "gigatoken" or encoder.gigatoken is None
 
 
 def _step(options: PrepareOptions, name: str, output: Path, arguments: dict[str, Any]) -> Step:
@@ -200,17 +175,22 @@ class _Preparation:
         path = self.work / "choice.json"
         if path.is_file():
             given = Choice(**json.loads(path.read_text(encoding="utf-8")))
-        save_encoder(self.tokenizer, self.encoder)
+        save_framed(self.tokenizer, self.encoder)
+        encoder = str(self.encoder)
+        if given is None:
+            run_all(start_encoder, [(encoder,)] * self.workers)  # while the rest is written
+        save_reference(self.tokenizer, self.encoder)
         settings = self._settings()
         early: Iterator[Summary] = iter(())
         begun, choice = 0, given
         if choice is None:
             self._forget_shards()  # of a run that was killed before it had chosen
-            compared = run_all(compare_encoders, [(str(self.encoder), self.chunks, self.options.fields)])
+            attempts = run_all(attempt_sample, [(encoder, self.chunks, self.options.fields)])
             begun = min(len(chunks), EARLY_SHARDS * self.workers)
             early = self._shards(settings, chunks[:begun], run_all)
-            choice, stays = next(compared)
-            if not stays:
+            attempt = next(attempts)
+            choice = choose_backend(attempt, self.tokenizer)
+            if choice.backend != "gigatoken" and not attempt.refusal:
                 deque(early, maxlen=0)
                 self._forget_shards()
                 begun, early = 0, iter(())

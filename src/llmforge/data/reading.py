@@ -17,7 +17,6 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import zstandard
 
 from llmforge.data.options import Fields
@@ -300,6 +299,8 @@ def _documents(
     size: int,
 ) -> Block:
     """Parsed lines as a block: documents without text are rejected, missing categories filled in."""
+    import pyarrow.compute as pc
+
     column = {name: _flat(table[name]) for name in fields.names}
     target = pc.coalesce(*(column[name] for name in fields.texts))
     keep = np.asarray(pc.fill_null(pc.greater(pc.binary_length(target), 0), False))

@@ -14,6 +14,7 @@ and is read in few large portions. Nothing here depends on which process made it
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -25,10 +26,11 @@ import numpy.typing as npt
 import xxhash
 
 from llmforge.data.dedup import signatures
-from llmforge.data.encoding import Encoder
+from llmforge.data.encoding import Attempt, Encoder
 from llmforge.data.options import Fields
 from llmforge.data.quality import Judge, QualitySettings
 from llmforge.data.reading import Block, read_blocks
+from llmforge.data.sample import sample_texts
 from llmforge.data.shuffle import Keys, derived_seed, keys
 from llmforge.data.sources import Chunk
 
@@ -196,6 +198,16 @@ def _codes(block: Block, categories: dict[str, int]) -> npt.NDArray[np.int64]:
 def open_encoder(directory: str, backend: str) -> Encoder:
     """The encoder of `directory`, once in a process."""
     return Encoder(Path(directory), backend)
+
+
+def start_encoder(directory: str) -> None:
+    """Opens the encoder of this process before there is work for it."""
+    open_encoder(directory, "gigatoken")
+
+
+def attempt_sample(directory: str, chunks: Sequence[Chunk], fields: Fields) -> Attempt:
+    """What gigatoken makes of documents from all over `chunks`."""
+    return open_encoder(directory, "gigatoken").attempt(sample_texts(chunks, fields))
 
 
 @lru_cache(maxsize=1)

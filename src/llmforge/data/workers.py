@@ -13,8 +13,10 @@ from typing import Any, Protocol
 from llmforge.errors import UserError
 
 SMALL_INPUT_BYTES = 8 << 20
+# What only the workers need, the modules of this package import in functions, as it takes 0.1 s to import.
 PRELOADED = [
     "llmforge.data.without_pandas",
+    "pyarrow.compute",
     "pyarrow.json",
     "llmforge.data.writing",
     "llmforge.data.shards",
