@@ -94,9 +94,10 @@ class GigatokenEncoder:
         offsets = np.append(0, ends)
         if len(ends) != len(texts) or offsets[-1] != len(ids):
             return None
-        begins = np.flatnonzero(ids == self.bos_id)
-        if self.bos_id not in (None, self.eos_id) and not np.array_equal(begins, offsets[:-1]):
-            return None
+        if self.bos_id not in (None, self.eos_id):
+            begins = np.flatnonzero(ids == self.bos_id)  # comparing with None would take as long as encoding
+            if not np.array_equal(begins, offsets[:-1]):
+                return None
         return ids, offsets
 
     def _start(self) -> None:
