@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from llmforge.data import encoding
 from llmforge.data.dataset import PackedDataset
 from llmforge.data.encoding import Choice, Encoder, choose_backend, save_framed, save_reference
-from llmforge.data.gigatoken_encoder import BEGIN, END, GigatokenEncoder, framing_definition
+from llmforge.data.gigatoken_encoder import BEGIN, END, GigatokenEncoder, _heap_bytes, framing_definition
 from llmforge.data.options import Fields
 from llmforge.data.reading import Block, read_blocks
 from llmforge.data.sources import find_chunks
@@ -180,16 +181,36 @@ def test_a_bos_that_is_the_eos_too_cuts_at_every_second_one(tmp_path: Path, llam
     assert choose(encoder, tokenizer, ["the cat", "sat"]).backend == "gigatoken"
 
 
+@pytest.mark.parametrize("known", [True, False])
 def test_what_gigatoken_remembers_is_dropped_from_time_to_time(
-    tmp_path: Path, byte_level: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, byte_level: Path, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
-    monkeypatch.setattr("llmforge.data.gigatoken_encoder.REMEMBERED_BYTES", 100)
+    module = "llmforge.data.gigatoken_encoder"
+    monkeypatch.setattr(f"{module}._heap_bytes", count(1).__next__ if known else lambda: 0)
+    monkeypatch.setattr(f"{module}.REMEMBERED_BYTES", 2)
+    monkeypatch.setattr(f"{module}.REMEMBERED_TEXT", 250 if not known else 1 << 30)
     encoder = encoder_of(load(byte_level), tmp_path, "gigatoken").gigatoken
     assert encoder is not None
-    first, texts = encoder.backend, pa.array(["the cat sat on the mat"] * 5)
-    ids = [(encoder.encode(texts) or pytest.fail("nothing"))[0].tolist() for _ in range(3)]
-    assert encoder.backend is not first
-    assert ids[0] == ids[1] == ids[2]
+    texts, backends, ids = pa.array(["the cat sat on the mat"] * 5), [], []
+    for _ in range(8):
+        ids.append((encoder.encode(texts) or pytest.fail("nothing"))[0].tolist())
+        backends.append(encoder.backend)
+    assert 2 < len({id(one) for one in backends}) < 8
+    assert all(one == ids[0] for one in ids)
+
+
+def test_the_heap_grows_with_the_words_that_gigatoken_remembers(tmp_path: Path, byte_level: Path) -> None:
+    if not _heap_bytes():
+        pytest.skip("this C library does not say how much of its heap is in use")
+    encoder = encoder_of(load(byte_level), tmp_path, "gigatoken").gigatoken
+    assert encoder is not None
+    encoder.encode(pa.array(["a b"]))
+    before = _heap_bytes()
+    encoder.encode(pa.array([" ".join(f"word{i:x}" for i in range(300_000))]))
+    grown = _heap_bytes() - before
+    assert grown > 1 << 20
+    encoder._start()
+    assert _heap_bytes() - before < grown / 2
 
 
 def test_without_a_document_in_the_sample_what_was_begun_with_gigatoken_is_made_again(

@@ -5,6 +5,7 @@ definition of the tokenizer has these as added tokens, with the ids of bos and e
 no more than cutting. It has no special token, so text that spells one stays text.
 """
 
+import ctypes
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,11 @@ import pyarrow as pa
 from llmforge.tokenizer.bytelevel import byte_to_character
 
 BEGIN, END = "\ufdd0", "\ufdd1"
-# Of a byte-level tokenizer gigatoken remembers the words of all calls and their ids, as long as it lives; a new
-# one takes a tenth of a second.
-REMEMBERED_BYTES = 24 << 20
+# Of a byte-level tokenizer gigatoken remembers the words of all calls and their ids, as long as it lives: 5 to 10
+# bytes for each of Chinese verse, whose lines are its words, less than one for code. When its memory has grown by
+# this much, or after so much text where that cannot be known, a new one takes its place, in a fifth of a second.
+REMEMBERED_BYTES = 96 << 20
+REMEMBERED_TEXT = 16 << 20
 DIGITS = "0123456789"
 OTHER_NUMBERS = r"[^\P{N}0-9]"
 Int32 = npt.NDArray[np.int32]
@@ -76,7 +79,8 @@ class GigatokenEncoder:
         import pyarrow.compute as pc
         from gigatoken.gigatoken_rs import BytesSource, PadTruncate
 
-        if self.remembers and self.seen > REMEMBERED_BYTES:
+        grown = _heap_bytes() - self.heap_before
+        if self.remembers and (grown > REMEMBERED_BYTES or (not grown and self.seen > REMEMBERED_TEXT)):
             self._start()
         nothing = pa.array([""])
         joined = pa.concat_arrays([nothing, texts, nothing])
@@ -106,7 +110,29 @@ class GigatokenEncoder:
         self.backend: Any = None  # the memory of the one before goes first
         self.backend = gigatoken.Tokenizer.from_json(self.definition).backend
         self.remembers = isinstance(self.backend, gigatoken.gigatoken_rs.BPETokenizer)
-        self.seen = 0
+        self.heap_before, self.seen = _heap_bytes(), 0
+
+
+class _Mallinfo2(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def _heap_bytes() -> int:
+    """How much of the C library's heap is in use; always 0 where that is not glibc 2.33 or newer."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return 0
+    mallinfo2.restype = _Mallinfo2
+    info = mallinfo2()
+    return int(info.uordblks + info.hblkhd)
 
 
 def framing_definition(
