@@ -17,6 +17,7 @@ import zstandard
 from llmforge.data.dataset import PackedDataset
 from llmforge.errors import UserError
 from llmforge.tokenizer import load
+from llmforge.workspace.fingerprint import fingerprint_contents
 
 from .conftest import contents, write_jsonl
 
@@ -108,6 +109,15 @@ def test_bins_hold_equal_tokens_of_every_category(prepare: Prepare, tmp_path: Pa
         ]
         assert len(tokens) == 5
         assert max(tokens) - min(tokens) <= 2 * longest
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_fingerprint_is_that_of_the_bytes_on_disk_though_parts_are_read_once(
+    prepare: Prepare, tmp_path: Path, flat: bool
+) -> None:
+    finished = prepare(write_jsonl(tmp_path / "in/x.jsonl", corpus()), flat=flat, workers=2)
+    assert finished.manifest.outputs["fingerprint"] == fingerprint_contents(finished.output)
+    assert not any("fingerprint" in part for part in finished.manifest.metrics["parts"])
 
 
 def test_the_number_of_workers_does_not_show(prepare: Prepare, tmp_path: Path, monkeypatch: Any) -> None:

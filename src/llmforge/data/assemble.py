@@ -20,7 +20,7 @@ from llmforge.data.selection import HELD_OUT, LEFT_OUT, Selection
 from llmforge.data.shards import Summary, shard_path
 from llmforge.data.sources import Chunk
 from llmforge.data.workers import Run
-from llmforge.data.writing import ONLY_MASKED, PartSettings, write_part
+from llmforge.data.writing import DATA_FILE, ONLY_MASKED, PartSettings, part_path, write_part
 
 REJECTED, HOLDOUT = "rejected.jsonl", "holdout"
 
@@ -40,7 +40,7 @@ class Assembly:
     output: Path
 
     def run(self, run_all: Run, tokenizer: str, choice: Choice) -> dict[str, Any]:
-        """Writes parts, holdout and `rejected.jsonl`; returns the `outputs` and `metrics` of the manifest.
+        """Writes parts, holdout and `rejected.jsonl`; returns what an `Outcome` holds.
 
         `tokenizer` is its fingerprint.
         """
@@ -59,7 +59,10 @@ class Assembly:
                     )
         if held_out:
             write_holdout(self.output / HOLDOUT, self.chunks, self.options.fields, held_out)
-        for figures in parts:
+        fingerprints = {}
+        for number, figures in enumerate(parts):
+            name = (part_path(self.parts, number) / DATA_FILE).relative_to(self.output).as_posix()
+            fingerprints[name] = figures.pop("fingerprint")
             ledger.write(figures.pop("written"))
             ledger.reject_named(ONLY_MASKED, figures.pop("only_masked"))
         ledger.check()
@@ -81,6 +84,7 @@ class Assembly:
                 "ledger": ledger.as_json(),
                 "parts": parts,
             },
+            "fingerprints": fingerprints,
         }
 
     def _account_for_bad_lines(self, ledger: Ledger, write: Callable[[int, dict[str, Any]], None]) -> None:

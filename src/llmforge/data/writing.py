@@ -62,7 +62,7 @@ def write_part(settings: PartSettings, number: int, parts: str) -> dict[str, Any
 
     A part that is there already is left as it is.
     """
-    target = Path(parts) / f"part-{number:05d}"
+    target = part_path(Path(parts), number)
     figures_path = Path(parts) / f".{target.name}.json"
     if target.is_dir() and figures_path.is_file():
         figures: dict[str, Any] = json.loads(figures_path.read_text(encoding="utf-8"))
@@ -80,8 +80,9 @@ def write_part(settings: PartSettings, number: int, parts: str) -> dict[str, Any
             if batch.num_rows:
                 stream.write_batch(batch)
             del batch  # before the next window is made
-    _write_dataset_files(temporary)
-    figures = tally.figures(settings.categories)
+    data = fingerprint(temporary / DATA_FILE)
+    _write_dataset_files(temporary, data)
+    figures = {**tally.figures(settings.categories), "fingerprint": data}
     held = figures_path.with_suffix(f".json.{os.getpid()}.tmp")
     held.write_text(json.dumps(figures, ensure_ascii=False), encoding="utf-8")
     held.replace(figures_path)
@@ -90,6 +91,11 @@ def write_part(settings: PartSettings, number: int, parts: str) -> dict[str, Any
     else:
         temporary.rename(target)
     return figures
+
+
+def part_path(parts: Path, number: int) -> Path:
+    """The directory of a part."""
+    return parts / f"part-{number:05d}"
 
 
 class _Tally:
@@ -271,13 +277,13 @@ def _piece_bytes(
     return result
 
 
-def _write_dataset_files(directory: Path) -> None:
-    """The two files beside the data by which `datasets.load_from_disk` knows a dataset; the features are the
-    schema's.
+def _write_dataset_files(directory: Path, data: str) -> None:
+    """The two files beside the data (whose fingerprint is `data`) by which `datasets.load_from_disk` knows a
+    dataset; the features are the schema's.
     """
     state: dict[str, Any] = {
         "_data_files": [{"filename": DATA_FILE}],
-        "_fingerprint": fingerprint(directory / DATA_FILE).removeprefix("xxh3:")[:16],
+        "_fingerprint": data.removeprefix("xxh3:")[:16],
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,

@@ -4,8 +4,9 @@ A fingerprint is `xxh3:` and 32 hexadecimal digits (XXH3-128, an integrity check
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import xxhash
@@ -38,17 +39,18 @@ def fingerprint(path: Path) -> str:
     return fingerprint_contents(path)
 
 
-def fingerprint_contents(path: Path) -> str:
-    """Like `fingerprint`, but always from the bytes on disk. `path` is a file or a directory."""
+def fingerprint_contents(path: Path, known: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Like `fingerprint`, but from the bytes on disk. `path` is a file or a directory; `known` are fingerprints of
+    files in it, by their relative POSIX name, that were taken already.
+    """
     digest = xxhash.xxh3_128()
     if path.is_file():
         _update_with_file(digest, path)
     else:
         for name, file in visible_files(path):
             digest.update(name.encode() + b"\0")
-            inner = xxhash.xxh3_128()
-            _update_with_file(inner, file)
-            digest.update(inner.digest())
+            inner = known.get(name) or fingerprint_contents(file)
+            digest.update(bytes.fromhex(inner.removeprefix("xxh3:")))
     return f"xxh3:{digest.hexdigest()}"
 
 

@@ -51,10 +51,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a build adds to the manifest."""
+    """What a build adds to the manifest; `fingerprints` of files that it has read already, by name in the output."""
 
     outputs: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,11 @@ def run_step(step: Step, build: Callable[[Path], Outcome]) -> Finished:
             step=step.name,
             arguments=dict(step.arguments),
             inputs=inputs,
-            outputs={**outcome.outputs, "fingerprint": fingerprint_contents(built), "files": files},
+            outputs={
+                **outcome.outputs,
+                "fingerprint": fingerprint_contents(built, outcome.fingerprints),
+                "files": files,
+            },
             metrics=dict(outcome.metrics),
         )
         if step.single_file:
