@@ -18,6 +18,7 @@ from llmforge.data.encoding import Choice, Encoder, choose_backend, save_framed,
 from llmforge.data.gigatoken_encoder import BEGIN, END, GigatokenEncoder, _heap_bytes, framing_definition
 from llmforge.data.options import Fields
 from llmforge.data.reading import Block, read_blocks
+from llmforge.data.sample import sample_texts
 from llmforge.data.sources import find_chunks
 from llmforge.tokenizer import Tokenizer, load
 
@@ -211,6 +212,16 @@ def test_the_heap_grows_with_the_words_that_gigatoken_remembers(tmp_path: Path, 
     assert grown > 1 << 20
     encoder._start()
     assert _heap_bytes() - before < grown / 2
+
+
+def test_a_sample_is_of_documents_from_all_chunks_and_hardly_larger_than_asked_for(tmp_path: Path) -> None:
+    for name in "abcd":
+        lengths = [4_000, 100, 100, 9_000, 100]
+        write_jsonl(tmp_path / f"in/{name}.jsonl", [{"target": name * length} for length in lengths])
+    write_jsonl(tmp_path / "in/e.jsonl", [{"target": "e" * 9_000}, {"target": "e" * 7_000}])
+    write_jsonl(tmp_path / "in/f.jsonl", [{"target": ""}])
+    texts = sample_texts(find_chunks([tmp_path / "in"]), Fields(), 6 * 250)
+    assert [(text[0], len(text)) for text in texts] == [*((n, 100) for n in "aabbccdd"), ("e", 7_000)]
 
 
 def test_without_a_document_in_the_sample_what_was_begun_with_gigatoken_is_made_again(
