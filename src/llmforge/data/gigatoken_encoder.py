@@ -20,7 +20,7 @@ BEGIN, END = "\ufdd0", "\ufdd1"
 # Of a byte-level tokenizer gigatoken remembers the words of all calls and their ids, as long as it lives: 5 to 10
 # bytes for each of Chinese verse, whose lines are its words, less than one for code. When its memory has grown by
 # this much, or after so much text where that cannot be known, a new one takes its place, in a fifth of a second.
-REMEMBERED_BYTES = 96 << 20
+REMEMBERED_BYTES = 72 << 20
 REMEMBERED_TEXT = 16 << 20
 DIGITS = "0123456789"
 OTHER_NUMBERS = r"[^\P{N}0-9]"
