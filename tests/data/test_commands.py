@@ -104,6 +104,8 @@ def test_the_inspection_counts_every_row_and_shows_masks(
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "甲乙</s>丙丁 &lt;b&gt;" in page
     assert "not the tokenizer" not in page
+    assert "samples are ids" not in text + page
+    assert "samples are ids; --tokenizer-dir" in llmforge("inspect-data", output).stdout
     assert "error: " in llmforge("inspect-data", tmp_path / "in", code=1).stderr
 
 

@@ -144,7 +144,7 @@ def test_shards_of_many_machines_make_the_same_dataset(
         prepare(tmp_path / "in", merge=True, **options)
     for number in (2, 0):
         prepare(tmp_path / "in", shard=(number, 3), **options)
-    with pytest.raises(UserError, match="1-of-3 does not exist"):
+    with pytest.raises(UserError, match="1-of-3 is missing; make it with --shard 1/3"):
         prepare(tmp_path / "in", merge=True, **options)
     prepare(tmp_path / "in", shard=(1, 3), **options)
     assert prepare(tmp_path / "in", shard=(1, 3), **options).skipped

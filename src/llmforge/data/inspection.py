@@ -73,6 +73,7 @@ def inspect_dataset(
         "fill": total / max(1, rows * dataset.max_length),
         "buckets": buckets,
         "lengths": dict(sorted(lengths.items())),
+        "decoded": tokenizer is not None,
         "samples": [
             _sample(number, row, tokenizer) for number, row in zip(chosen, dataset.rows(chosen), strict=True)
         ],

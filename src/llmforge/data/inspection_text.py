@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 BAR = 40
+UNDECODED = "The samples are ids; --tokenizer-dir shows their text."
 
 
 def as_text(found: Mapping[str, Any]) -> str:
@@ -19,6 +20,8 @@ def as_text(found: Mapping[str, Any]) -> str:
     most = max(found["lengths"].values(), default=1)
     for top, count in found["lengths"].items():
         lines.append(f"{top // 2 + 1:>9,} to {top:>9,}{count:>12,}  {'█' * round(BAR * count / most)}")
+    if found["samples"] and not found["decoded"]:
+        lines += ["", UNDECODED]
     for sample in found["samples"]:
         lines += ["", f"row {sample['row']:,} of {sample['tokens']:,} tokens"]
         for piece in sample["pieces"]:
@@ -42,7 +45,8 @@ def as_html(found: Mapping[str, Any]) -> str:
         f"<tr><td>{top // 2 + 1:,} to {top:,}<td>{count:,}<td class=bar><i style='width:{100 * count / most:.1f}%'></i>"
         for top, count in found["lengths"].items()
     )
-    samples = "".join(_sample_html(sample) for sample in found["samples"])
+    samples = "" if found["decoded"] else f"<p>{UNDECODED}"
+    samples += "".join(_sample_html(sample) for sample in found["samples"])
     return f"""<!doctype html><meta charset=utf-8><title>{html.escape(found["directories"][0])}</title>
 <style>body{{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}}
 td,th{{padding:.1em .8em;text-align:right}}pre{{white-space:pre-wrap;border-left:3px solid

@@ -277,6 +277,10 @@ class _Preparation:
         choices = []
         for number in range(count):
             directory = shard_dir(self.options.output, number, count)
+            if not directory.exists():
+                raise UserError(
+                    f"{directory} is missing; make it with --shard {number}/{count}, then --merge."
+                )
             manifest = read_manifest(directory, SHARD_STEP)
             for key, value in arguments.items():
                 if json.loads(json.dumps(value)) != manifest.arguments.get(key):
