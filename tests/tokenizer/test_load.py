@@ -42,6 +42,45 @@ def test_named_ids(sentencepiece_bpe: Path, byte_level: Path) -> None:
     assert (gpt.family, gpt.bos_id, gpt.eos_id) == ("byte-level-bpe", None, 0)
 
 
+@pytest.mark.parametrize("make", ["sentencepiece", "byte_level"])
+@pytest.mark.parametrize("frame", [(None, None), (0, None), (1, 2), (None, 0), (0, 0), (499, 499)])
+def test_the_prefix_is_what_stands_before_a_text(
+    make: str, frame: tuple[int | None, int | None], sentencepiece_bpe: Path, byte_level: Path, tmp_path: Path
+) -> None:
+    source = load(sentencepiece_bpe if make == "sentencepiece" else byte_level)
+    bos, eos = frame
+    names = [[name, i] for name, i in (("<before>", bos), ("<after>", eos)) if i is not None]
+    before = [{"SpecialToken": {"id": name, "type_id": 0}} for name, _ in names if name == "<before>"]
+    after = [{"SpecialToken": {"id": name, "type_id": 0}} for name, _ in names if name == "<after>"]
+    single = [*before, {"Sequence": {"id": "A", "type_id": 0}}, *after]
+    template = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in names},
+    }
+    processors = [
+        {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True},
+        template,
+    ]
+    for processor in (template, {"type": "Sequence", "processors": processors}):
+        (tmp_path / "tokenizer.json").write_text(
+            json.dumps({**source.definition.json, "post_processor": processor})
+        )
+        tokenizer = load(tmp_path)
+        assert tokenizer.bos_id == bos
+        ids = tokenizer.backend.encode("word", add_special_tokens=True).ids
+        assert (ids[0] == bos) == (bos is not None)
+
+
+def test_merges_of_missing_pieces_are_refused(byte_level: Path, tmp_path: Path) -> None:
+    raw = json.loads((byte_level / "tokenizer.json").read_text())
+    raw["model"]["merges"].append(["no such", "piece"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"cannot be read .* fetch its files again"):
+        load(tmp_path).encode(["a"])
+
+
 def test_token_bytes_join_to_the_text(
     sentencepiece_bpe: Path, sentencepiece_unigram: Path, byte_level: Path
 ) -> None:

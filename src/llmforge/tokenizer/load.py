@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class Tokenizer:
     `size` is the highest id + 1, added tokens included. `bos_id` is the id that this tokenizer itself puts
     before a text, None if it puts none; `eos_id` and `pad_id` are the ones its configuration names.
     `fingerprint` is that of the vocabulary (pieces by id, merges or scores): equal for every copy, however
-    its files are laid out. `backend` reads special tokens in text as text.
+    its files are laid out.
     """
 
     directory: Path
@@ -38,8 +39,14 @@ class Tokenizer:
     pad_id: int | None
     special_ids: frozenset[int]
     fingerprint: str
-    backend: tokenizers.Tokenizer
     definition: Definition
+
+    @cached_property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The `tokenizers` object, which reads special tokens in text as text; built when first asked for, and
+        `UserError` where the pieces and merges do not make a tokenizer.
+        """
+        return backend_of(self.definition.json, self.directory)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Flat int32 ids of `texts`, and int64 offsets (len(texts) + 1); nothing before or after a text."""
@@ -93,18 +100,16 @@ def load(path: Path) -> Tokenizer:
 def from_definition(definition: Definition) -> Tokenizer:
     """The tokenizer that `definition` describes."""
     pieces = pieces_of(definition.json)
-    backend = backend_of(definition.json, definition.directory)
     ids = {token["content"]: token["id"] for token in definition.json["added_tokens"]}
     return Tokenizer(
         directory=definition.directory,
         family=definition.family,
         size=len(pieces),
-        bos_id=_prefix_id(backend),
+        bos_id=_prefix_id(definition, len(pieces)),
         eos_id=_named_id("eos", definition, ids),
         pad_id=_named_id("pad", definition, ids),
         special_ids=frozenset(token["id"] for token in definition.json["added_tokens"] if token["special"]),
         fingerprint=_fingerprint(definition, pieces),
-        backend=backend,
         definition=definition,
     )
 
@@ -166,8 +171,14 @@ def pieces_of(definition: dict[str, Any]) -> list[str]:
     return pieces
 
 
-def _prefix_id(backend: tokenizers.Tokenizer) -> int | None:
-    """The id put before every text: what stands before its ids when special tokens are asked for."""
+def _prefix_id(definition: Definition, size: int) -> int | None:
+    """The id put before every text: what stands before its ids when special tokens are asked for.
+
+    A model of two pieces answers, with ids that are no other token's, so that a tokenizer whose ids nobody wants
+    is not built.
+    """
+    model = {"type": "BPE", "vocab": {"a": size, "?": size + 1}, "merges": [], "unk_token": "?"}
+    backend = backend_of({**definition.json, "model": model, "added_tokens": []}, definition.directory)
     bare, framed = (backend.encode("a", add_special_tokens=wanted).ids for wanted in (False, True))
     return int(framed[0]) if framed[: len(bare)] != bare else None
 
