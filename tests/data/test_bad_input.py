@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -151,6 +152,23 @@ def test_inputs_with_nothing_in_them(
     assert "nothing holds no .jsonl" in said
     assert "given more than once" in said
     assert not list(tmp_path.glob("out.*"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_tokenizer_with_merges_of_no_pieces_is_refused(
+    prepare: Prepare, tmp_path: Path, byte_level: Path, workers: int
+) -> None:
+    write_jsonl(tmp_path / "in/x.jsonl", [{"target": "a b c"}] * 3)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(byte_level, damaged)
+    raw = json.loads((damaged / "tokenizer.json").read_text())
+    raw["model"]["merges"].append(["no such", "piece"])
+    (damaged / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(
+        UserError, match=r"damaged has a tokenizer that cannot be read .* fetch its files again"
+    ):
+        prepare(tmp_path / "in", tokenizer_dir=damaged, workers=workers)
+    assert not (tmp_path / "out").exists()
 
 
 def test_duplicate_inputs_are_read_once(prepare: Prepare, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_merges_of_missing_pieces_are_refused(byte_level: Path, tmp_path: Path) 
     raw["model"]["merges"].append(["no such", "piece"])
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match=r"cannot be read .* fetch its files again"):
-        load(tmp_path).encode(["a"])
+        load(tmp_path)
 
 
 def test_token_bytes_join_to_the_text(

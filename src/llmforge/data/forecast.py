@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from llmforge.data.encoding import Encoder, choose_backend, save_framed, save_reference
+from llmforge.data.encoding import choose_backend, save_framed, save_reference
 from llmforge.data.options import PrepareOptions
 from llmforge.data.prepare import open_tokenizer
 from llmforge.data.reading import read_blocks
-from llmforge.data.sample import sample_texts
-from llmforge.data.shards import ids_type
+from llmforge.data.shards import attempt_sample, ids_type, open_encoder
 from llmforge.data.sources import find_chunks
 from llmforge.data.splicing import splice
 from llmforge.data.workers import available_cores
@@ -39,10 +38,8 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="llmforge-") as directory:
         save_framed(tokenizer, Path(directory))
         save_reference(tokenizer, Path(directory))
-        texts = sample_texts(chunks, options.fields)
-        attempt = Encoder(Path(directory), "gigatoken").attempt(texts)
-        choice = choose_backend(attempt, tokenizer)
-        encoder = Encoder(Path(directory), choice.backend)
+        choice = choose_backend(attempt_sample(directory, chunks, options.fields), tokenizer)
+        encoder = open_encoder(directory, choice.backend)  # the same one, where that is gigatoken
         for i in range(count):
             began = time.monotonic()
             block = next(read_blocks(chunks[i * len(chunks) // count], options.fields), None)

@@ -79,9 +79,10 @@ class GigatokenEncoder:
         import pyarrow.compute as pc
         from gigatoken.gigatoken_rs import BytesSource, PadTruncate
 
-        grown = _heap_bytes() - self.heap_before
-        if self.remembers and (grown > REMEMBERED_BYTES or (not grown and self.seen > REMEMBERED_TEXT)):
-            self._start()
+        if self.remembers:
+            grown = _heap_bytes() - self.heap_before
+            if grown > REMEMBERED_BYTES or (not grown and self.seen > REMEMBERED_TEXT):
+                self._start()
         nothing = pa.array([""])
         joined = pa.concat_arrays([nothing, texts, nothing])
         lists = pa.ListArray.from_arrays(pa.array([0, len(joined)], pa.int32()), joined)

@@ -45,7 +45,7 @@ def as_html(found: Mapping[str, Any]) -> str:
         f"<tr><td>{top // 2 + 1:,} to {top:,}<td>{count:,}<td class=bar><i style='width:{100 * count / most:.1f}%'></i>"
         for top, count in found["lengths"].items()
     )
-    samples = "" if found["decoded"] else f"<p>{UNDECODED}"
+    samples = f"<p>{UNDECODED}" if found["samples"] and not found["decoded"] else ""
     samples += "".join(_sample_html(sample) for sample in found["samples"])
     return f"""<!doctype html><meta charset=utf-8><title>{html.escape(found["directories"][0])}</title>
 <style>body{{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}}

@@ -35,7 +35,7 @@ from llmforge.data.shards import (
 from llmforge.data.sources import Chunk, find_chunks
 from llmforge.data.workers import LocalRun, RayRun, available_cores, is_small
 from llmforge.errors import UserError
-from llmforge.tokenizer import Tokenizer, load
+from llmforge.tokenizer import Tokenizer, load_unbuilt
 from llmforge.workspace import Finished, Outcome, Step, fingerprint, read_manifest, run_step
 
 EARLY_SHARDS = 4  # per worker, made while it is not yet known whether gigatoken is exact
@@ -71,8 +71,10 @@ def prepare_data(options: PrepareOptions) -> Finished:
 
 
 def open_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer in `directory`, which must be able to end a document."""
-    tokenizer = load(directory)
+    """The tokenizer in `directory`, which must be able to end a document; built by `save_reference`, when the
+    workers have begun.
+    """
+    tokenizer = load_unbuilt(directory)
     if tokenizer.eos_id is None:
         raise UserError(f"{directory} names no end-of-sequence token; documents could not be told apart.")
     return tokenizer

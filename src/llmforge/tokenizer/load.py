@@ -86,6 +86,15 @@ def load(path: Path) -> Tokenizer:
     Read are `tokenizer.json`, else `tokenizer.model`, else `vocab.json` with `merges.txt`. Raises `UserError`
     where there is none, where it is damaged, and for a kind that llmforge cannot extend, such as WordPiece.
     """
+    tokenizer = load_unbuilt(path)
+    _ = tokenizer.backend  # refuses pieces and merges that do not make a tokenizer
+    return tokenizer
+
+
+def load_unbuilt(path: Path) -> Tokenizer:
+    """`load` for who has other things to begin first: the `backend` is built when it is asked for, and damage
+    that only shows then is refused then.
+    """
     # A vocabulary is a hundred thousand new objects and no cycle; going through them for cycles while they
     # are made takes a quarter of the time.
     collecting = gc.isenabled()
