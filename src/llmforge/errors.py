@@ -4,11 +4,19 @@ Whatever is raised as a `UserError` reaches the terminal as one sentence; anythi
 reported as one. Sentences name the file, line or flag, and say what to do.
 """
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no room, no quota, over a file's limit
+
 
 class UserError(ValueError):
     """A mistake that the user can mend. `str(error)` is the whole sentence shown; exit code 1."""
 
     exit_code = 1
+
+
+class InterruptionError(UserError):
+    """Something from outside stopped the work: what is finished stays, and the same command goes on from it."""
 
 
 class UsageError(UserError):

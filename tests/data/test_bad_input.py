@@ -216,6 +216,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "file too large" in done.stderr.lower()
+    assert f"no room for {tmp_path / 'out'}" in done.stderr
+    assert list((tmp_path / ".out.partial/.work/shards").iterdir())
     assert not (tmp_path / "out").exists()
     llmforge(*words)  # and with room the same command goes on and finishes
     assert (tmp_path / "out/llmforge.json").is_file()

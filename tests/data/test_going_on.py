@@ -49,6 +49,10 @@ def command(tmp_path: Path, tokenizer: Path, output: str) -> list[str]:
     ]
 
 
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @pytest.mark.slow
 def test_killed_at_20_random_moments_the_dataset_is_the_same_byte_for_byte(
     tmp_path: Path, byte_level: Path
@@ -110,6 +114,26 @@ def test_what_is_finished_is_not_done_again(
     monkeypatch.setattr(shards, "read_blocks", die)  # every shard is finished, so nothing is read again
     assert contents(prepare(tmp_path / "in").output) == expected
     assert prepare(tmp_path / "in").skipped
+
+
+def test_a_worker_that_is_killed_costs_only_what_it_was_doing(tmp_path: Path, byte_level: Path) -> None:
+    """Killed by the system, as for want of memory, and not the command itself."""
+    for i in range(6):
+        write_jsonl(tmp_path / f"in/zh/{i}.jsonl", corpus(4000, seed=i))
+    words = command(tmp_path, byte_level, "out")
+    shards = tmp_path / ".out.partial/.work/shards"
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    while not (done := list(shards.glob("*.json"))) and process.poll() is None:
+        time.sleep(0.005)
+    for child in [worker for started in children(process.pid) for worker in children(started)]:
+        os.kill(child, signal.SIGKILL)
+    said = process.communicate()[1]
+    assert process.returncode == 1, said
+    assert "a worker process was killed" in said
+    assert all(path.is_file() for path in done)
+    subprocess.run(words, check=True, capture_output=True)
+    subprocess.run(command(tmp_path, byte_level, "whole"), check=True, capture_output=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_two_runs_on_one_output_and_other_arguments_are_refused(

@@ -1,5 +1,6 @@
 """Steps: skipped when done, refused when foreign, never half-written."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llmforge.errors import UserError
+from llmforge.errors import InterruptionError, UserError
 from llmforge.workspace import Outcome, Step, fingerprint, manifest_path, read_manifest, run_step
 
 
@@ -203,6 +204,27 @@ def test_a_mistake_leaves_nothing_to_go_on_from(tmp_path, source):
     with pytest.raises(UserError):
         run_step(step(tmp_path, source, resumable=True), refuse)
     assert [p.name for p in tmp_path.iterdir()] == ["source.txt"]
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left"), InterruptionError("a worker was killed.")]
+)
+def test_what_stops_the_work_from_outside_leaves_what_is_finished(tmp_path, source, error, resumable):
+    def stop(path: Path) -> Outcome:
+        (path / "shard-0").write_text("made")
+        raise error
+
+    def go_on(path: Path) -> Outcome:
+        return Outcome(metrics={"found": (path / "shard-0").exists()})
+
+    with pytest.raises(
+        InterruptionError, match=r"no room for .*out \(no space left\); make room|worker was killed"
+    ):
+        run_step(step(tmp_path, source, resumable=resumable), stop)
+    assert not (tmp_path / "out").exists()
+    finished = run_step(step(tmp_path, source, resumable=resumable), go_on)
+    assert finished.manifest.metrics == {"found": resumable}
 
 
 def hold(tmp_path: Path, source: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmforge.errors import UserError
+from llmforge.errors import InterruptionError, UserError
 
 SMALL_INPUT_BYTES = 8 << 20
 # What only the workers need, the modules of this package import in functions, as it takes 0.1 s to import.
@@ -117,7 +117,7 @@ class LocalRun:
             for future in futures:
                 yield future.result()
         except BrokenProcessPool:
-            raise UserError(KILLED) from None
+            raise InterruptionError(KILLED) from None
 
 
 class RayRun:
@@ -162,8 +162,8 @@ class RayRun:
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, UserError) else error from None
         except self.ray.exceptions.RayError as error:
-            raise UserError(
-                f"Ray lost a task ({str(error).splitlines()[0]}); run the same command again."
+            raise InterruptionError(
+                f"Ray lost a task ({str(error).splitlines()[0]}); run the same command again, it goes on where it was."
             ) from None
 
 

@@ -1,6 +1,5 @@
 """Writing safetensors shards and their index, one tensor after the other."""
 
-import errno
 import json
 import math
 import shutil
@@ -13,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from llmforge.console import progress
-from llmforge.errors import UserError
+from llmforge.errors import DISK_FULL, UserError
 from llmforge.model.weights import BYTES, Tensor, write_all
 
 
@@ -110,7 +109,7 @@ def room_for(output: Path, size: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in DISK_FULL:
             raise
         free = shutil.disk_usage(output.parent).free
         raise UserError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llmforge.errors import UserError
+from llmforge.errors import DISK_FULL, InterruptionError, UserError
 from llmforge.workspace.fingerprint import fingerprint, fingerprint_contents, fingerprint_json, visible_files
 from llmforge.workspace.manifest import (
     Input,
@@ -71,7 +71,8 @@ def run_step(step: Step, build: Callable[[Path], Outcome]) -> Finished:
     """Runs `build(path)` unless the step is done, and publishes what it wrote at `path`.
 
     `path` is a directory that exists (for `single_file`, a file to be written). Raises `UserError` for every state
-    of the output that does not allow it; whatever `build` raises passes through and leaves the output untouched.
+    of the output that does not allow it, and `InterruptionError` for a full disk; whatever else `build` raises passes
+    through. All leave the output untouched.
     """
     inputs = [Input(str(path), fingerprint(path)) for path in step.inputs]
     if done := find_finished(step, inputs):
@@ -187,8 +188,15 @@ def _locked_partial(step: Step, plan: str) -> Iterator[Path]:
             yield partial
         except BaseException as error:
             # A mistake has to be mended in the inputs or arguments: nothing could go on from what it left.
-            if (not step.resumable or isinstance(error, UserError)) and partial.exists():
+            mistake = isinstance(error, UserError) and not isinstance(error, InterruptionError)
+            if (not step.resumable or mistake) and partial.exists():
                 shutil.rmtree(partial)
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                on = ", which goes on from what is finished" if step.resumable else ""
+                raise InterruptionError(
+                    f"no room for {step.output} ({(error.strerror or '').lower()}); make room and run the same command "
+                    f"again{on}."
+                ) from error
             raise
     finally:
         os.close(descriptor)
