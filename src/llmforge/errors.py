@@ -18,6 +18,9 @@ class UserError(ValueError):
 class InterruptionError(UserError):
     """Something from outside stopped the work: what is finished stays, and the same command goes on from it."""
 
+    # Of a training that `run` started and that a signal or --time-limit stopped: EX_TEMPFAIL of sysexits.h.
+    stopped_exit_code = 75
+
 
 class UsageError(UserError):
     """A wrong flag or a contradiction between flags; exit code 2."""

@@ -1,12 +1,12 @@
 """`llmforge compare-tokenizers`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llmforge.cli.options import AsJson, Debug, example, words
+from llmforge.console import show_json, show_table
 
 
 @example(
@@ -35,15 +35,8 @@ def compare_tokenizers(
     for file in outputs:
         compare_report.write(rows, file)
     if as_json:
-        print(json.dumps(compare.as_json(rows), ensure_ascii=False))
+        show_json(compare.as_json(rows))
         return
-    from rich.console import Console
-    from rich.table import Table
-
     # In two lines, so that nothing is cut off in 80 columns.
-    table = Table(*(name.replace("/", "/\n") for name in compare_report.HEADER))
-    for column in (1, 3, 4, 5, 6):
-        table.columns[column].justify = "right"
-    for row in rows:
-        table.add_row(*compare_report.cells(row))
-    Console().print(table)
+    header = [name.replace("/", "/\n") for name in compare_report.HEADER]
+    show_table(header, [compare_report.cells(row) for row in rows], text_columns=(0, 2))

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from llmforge.cli.options import AsJson, Debug, example
+from llmforge.console import show, show_json
 
 
 @example("llmforge doctor --plugin zero2")
@@ -19,7 +20,6 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """Show what this machine has, which plugins run on it, and what the others miss."""
-    import json
     from dataclasses import asdict
 
     from llmforge.doctor.facts import collect
@@ -33,8 +33,8 @@ def doctor(
     verdicts = judge(facts)
     if as_json:
         plugins = {name: {"needs": needs(name), **asdict(verdict)} for name, verdict in verdicts.items()}
-        print(json.dumps({**facts, "plugins": plugins}, ensure_ascii=False))
+        show_json({**facts, "plugins": plugins})
     else:
-        print(render(facts, verdicts))
+        show(render(facts, verdicts))
     if plugin and (sentence := refusal(plugin, verdicts[plugin], rehearse)):
         raise UserError(sentence)

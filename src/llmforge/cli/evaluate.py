@@ -1,12 +1,12 @@
 """`llmforge evaluate`."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from llmforge.cli.options import AsJson, Debug, Overwrite, example, paths, words
+from llmforge.console import show_json, show_table
 
 
 @example(
@@ -48,15 +48,6 @@ def evaluate(
     else:
         results = compare_to_file(models, sources, protocol, output, overwrite).manifest.metrics
     if as_json:
-        print(json.dumps(results, ensure_ascii=False))
+        show_json(results)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    header, rows = table(results)
-    shown = Table(*header)
-    for column in shown.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        shown.add_row(*row)
-    Console().print(shown)
+    show_table(*table(results))

@@ -1,12 +1,13 @@
 """`llmforge generate`."""
 
-import json
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from llmforge.cli.options import AsJson, Debug, Overwrite, Seed, example
+from llmforge.console import show, show_json, writing_results
 
 
 @example('llmforge generate --model models/export --prompt "中国的首都是"')
@@ -37,4 +38,10 @@ def generate(
         text = generate_text(model, prompt, sampling)
     else:
         text = generate_to_file(model, prompt, sampling, output, overwrite).manifest.metrics["text"]
-    print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) if as_json else text)
+    if as_json:
+        show_json({"prompt": prompt, "text": text})
+    elif sys.stdout.isatty():
+        show(text)
+    else:
+        with writing_results():
+            print(text)  # to a file or a pipe as it is

@@ -1,12 +1,12 @@
 """`llmforge inspect-data`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llmforge.cli.options import AsJson, Debug, Seed, example
+from llmforge.console import show, show_json
 
 
 @example("llmforge inspect-data data/zh-en --tokenizer-dir models/smollm2-zh --html zh-en.html")
@@ -33,4 +33,7 @@ def inspect_data(
     found = inspect_dataset(dataset, tokenizer_dir, samples, seed)
     if html:
         html.write_text(as_html(found), encoding="utf-8")
-    print(json.dumps(found, ensure_ascii=False) if as_json else str(html) if html else as_text(found))
+    if as_json:
+        show_json(found)
+    else:
+        show(str(html) if html else as_text(found))

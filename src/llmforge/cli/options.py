@@ -1,6 +1,5 @@
 """Options that commands share, and the command class that reads flags as the ancestor's users write them."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from llmforge.console import show, show_json
 from llmforge.errors import UsageError
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that llmforge made before.")]
@@ -85,21 +85,14 @@ def show_finished(finished: Any, as_json: bool, summary: str = "") -> None:
     if as_json:
         from dataclasses import asdict
 
-        print(
-            json.dumps(
-                {
-                    "output": str(finished.output),
-                    "skipped": finished.skipped,
-                    **asdict(finished.manifest),
-                },
-                ensure_ascii=False,
-            )
-        )
+        state = "already done" if finished.skipped else "done"
+        output = {"output": finished.output, "state": state, "skipped": finished.skipped}
+        show_json({**output, **asdict(finished.manifest)})
         return
     state = "already done, nothing changed" if finished.skipped else "done"
-    print(f"{finished.manifest.step}: {state}: {finished.output}")
+    show(f"{finished.manifest.step}: {state}: {finished.output}")
     if summary:
-        print(summary)
+        show(summary)
     sys.stdout.flush()
 
 

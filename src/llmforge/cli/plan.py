@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from llmforge.cli.options import AsJson, Debug, example, paths
+from llmforge.console import show, show_json
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -31,8 +32,6 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Estimate parameters, memory, steps and hours of a training, before anything is loaded."""
-    import json
-
     from llmforge.engine.devices import by_name
     from llmforge.train.config import TrainConfig
     from llmforge.train.plan import make_plan
@@ -52,4 +51,7 @@ def plan(
         use_grad_checkpoint=use_grad_checkpoint,
     )
     made = make_plan(config, pretrained, by_name(device), processes)
-    print(json.dumps(made.to_json()) if as_json else made.render())
+    if as_json:
+        show_json(made.to_json())
+    else:
+        show(made.render())

@@ -1,12 +1,12 @@
 """`llmforge prepare-data`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llmforge.cli.options import AsJson, Debug, Overwrite, Seed, example, paths, show_finished, words
+from llmforge.console import show, show_json
 from llmforge.errors import UsageError
 
 QUALITY, MACHINES, ANCESTOR = "Quality (off by default)", "Many machines", "As the ancestor called them"
@@ -177,7 +177,10 @@ def prepare_data(
     )
     if dry_run:
         expected = forecast(options)
-        print(json.dumps(expected) if as_json else forecast_text(expected))
+        if as_json:
+            show_json(expected)
+        else:
+            show(forecast_text(expected))
         return
     finished = prepare_data(options)
     if data_jsonl_output_dir is not None and not shard:

@@ -3,29 +3,33 @@
     variables:
       output: demo                          # ${output} below; --set output=DIR replaces it
     steps:
-      - init-tokenizer:                     # a command, and its flags by name
+      - init-tokenizer:                     # a command, and its options by name
           source-tokenizer-dir: models/base
           expand-tokens-file: ${output}/pieces.jsonl
           target-tokenizer-dir: ${output}/tokenizer
       - evaluate:
           model: [models/base, "${output}/export"]   # several words
-          json: true                        # a flag without a value; false leaves it out
+          json: true                        # an option without a value; false switches it off
+      - delta make:                         # a command of a group
+          base: models/base
 
-Relative paths are relative to the working directory, as on the command line. Every step is a command that recognises
-its own finished output, so running a recipe again goes on where it stopped.
+Relative paths are relative to the working directory, as on the command line. Finished steps are skipped, so running a
+recipe again goes on where it stopped.
 """
 
+import difflib
 import os
 import re
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from llmforge.console import say
-from llmforge.errors import UsageError, UserError
+from llmforge.cli.child import Ended, run_child
+from llmforge.console import say, show
+from llmforge.errors import InterruptionError, UsageError, UserError
+from llmforge.yaml_file import read_yaml
 
 # The flag of each command that names what it makes.
 OUTPUT_FLAGS = (
@@ -37,23 +41,17 @@ OUTPUT_FLAGS = (
     "--data-output-dir",
     "--save-dir",
 )
+STOPPED = InterruptionError.stopped_exit_code
 
 
 def read_recipe(path: Path, assignments: list[str]) -> list[list[str]]:
-    """The commands of a recipe, each as words from `llmforge`'s command name on."""
-    import yaml
-
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give the recipe's YAML file.")
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("steps"), list) or not recipe["steps"]:
+    """The commands of a recipe, each as words from `llmforge`'s command name on. Every key is checked."""
+    recipe = read_yaml(path)
+    if not isinstance(recipe.get("steps"), list) or not recipe["steps"]:
         raise UserError(f'{path} needs a list "steps" of at least one step.')
-    if unknown := sorted(set(recipe) - {"variables", "steps"}):
+    if unknown := sorted(set(map(str, recipe)) - {"variables", "steps"}):
         raise UserError(f'{path} has an unknown key "{unknown[0]}"; known are "variables" and "steps".')
-    variables = {str(name): str(value) for name, value in (recipe.get("variables") or {}).items()}
+    variables = _variables(path, recipe.get("variables") or {})
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals or name not in variables:
@@ -65,66 +63,147 @@ def read_recipe(path: Path, assignments: list[str]) -> list[list[str]]:
 
 
 def run_recipe(commands: list[list[str]], dry_run: bool, debug: bool) -> None:
-    """Runs the commands in order, each as its own process, and stops at the first that fails."""
+    """Runs the commands in order, each as its own process, and stops at the first that fails or is stopped."""
     for number, command in enumerate(commands, 1):
         say(f"\n[{number}/{len(commands)}] {shlex.join(['llmforge', *command])}")
         if dry_run:
             continue
         began = time.monotonic()
-        words = [*command, *_go_on(command), *(["--debug"] if debug else [])]
-        code = subprocess.run([sys.executable, "-m", "llmforge", *words]).returncode
-        if code:
-            raise UserError(
-                f"step {number} ({command[0]}) ended with exit code {code}; mend it and run the recipe again."
-            )
-        say(f"[{number}/{len(commands)}] {command[0]}: {time.monotonic() - began:.0f} s")
+        words = [*command, *_for_training(command), *(["--debug"] if debug else [])]
+        ended = run_child([sys.executable, "-m", "llmforge", *words])
+        _check_end(ended, f"step {number} ({_name(command)})")
+        say(f"[{number}/{len(commands)}] {_name(command)}: {time.monotonic() - began:.0f} s")
     if not dry_run:
         _show_outputs(commands)
 
 
+def _check_end(ended: Ended, step: str) -> None:
+    if ended.asked or (ended.code == STOPPED):
+        how = f"by {ended.asked.name}" if ended.asked else "before its end"
+        where = "stopped before the next one" if not ended.code else f"{step} was stopped"
+        error = InterruptionError(f"{where} {how}; run the recipe again to go on.")
+        error.exit_code = 128 + ended.asked if ended.asked else STOPPED
+        raise error
+    if ended.code:
+        raise UserError(
+            f"{step} ended with exit code {ended.code}; correct its input and run the recipe again."
+        )
+
+
+def _name(command: list[str]) -> str:
+    return " ".join(command[:2]) if not command[1:2] or not command[1].startswith("-") else command[0]
+
+
 def _show_outputs(commands: list[list[str]]) -> None:
     made = [
-        (command[0], command[command.index(flag) + 1])
+        (_name(command), command[command.index(flag) + 1])
         for command in commands
         for flag in OUTPUT_FLAGS
         if flag in command
     ]
     width = max((len(name) for name, _ in made), default=0)
-    print("\nmade:", *(f"  {name:<{width}}  {path}" for name, path in made), sep="\n")
+    show("\n".join(["\nmade:", *(f"  {name:<{width}}  {path}" for name, path in made)]))
 
 
-def _go_on(command: list[str]) -> list[str]:
-    """`train` writes in place for weeks and waits to be told to go on with what it began; a recipe always goes on."""
-    if command[0] != "train" or "--load-checkpoint" in command:
+def _for_training(command: list[str]) -> list[str]:
+    """`train` writes in place for weeks and waits to be told to go on with what it began; a recipe always goes on.
+    A training that was stopped before its end has to be told from one that is finished.
+    """
+    if command[0] != "train":
         return []
+    words = [] if "--stopped-exit-code" in command else ["--stopped-exit-code", str(STOPPED)]
     save_dir = Path(command[command.index("--save-dir") + 1]) if "--save-dir" in command else None
     begun = save_dir is not None and (save_dir / "run.json").is_file()
-    return ["--load-checkpoint", "latest"] if begun else []
+    return [*words, "--load-checkpoint", "latest"] if begun and "--load-checkpoint" not in command else words
+
+
+def _variables(path: Path, given: Any) -> dict[str, str]:
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: variables must be `name: value` lines.")
+    for name, value in given.items():
+        if isinstance(value, (dict, list)) or value is None:
+            raise UserError(f"{path}: the variable {name} must be a word or a number.")
+    return {str(name): _text(value) for name, value in given.items()}
 
 
 def _words(path: Path, number: int, step: Any, variables: dict[str, str]) -> list[str]:
+    place = f"{path}, step {number}"
     if not isinstance(step, dict) or len(step) != 1:
-        raise UserError(f"{path}, step {number}: needs one command name with its flags below it.")
-    ((command, flags),) = step.items()
-    from llmforge.cli.app import COMMANDS
-
-    if command not in COMMANDS or command == "run":
-        raise UserError(f'{path}, step {number}: "{command}" is no llmforge command.')
-    words = [str(command)]
-    for name, value in (flags or {}).items():
-        if value is False or value is None:
+        raise UserError(f"{place}: needs one command name with its options below it.")
+    ((name, options),) = step.items()
+    command = _command(place, str(name))
+    if not isinstance(options or {}, dict):
+        raise UserError(f"{place}: {name} needs its options as `name: value` lines.")
+    words, places = str(name).split(), []
+    known = {key: option for option in command.params for key in _keys(option)}
+    for key, value in (options or {}).items():
+        dashed = str(key).replace("_", "-")
+        option = known.get(dashed)
+        if option is None:
+            near = difflib.get_close_matches(dashed, known, 1)
+            raise UserError(
+                f"{place}: {name} has no option {key}" + (f"; did you mean {near[0]}?" if near else ".")
+            )
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(item, (dict, list)) or (item is None and len(values) > 1) for item in values):
+            raise UserError(f"{place}: {key} must be a word, a number, true, false, or a list of words.")
+        if value is None:
             continue
-        words.append(f"--{str(name).replace('_', '-')}")
-        if value is not True:
-            values = value if isinstance(value, list) else [value]
-            words.extend(_filled(path, number, str(item), variables) for item in values)
-    return words
+        if getattr(option, "is_flag", False):
+            if not isinstance(value, bool):
+                raise UserError(f"{place}: {key} is {value!r}, but must be true or false.")
+            off = [flag for flag in option.secondary_opts if flag.startswith("--")]
+            words += [f"--{dashed}"] if value else off[:1]
+            continue
+        if any(isinstance(item, bool) for item in values):
+            raise UserError(
+                f'{place}: {key} needs a value; if "yes" or "true" is meant as text, put it in quotes.'
+            )
+        texts = [_filled(place, _text(item), variables) for item in values]
+        if option.param_type_name == "argument":
+            places += texts
+        elif any(text.startswith("-") for text in texts):  # the next word would be taken for an option
+            words += [f"--{dashed}={text}" for text in texts]
+        else:
+            words += [f"--{dashed}", *texts]
+    at = len(str(name).split())
+    return [*words[:at], *places, *words[at:]]
 
 
-def _filled(path: Path, number: int, text: str, variables: dict[str, str]) -> str:
+def _command(place: str, name: str) -> Any:
+    from llmforge.cli.app import COMMANDS, load_command
+
+    first, *rest = name.split() or [""]
+    if first not in COMMANDS or first == "run":
+        near = difflib.get_close_matches(first, COMMANDS, 1)
+        raise UserError(
+            f'{place}: "{name}" is no llmforge command' + (f"; did you mean {near[0]}?" if near else ".")
+        )
+    command = load_command(first)
+    group = getattr(command, "commands", None)
+    if group is not None:
+        if len(rest) != 1 or rest[0] not in group:
+            raise UserError(f"{place}: {first} needs one of {', '.join(f'{first} {one}' for one in group)}.")
+        return group[rest[0]]
+    if rest:
+        raise UserError(f'{place}: "{name}" is no llmforge command.')
+    return command
+
+
+def _keys(option: Any) -> list[str]:
+    if option.param_type_name == "argument":
+        return [option.name.replace("_", "-")]
+    return [flag[2:] for flag in option.opts if flag.startswith("--")]
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _filled(place: str, text: str, variables: dict[str, str]) -> str:
     def value_of(match: re.Match[str]) -> str:
         if match[1] not in variables:
-            raise UserError(f"{path}, step {number}: ${{{match[1]}}} is not among the variables.")
+            raise UserError(f"{place}: ${{{match[1]}}} is not among the variables.")
         return variables[match[1]]
 
     return re.sub(r"\$\{(\w+)\}", value_of, text)

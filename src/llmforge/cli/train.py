@@ -2,13 +2,14 @@
 
 import inspect
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
 from llmforge.cli.options import Debug, example, paths, show_finished
+from llmforge.console import show_json
 from llmforge.train.config import TrainConfig, dashed, default_of, hints, make_config, optional
 
 
@@ -16,19 +17,29 @@ from llmforge.train.config import TrainConfig, dashed, default_of, hints, make_c
     "llmforge train --pretrained grown --dataset data/arrow --save-dir stage-1",
     "--trainable new-embeddings --lr 1e-3 --micro-batch-size 4 --accumulation-steps 8",
 )
-def train(config: Path | None = None, as_json: bool = False, debug: bool = False, **flags: Any) -> None:
+def train(
+    config: Path | None = None,
+    as_json: bool = False,
+    stopped_exit_code: int = 0,
+    debug: bool = False,
+    **flags: Any,
+) -> None:
     """Continue pretraining a model on packed rows: one stage, exact to resume.
 
     Every flag may also stand in a YAML file (--config); the command line wins. The final model is
-    SAVE_DIR/modeling, which the next stage takes as --pretrained.
+    SAVE_DIR/modeling, which the next stage takes as --pretrained. A signal or --time-limit stops it after a checkpoint.
     """
-    from llmforge.train.run import run_training
+    from llmforge.train.run import Stopped, run_training
 
     finished = run_training(read_flags(config, **flags))
     if "torch" in sys.modules:  # it is not where the run was finished already
         from llmforge.engine.processes import leave_processes
 
         leave_processes()
+    if isinstance(finished, Stopped):
+        if as_json:
+            show_json({"state": "stopped", **asdict(finished)})
+        raise typer.Exit(stopped_exit_code)
     if finished:
         show_finished(finished, as_json)
 
@@ -68,9 +79,18 @@ def _signature() -> inspect.Signature:
         )
     config = Annotated[Optional[Path], typer.Option(help="YAML file of these flags.", show_default=False)]  # noqa: UP045
     as_json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+    stopped = Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=255,
+            help="Exit code where a signal or --time-limit stopped the training before its last step.",
+        ),
+    ]
     for name, annotation, default in (
         ("config", config, None),
         ("as_json", as_json, False),
+        ("stopped_exit_code", stopped, 0),
         ("debug", Debug, False),
     ):
         parameters.append(

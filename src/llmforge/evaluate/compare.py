@@ -10,6 +10,7 @@ from typing import Any
 from llmforge.console import progress
 from llmforge.errors import UsageError
 from llmforge.evaluate.texts import load_corpora
+from llmforge.report import markdown as report
 from llmforge.workspace import Finished, Outcome, Step, run_step
 
 Results = dict[str, dict[str, dict[str, Any]]]
@@ -90,9 +91,7 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def markdown(results: Results) -> str:
     """The table in Markdown."""
-    header, rows = table(results)
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *rows])
+    return report.table(*table(results))
 
 
 def _cells(bits: dict[str, Any]) -> tuple[str, str]:

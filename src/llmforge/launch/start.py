@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmforge.console import show
 from llmforge.errors import UsageError
 from llmforge.launch import colossal
 from llmforge.launch.agent import gpus
@@ -52,7 +53,7 @@ class Launch:
         if through_colossalai:
             colossal.check_ssh(job, remote)
         if self.dry_run:
-            print(colossal.show(job, remote, self.hostfile) if through_colossalai else show_job(job, remote))
+            show(colossal.show(job, remote, self.hostfile) if through_colossalai else show_job(job, remote))
             return
         paths = [str(path) for path in self.paths]
         check_hosts(hosts, remote, paths, job.processes, job.master_port, self.lacking)

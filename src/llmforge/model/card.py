@@ -7,6 +7,7 @@ from typing import Any
 
 from llmforge.model.lineage import Ancestor, lineage
 from llmforge.model.vocabulary import Vocabulary
+from llmforge.report.markdown import cell, code
 
 CARD = "README.md"
 LONGEST_VALUE = 300
@@ -29,7 +30,7 @@ def write_card(output: Path, model: Path, name: str, vocabulary: Vocabulary, par
     lines = [
         *front,
         "",
-        f"# {name}",
+        f"# {cell(name)}",
         "",
         f"A causal language model of {parameters:,} parameters with {vocabulary.size:,} tokens, of which the source "
         f"model had {vocabulary.source:,} and {vocabulary.size - vocabulary.source:,} are new. Made with llmforge.",
@@ -45,7 +46,7 @@ def write_card(output: Path, model: Path, name: str, vocabulary: Vocabulary, par
         "",
         "## Lineage",
         "",
-        *(f"Source model: `{Path(path).name}`." for path in dict.fromkeys(sources)),
+        *(f"Source model: {code(Path(path).name)}." for path in dict.fromkeys(sources)),
         "",
         "The steps behind this model, the first one last. Fingerprints are of contents, not of places.",
         "",
@@ -56,7 +57,7 @@ def write_card(output: Path, model: Path, name: str, vocabulary: Vocabulary, par
         lines += _section(ancestor)
     if origins:
         lines += ["### Began with", "", "| input | fingerprint |", "| --- | --- |"]
-        lines += [f"| `{origin.path.name}` | `{origin.fingerprint}` |" for origin in origins]
+        lines += [f"| {cell(origin.path.name)} | `{origin.fingerprint}` |" for origin in origins]
         lines += [""]
     (output / CARD).write_text("\n".join(lines), encoding="utf-8")
 
@@ -103,4 +104,4 @@ def _flat(prefix: str, values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _cell(text: str) -> str:
     text = text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + " ..."
-    return " ".join(text.replace("|", "\\|").split())
+    return cell(text)

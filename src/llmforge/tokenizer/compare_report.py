@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from llmforge.errors import UsageError
+from llmforge.report import markdown as report
 from llmforge.tokenizer.compare import Row, as_json
 
 HEADER = (
@@ -44,8 +45,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 def markdown(rows: Sequence[Row]) -> str:
     """A table."""
-    lines = [HEADER, ("---", "---:", "---", "---:", "---:", "---:", "---:"), *map(cells, rows)]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return report.table(HEADER, [cells(row) for row in rows], text_columns=(0, 2))
 
 
 def html(rows: Sequence[Row]) -> str:

@@ -334,16 +334,9 @@ def read_config(file: Path) -> dict[str, Any]:
     """The values of a YAML file of flags, dashes or underscores, under the names of the fields of
     `TrainConfig`.
     """
-    import yaml
+    from llmforge.yaml_file import read_yaml
 
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UsageError(f"--config {file}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {file} is not YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(raw, dict):
-        raise UsageError(f"--config {file} must hold `flag: value` lines.")
+    raw = read_yaml(file, "--config")
     spellings = {
         n.lstrip("-"): f.name for f in fields(TrainConfig) for n in (dashed(f.name), *f.metadata["names"])
     }

@@ -8,10 +8,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmforge.console import say
+from llmforge.console import say, show
 from llmforge.errors import UserError
 from llmforge.train.config import TrainConfig, dashed
 from llmforge.workspace import (
@@ -32,10 +33,23 @@ RUN_FILE = "run.json"
 MODELING = "modeling"
 
 
-def run_training(config: TrainConfig) -> Finished | None:
+@dataclass(frozen=True)
+class Stopped:
+    """A training that was asked to stop (`reason`: a signal or --time-limit) after `step` of `total` steps; `checkpoint`
+    is what --load-checkpoint latest goes on with, None where there is none.
+    """
+
+    save_dir: Path
+    reason: str
+    step: int
+    total: int
+    checkpoint: Path | None
+
+
+def run_training(config: TrainConfig) -> Finished | Stopped | None:
     """Trains, or recognises the finished training.
 
-    None where the run stopped before its end, and on every process but the first. Raises `UserError` before
+    None for --dry-run and on every process but the first. Raises `UserError` before
     anything is loaded where the save directory does not allow the run.
     """
     weights = weights_to_start_from(config)
@@ -66,8 +80,11 @@ def run_training(config: TrainConfig) -> Finished | None:
     with _locked(config, arguments) if is_main else _nothing():
         stage = Stage(config, weights)
         metrics = stage.run()
-        if metrics is None or not is_main:
+        if not is_main:
             return None
+        if metrics is None:
+            at, (_, checkpoint) = stage.position.step, stage.last_save
+            return Stopped(config.save_dir, str(stage.stopping), at, stage.total, checkpoint)
         outputs = read_manifest(config.save_dir / MODELING).outputs
         files = {f"{MODELING}/{name}": size for name, size in outputs["files"].items()}
         outputs = {**outputs, "model": MODELING, "files": files}
@@ -123,7 +140,7 @@ def _check_unfinished(config: TrainConfig, arguments: dict[str, Any]) -> None:
 def _show_plan(config: TrainConfig, weights: Path) -> None:
     from llmforge.train.plan import make_plan
 
-    print(make_plan(config, weights).render())
+    show(make_plan(config, weights).render())
 
 
 @contextmanager
