@@ -51,9 +51,19 @@ def test_a_finished_step_holds_what_it_built_and_a_manifest(tmp_path, source):
     assert manifest["arguments"] == {"n": 1}
     assert manifest["inputs"] == [{"path": str(source), "fingerprint": fingerprint(source)}]
     assert manifest["outputs"]["files"] == {"sub/file.txt": 5}
+    assert manifest["outputs"]["checksums"] == {"sub/file.txt": fingerprint(tmp_path / "out/sub/file.txt")}
     assert manifest["outputs"]["size"] == 1
     assert manifest["metrics"] == {"lines": 7}
-    assert list(manifest) == ["step", "llmforge", "created", "arguments", "inputs", "outputs", "metrics"]
+    assert list(manifest) == [
+        "step",
+        "llmforge",
+        "created",
+        "arguments",
+        "inputs",
+        "outputs",
+        "metrics",
+        "checksum",
+    ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "source.txt"]
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from llmforge.console import warn
 from llmforge.engine.protocol import Snapshot
 from llmforge.errors import UserError
-from llmforge.train.run import MODELING
+from llmforge.train.save_dir import MODELING
 from llmforge.train.schedule import Schedule
-from llmforge.workspace import Manifest, fingerprint, manifest_path, publish, read_manifest, write_manifest
+from llmforge.workspace import Manifest, manifest_path, publish, read_manifest, record_files, write_manifest
 
 CHECKPOINT = re.compile(r"epoch-(\d+)_step-(\d+)")
 STEP = "train-checkpoint"
@@ -77,12 +77,11 @@ def _complete(partial: Path, path: Path, contents: Contents) -> None:
         json.dumps(asdict(contents.schedule), indent=2) + "\n"
     )
     (partial / STATES).write_text(json.dumps(contents.states, indent=2) + "\n")
-    files = [file for file in sorted(partial.rglob("*")) if file.is_file()]
-    for file in files:
-        _sync(file)
-    sizes = {file.relative_to(partial).as_posix(): file.stat().st_size for file in files}
+    for file in sorted(partial.rglob("*")):
+        if file.is_file():
+            _sync(file)
     metrics = {"step": contents.states["position"]["step"]}
-    write_manifest(manifest_path(partial), Manifest(STEP, {}, outputs={"files": sizes}, metrics=metrics))
+    write_manifest(manifest_path(partial), Manifest(STEP, {}, outputs=record_files(partial), metrics=metrics))
     publish(partial, path)
 
 
@@ -101,8 +100,7 @@ def finish_model(directory: Path, origin: Path, identity: dict[str, Any]) -> Non
     (directory / "config.json").write_text(
         json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    files = {file.name: file.stat().st_size for file in sorted(directory.iterdir()) if file.is_file()}
-    outputs = {**identity, "fingerprint": fingerprint(directory), "files": files}
+    outputs = {**identity, **record_files(directory)}
     write_manifest(manifest_path(directory), Manifest(MODEL_STEP, {}, outputs=outputs))
 
 

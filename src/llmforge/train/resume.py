@@ -10,7 +10,8 @@ from llmforge.engine.protocol import World
 from llmforge.errors import UserError
 from llmforge.train import checkpoint
 from llmforge.train.config import TrainConfig
-from llmforge.train.run import MODELING, is_modeling
+from llmforge.train.run import is_modeling
+from llmforge.train.save_dir import MODELING
 
 
 def find_resumed(config: TrainConfig, world: World, identity: Mapping[str, Any], origin: Path) -> Path | None:

@@ -15,22 +15,29 @@ from typing import Any
 from llmforge.console import say, show
 from llmforge.errors import UserError
 from llmforge.train.config import TrainConfig, dashed
+from llmforge.train.save_dir import (
+    MODELING,
+    RUN_FILE,
+    is_result,
+    is_training,
+    refuse_foreign,
+    remove_training,
+)
 from llmforge.workspace import (
     Finished,
     Input,
     Manifest,
     Step,
-    empty_directory,
+    check_apart,
     find_finished,
-    fingerprint,
     fingerprint_json,
     manifest_path,
+    read_inputs,
     read_manifest,
+    record_files,
+    refuse_link,
     write_manifest,
 )
-
-RUN_FILE = "run.json"
-MODELING = "modeling"
 
 
 @dataclass(frozen=True)
@@ -58,17 +65,23 @@ def run_training(config: TrainConfig) -> Finished | Stopped | None:
             f"--pretrained {weights} is not a Hugging Face model directory: it has no config.json."
         )
     roots, parts = dataset_roots(config.dataset)
-    inputs = [Input(str(path), fingerprint(path)) for path in (weights, *roots)]
+    check_apart(config.save_dir, [weights, *roots, *config.holdout], "train")
     arguments = {**config.deciding(), "parts": parts}
-    step = Step("train", config.save_dir, arguments, [weights, *roots], overwrite=config.overwrite)
     finished = manifest_path(config.save_dir).is_file()
     is_main = os.environ.get("RANK", "0") == "0"
-    if is_main or finished:
-        ours = (config.save_dir / RUN_FILE).is_file()
+    inputs: list[Input] = []
+    if is_main:  # one process reads what all of them need
+        step = Step("train", config.save_dir, arguments, [weights, *roots], overwrite=config.overwrite)
+        inputs = read_inputs(step)
+        ours = is_training(config.save_dir)
         if (finished or not ours) and (done := find_finished(step, inputs)):
-            return done if is_main else None
-        if is_main and ours and not finished and not config.overwrite:
+            return done
+        if ours and config.overwrite:
+            refuse_foreign(config.save_dir)
+        if ours and not finished and not config.overwrite:
             _check_unfinished(config, arguments)
+    elif finished and not config.overwrite:
+        return None
     if config.dry_run:
         if is_main:
             _show_plan(config, weights)
@@ -85,9 +98,13 @@ def run_training(config: TrainConfig) -> Finished | Stopped | None:
         if metrics is None:
             at, (_, checkpoint) = stage.position.step, stage.last_save
             return Stopped(config.save_dir, str(stage.stopping), at, stage.total, checkpoint)
-        outputs = read_manifest(config.save_dir / MODELING).outputs
-        files = {f"{MODELING}/{name}": size for name, size in outputs["files"].items()}
-        outputs = {**outputs, "model": MODELING, "files": files}
+        model = read_manifest(config.save_dir / MODELING).outputs
+        outputs = {
+            **model,
+            **record_files(config.save_dir, counts=is_result),
+            "fingerprint": model["fingerprint"],
+            "model": MODELING,
+        }
         record = Manifest("train", arguments, inputs, outputs, metrics)
         return Finished(
             config.save_dir, write_manifest(manifest_path(config.save_dir), record), skipped=False
@@ -149,6 +166,7 @@ def _locked(config: TrainConfig, arguments: dict[str, Any]) -> Iterator[None]:
     ours.
     """
     save_dir = config.save_dir
+    refuse_link(save_dir, "--save-dir")
     try:
         save_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(save_dir, os.O_RDONLY | os.O_DIRECTORY)
@@ -158,7 +176,7 @@ def _locked(config: TrainConfig, arguments: dict[str, Any]) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             if config.overwrite:
-                empty_directory(save_dir)
+                remove_training(save_dir)
             temporary = save_dir / f".{RUN_FILE}.tmp"
             temporary.write_text(
                 json.dumps({"step": "train", "arguments": arguments}, indent=2) + "\n", encoding="utf-8"

@@ -28,7 +28,7 @@ from llmforge.train.holdout import Holdout
 from llmforge.train.interrupts import Interrupts
 from llmforge.train.monitor import Monitor, group_means
 from llmforge.train.resume import find_resumed
-from llmforge.train.run import MODELING
+from llmforge.train.save_dir import MODELING
 from llmforge.train.saver import Saver
 from llmforge.train.schedule import make_schedule
 

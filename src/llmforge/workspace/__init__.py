@@ -9,16 +9,18 @@ from llmforge.workspace.manifest import (
     read_manifest,
     write_manifest,
 )
+from llmforge.workspace.places import check_apart, empty_directory, publish, refuse_link, remove_tree
 from llmforge.workspace.step import (
     Finished,
     Outcome,
     Step,
     add_metrics,
-    empty_directory,
     find_finished,
-    publish,
+    read_inputs,
+    record_files,
     run_step,
 )
+from llmforge.workspace.verify import Verified, require_whole, unrecorded_entries, verify_output
 
 __all__ = [
     "MANIFEST",
@@ -27,14 +29,23 @@ __all__ = [
     "Manifest",
     "Outcome",
     "Step",
+    "Verified",
     "add_metrics",
+    "check_apart",
     "empty_directory",
     "find_finished",
     "fingerprint",
     "fingerprint_json",
     "manifest_path",
     "publish",
+    "read_inputs",
     "read_manifest",
+    "record_files",
+    "refuse_link",
+    "remove_tree",
+    "require_whole",
     "run_step",
+    "unrecorded_entries",
+    "verify_output",
     "write_manifest",
 ]

@@ -1,56 +1,61 @@
 """Fingerprints of files, directories and JSON values: what a thing holds, not where it lies or when it was made.
 
 A fingerprint is `xxh3:` and 32 hexadecimal digits (XXH3-128, an integrity check and no defence against forgers).
+Every byte counts; `checksums` remembers what it has read.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import xxhash
 
 from llmforge.errors import UserError
-
-# Hashing 140 GB of weights would cost as much as copying them, so of a large weight file only its size, both ends
-# and evenly spaced blocks are read: training or growing a model changes every block. Text is always read whole.
-WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".gguf", ".pt"})
-SAMPLED_ABOVE_BYTES = 256 << 20
-END_BYTES = 8 << 20
-BLOCK_BYTES = 64 << 10
-BLOCKS = 256
-READ_BYTES = 1 << 20
+from llmforge.workspace.checksums import checksum, checksums
 
 
-def fingerprint(path: Path) -> str:
-    """The fingerprint of a file, or of all files below a directory.
+def fingerprint(path: Path, *, verify: bool = True) -> str:
+    """The fingerprint of a file (its checksum), or of all files below a directory.
 
-    Hidden files, `llmforge.json` and anything inside hidden directories do not count. A directory that llmforge
-    finished is not read again: its manifest holds the fingerprint that was taken when it was written, and is
-    trusted while the names and sizes of its files are the ones recorded.
+    Hidden files, `llmforge.json` and anything inside hidden directories do not count. `UserError` where `path` is an
+    output of llmforge that was changed after it had been finished; without `verify` an output is not read: its
+    manifest is believed while the sizes of its files are as recorded.
     """
-    from llmforge.workspace.manifest import manifest_path, recorded_fingerprint
+    from llmforge.workspace.manifest import manifest_path, read_manifest
+    from llmforge.workspace.verify import changed_file
 
     if not path.exists():
         raise UserError(f"{path} does not exist; check the path.")
-    if manifest_path(path).is_file() and (recorded := recorded_fingerprint(path)):
-        return recorded
+    if manifest_path(path).is_file():
+        manifest = read_manifest(path)
+        if changed := changed_file(path, manifest, contents=verify):
+            raise UserError(
+                f"{changed} was changed after llmforge {manifest.step} had finished {path}; make that step again."
+            )
+        if not verify and "fingerprint" in manifest.outputs:
+            return str(manifest.outputs["fingerprint"])
     return fingerprint_contents(path)
 
 
-def fingerprint_contents(path: Path, known: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Like `fingerprint`, but from the bytes on disk. `path` is a file or a directory; `known` are fingerprints of
-    files in it, by their relative POSIX name, that were taken already.
-    """
-    digest = xxhash.xxh3_128()
+def fingerprint_contents(path: Path) -> str:
+    """Like `fingerprint`, but from the bytes alone. `path` is a file or a directory."""
     if path.is_file():
-        _update_with_file(digest, path)
-    else:
-        for name, file in visible_files(path):
-            digest.update(name.encode() + b"\0")
-            inner = known.get(name) or fingerprint_contents(file)
-            digest.update(bytes.fromhex(inner.removeprefix("xxh3:")))
+        return checksum(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is neither a file nor a directory.")
+    files = list(visible_files(path))
+    made = checksums([file for _, file in files])
+    return combined(zip((name for name, _ in files), made, strict=True))
+
+
+def combined(entries: Iterable[tuple[str, str]]) -> str:
+    """The fingerprint of a directory of files with these names and checksums, in name order."""
+    digest = xxhash.xxh3_128()
+    for name, made in entries:
+        digest.update(os.fsencode(name) + b"\0")
+        digest.update(bytes.fromhex(made.removeprefix("xxh3:")))
     return f"xxh3:{digest.hexdigest()}"
 
 
@@ -67,25 +72,8 @@ def visible_files(directory: Path) -> Iterator[tuple[str, Path]]:
     for file in sorted(directory.rglob("*"), key=lambda p: p.relative_to(directory).as_posix()):
         relative = file.relative_to(directory)
         if (
-            file.is_file()
-            and relative.name != MANIFEST
+            relative.name != MANIFEST
             and not any(p.startswith(".") for p in relative.parts)
+            and file.is_file()
         ):
             yield relative.as_posix(), file
-
-
-def _update_with_file(digest: "xxhash.xxh3_128", path: Path) -> None:
-    """Through a small buffer: pages of a mapped file would count as this process's memory."""
-    size = path.stat().st_size
-    parts = [(0, size)]
-    if path.suffix in WEIGHT_SUFFIXES and size > SAMPLED_ABOVE_BYTES:
-        digest.update(size.to_bytes(8, "little"))
-        spaced = (i * (size - BLOCK_BYTES) // (BLOCKS - 1) for i in range(BLOCKS))
-        parts = [(0, END_BYTES), (size - END_BYTES, END_BYTES), *((start, BLOCK_BYTES) for start in spaced)]
-    buffer = memoryview(bytearray(min(size, READ_BYTES)))
-    with path.open("rb", buffering=0) as file:
-        for start, left in parts:
-            file.seek(start)
-            while left > 0 and (count := file.readinto(buffer[:left])):
-                digest.update(buffer[:count])
-                left -= count

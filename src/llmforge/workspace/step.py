@@ -5,30 +5,45 @@ state of OUT                                    what happens
 absent, or an empty directory                   built
 finished, same inputs and arguments             left as it is; the step reports itself done
 finished, anything differs                      refused, naming --overwrite (or built anew with it)
+another command's, or with files of others      refused, whatever the flags
 something that llmforge did not write           refused, always: nothing of the user's is deleted
 """
 
-import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llmforge import hub
 from llmforge.errors import DISK_FULL, InterruptionError, UserError
-from llmforge.workspace.fingerprint import fingerprint, fingerprint_contents, fingerprint_json, visible_files
+from llmforge.workspace.checksums import checksums
+from llmforge.workspace.fingerprint import combined, fingerprint, fingerprint_json, visible_files
 from llmforge.workspace.manifest import (
+    MANIFEST,
     Input,
     Manifest,
-    changed_file,
+    is_manifest,
     manifest_path,
     read_manifest,
     write_manifest,
 )
-
-PLAN = ".plan"
+from llmforge.workspace.places import (
+    PLAN,
+    Place,
+    cannot_write,
+    check_apart,
+    free_bytes,
+    in_the_way,
+    locked,
+    publish,
+    refuse_link,
+    remove_tree,
+    restore_replaced,
+    take_partial,
+)
+from llmforge.workspace.verify import changed_file, require_whole, unrecorded_entries
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,8 @@ class Step:
     `arguments` must be JSON values and hold exactly what decides the bytes of the output (no worker counts, no
     paths of inputs). `single_file`: the output is one file, and its manifest lies beside it. `resumable`: what an
     interrupted build left is handed to the next build of the same inputs and arguments instead of deleted.
+    `verify`: True reads every byte of those inputs that llmforge made before the work begins, None only what no
+    earlier command has read, False believes their manifests.
     """
 
     name: str
@@ -47,6 +64,7 @@ class Step:
     overwrite: bool = False
     single_file: bool = False
     resumable: bool = False
+    verify: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -74,41 +92,89 @@ def run_step(step: Step, build: Callable[[Path], Outcome]) -> Finished:
     of the output that does not allow it, and `InterruptionError` for a full disk; whatever else `build` raises passes
     through. All leave the output untouched.
     """
-    inputs = [Input(str(path), fingerprint(path)) for path in step.inputs]
-    if done := find_finished(step, inputs):
+    inputs = read_inputs(step)
+    place = Place.of(step.output)
+    if done := _find_unlocked(step, inputs, place):
         return done
-    with _locked_partial(
-        step, fingerprint_json([step.name, dict(step.arguments), [i.fingerprint for i in inputs]])
-    ) as partial:
-        built = partial / step.output.name if step.single_file else partial
-        outcome = build(built)
-        files = (
-            {built.name: built.stat().st_size}
-            if step.single_file
-            else {n: f.stat().st_size for n, f in visible_files(built)}
-        )
-        record = Manifest(
-            step=step.name,
-            arguments=dict(step.arguments),
-            inputs=inputs,
-            outputs={
-                **outcome.outputs,
-                "fingerprint": fingerprint_contents(built, outcome.fingerprints),
-                "files": files,
-            },
-            metrics=dict(outcome.metrics),
-        )
-        if step.single_file:
-            manifest_path(step.output).unlink(missing_ok=True)
-            built.replace(step.output)
-            manifest = write_manifest(manifest_path(step.output), record)
-            (partial / PLAN).unlink()
-            partial.rmdir()
-        else:
-            manifest = write_manifest(manifest_path(partial), record)
-            (partial / PLAN).unlink()
-            publish(partial, step.output)
+    if step.verify:
+        for path in step.inputs:
+            require_whole(path)
+    with locked(place):
+        restore_replaced(place)
+        if done := find_finished(step, inputs):  # another process was faster
+            return done
+        plan = fingerprint_json([step.name, dict(step.arguments), [i.fingerprint for i in inputs]])
+        with _partial(step, place, plan) as partial:
+            return _build(step, place, inputs, partial, build)
+
+
+def read_inputs(step: Step) -> list[Input]:
+    """What the step reads, as its manifest will have it; `UserError` where an input is missing, or was changed after
+    llmforge had finished it, or is where the output should be.
+    """
+    check_apart(step.output, step.inputs, step.name)
+    return [
+        Input(str(path), fingerprint(path, verify=step.verify is not False), hub.name_of(path))
+        for path in step.inputs
+    ]
+
+
+def _build(
+    step: Step, place: Place, inputs: list[Input], partial: Path, build: Callable[[Path], Outcome]
+) -> Finished:
+    built = partial
+    if step.single_file:
+        built = partial / "built" / step.output.name
+        built.parent.mkdir(exist_ok=True)
+    outcome = build(built)
+    record = Manifest(
+        step=step.name,
+        arguments=dict(step.arguments),
+        inputs=inputs,
+        outputs={**outcome.outputs, **record_files(built, outcome.fingerprints)},
+        metrics=dict(outcome.metrics),
+    )
+    manifest = write_manifest(manifest_path(built), record)
+    if step.single_file:
+        # The manifest first: without its file it is an output that is still to be made, with another one that was
+        # changed; a file without manifest would be anybody's.
+        manifest_path(built).replace(_beside(place.output))
+        built.replace(place.output)
+        remove_tree(partial)
+    else:
+        if place.output.is_dir() and any(place.output.iterdir()):
+            _refuse_foreign(step, place.output, InterruptionError)  # put there while the step was built
+        (partial / PLAN).unlink()
+        publish(partial, place.output)
     return Finished(step.output, manifest, skipped=False)
+
+
+def record_files(
+    built: Path,
+    known: Mapping[str, str] | None = None,
+    counts: Callable[[str], bool] = lambda name: True,
+) -> dict[str, Any]:
+    """The part of a manifest's `outputs` that speaks of files: `fingerprint`, `files` (sizes) and `checksums` of the
+    directory or file `built`. Manifests of outputs inside it are recorded, but no part of the fingerprint.
+
+    `known` are checksums that were taken already, by name; `counts` says which files are part of the output.
+    """
+    known = known or {}
+    files = [(built.name, built)]
+    if not built.is_file():
+        inner = sorted(built.glob(f"*/**/{MANIFEST}"))
+        named = [*visible_files(built), *((file.relative_to(built).as_posix(), file) for file in inner)]
+        files = [(name, file) for name, file in named if counts(name)]
+    unread = [(name, file) for name, file in files if name not in known]
+    made = dict(zip((n for n, _ in unread), checksums([f for _, f in unread]), strict=True))
+    found = {name: known.get(name) or made[name] for name, _ in files}
+    return {
+        "fingerprint": found[built.name]
+        if built.is_file()
+        else combined((name, one) for name, one in found.items() if not name.endswith(f"/{MANIFEST}")),
+        "files": {name: file.stat().st_size for name, file in files},
+        "checksums": found,
+    }
 
 
 def add_metrics(finished: Finished, **metrics: Any) -> Finished:
@@ -120,102 +186,110 @@ def add_metrics(finished: Finished, **metrics: Any) -> Finished:
 def find_finished(step: Step, inputs: Sequence[Input] | None = None) -> Finished | None:
     """The finished output of this very step, None where it is still to be built, `UserError` where it may not be."""
     output = step.output
-    _restore_replaced(output)
-    if any(_inside(path, output) for path in step.inputs):
-        raise UserError(
-            f"{output} is both an input and the output of llmforge {step.name}; choose another output."
-        )
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    check_apart(output, step.inputs, step.name)
+    if not output.exists() or (output.is_dir() and not step.single_file and not any(output.iterdir())):
+        refuse_link(output)
+        beside = _beside(output)
+        if step.single_file and os.path.lexists(beside) and (beside.is_symlink() or not is_manifest(beside)):
+            raise in_the_way(beside)
         return None
     if output.is_file() != step.single_file or not manifest_path(output).is_file():
         raise UserError(
             f"{output} exists and was not written by llmforge {step.name}; choose another output or move it away."
         )
     manifest = read_manifest(output)
-    if step.overwrite:
-        return None
     if manifest.step != step.name:
         raise UserError(
-            f"{output} is the output of llmforge {manifest.step}; choose another output, or --overwrite to replace it."
+            f"{output} is the output of llmforge {manifest.step}, which --overwrite does not replace; choose another "
+            "output, or move it away."
         )
+    if step.overwrite:
+        refuse_link(output)
+        _refuse_foreign(step, output)
+        return None
     if inputs is None:
-        inputs = [Input(str(path), fingerprint(path)) for path in step.inputs]
+        inputs = read_inputs(step)
     if difference := _difference(manifest, step.arguments, inputs):
         raise UserError(
             f"{output} is finished, but {difference}; choose another output, or --overwrite to make it again."
         )
     if changed := changed_file(output, manifest):
+        refuse_link(output)
         raise UserError(f"{changed} was changed after {output} was finished; --overwrite makes it again.")
     return Finished(output, manifest, skipped=True)
 
 
-def publish(built: Path, output: Path) -> None:
-    """Moves the finished directory `built` to `output` (same file system), replacing what llmforge had there."""
-    _sync_directory(built)
-    replaced = output.with_name(f".{output.name}.replaced")
-    if output.is_dir():
-        if any(output.iterdir()):
-            output.rename(replaced)
-        else:
-            output.rmdir()
-    built.rename(output)
-    _sync_directory(output.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+def _find_unlocked(step: Step, inputs: Sequence[Input], place: Place) -> Finished | None:
+    """`find_finished` for the many runs that find their output done, also where nothing can be written.
+
+    Another process may be replacing the output: what it looks like meanwhile is decided under the lock.
+    """
+    for attempt in (1, 2):
+        try:
+            return find_finished(step, inputs)
+        except (UserError, OSError):
+            if os.path.lexists(place.lock) or os.path.lexists(place.replaced):
+                return None
+            if attempt == 2:
+                raise
+    return None
+
+
+def _refuse_foreign(step: Step, output: Path, kind: type[UserError] = UserError) -> None:
+    """Raises where `output` holds files that llmforge did not write: they would be deleted with it."""
+    if not output.is_dir():
+        return
+    manifest = read_manifest(output) if manifest_path(output).is_file() else Manifest(step.name, {})
+    if foreign := unrecorded_entries(output, manifest):
+        names = ", ".join(path.relative_to(output).as_posix() for path in foreign[:3])
+        more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
+        raise kind(
+            f"{output} holds what llmforge {step.name} did not write ({names}{more}); move it away, then --overwrite "
+            "replaces the rest."
+        )
+
+
+def _beside(output: Path) -> Path:
+    return output.with_name(f"{output.name}.{MANIFEST}")
 
 
 @contextmanager
-def _locked_partial(step: Step, plan: str) -> Iterator[Path]:
-    """The hidden sibling in which `step` is built, locked against a second process, removed if the build fails."""
-    partial = step.output.with_name(f".{step.output.name}.partial")
+def _partial(step: Step, place: Place, plan: str) -> Iterator[Path]:
+    """The hidden sibling in which `step` is built, removed if the build fails."""
+    partial = place.partial
     try:
-        step.output.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock_directory(partial)
-    except BlockingIOError:
-        raise UserError(
-            f"another llmforge is writing {step.output} right now; wait for it or choose another output."
-        ) from None
+        take_partial(place, plan, keep=step.resumable)
     except OSError as error:
-        raise UserError(
-            f"{step.output} cannot be written ({error.strerror}); choose another output."
-        ) from error
+        if error.errno in DISK_FULL:
+            raise _no_room(step, partial, error) from error
+        raise cannot_write(step.output, error) from error
     try:
-        plan_file = partial / PLAN
-        if not (step.resumable and plan_file.is_file() and plan_file.read_text() == plan):
-            empty_directory(partial)
-            plan_file.write_text(plan)
-        try:
-            yield partial
-        except BaseException as error:
-            # A mistake has to be mended in the inputs or arguments: nothing could go on from what it left.
-            mistake = isinstance(error, UserError) and not isinstance(error, InterruptionError)
-            if (not step.resumable or mistake) and partial.exists():
-                shutil.rmtree(partial)
-            if isinstance(error, OSError) and error.errno in DISK_FULL:
-                on = ", which goes on from what is finished" if step.resumable else ""
-                raise InterruptionError(
-                    f"no room for {step.output} ({(error.strerror or '').lower()}); make room and run the same command "
-                    f"again{on}."
-                ) from error
-            raise
-    finally:
-        os.close(descriptor)
+        yield partial
+    except BaseException as error:
+        # A mistake has to be mended in the inputs or arguments: nothing could go on from what it left.
+        mistake = isinstance(error, UserError) and not isinstance(error, InterruptionError)
+        sentence = None
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            sentence = _no_room(step, partial, error)
+        if (not step.resumable or mistake) and os.path.lexists(partial):
+            remove_tree(partial)
+        if sentence:
+            raise sentence from error
+        raise
 
 
-def _lock_directory(directory: Path) -> int:
-    """An open descriptor that holds the exclusive lock of `directory`, which is made if need be."""
-    while True:
-        directory.mkdir(exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between open and flock its holder may have published it: then the lock is on the wrong directory.
-            if directory.exists() and os.fstat(descriptor).st_ino == directory.stat().st_ino:
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+def _no_room(step: Step, partial: Path, error: OSError) -> InterruptionError:
+    """What was being written, how much of it there was, and how much room is left."""
+    files = [file for file in partial.rglob("*") if file.is_file() and not file.is_symlink()]
+    newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=partial)
+    name = Path(error.filename) if isinstance(error.filename, str) else newest
+    written = sum(file.stat().st_size for file in files)
+    on = ", which goes on from what is finished" if step.resumable else ""
+    return InterruptionError(
+        f"no room for {step.output} ({(error.strerror or '').lower()}); make room and run the same command again{on}. "
+        f"It failed at {name.name} after {written / 1e9:.3f} GB, so it needs more than that; "
+        f"{free_bytes(partial) / 1e9:.3f} GB are free there."
+    )
 
 
 def _difference(manifest: Manifest, arguments: Mapping[str, Any], inputs: Sequence[Input]) -> str | None:
@@ -226,36 +300,10 @@ def _difference(manifest: Manifest, arguments: Mapping[str, Any], inputs: Sequen
     if [i.fingerprint for i in manifest.inputs] != [i.fingerprint for i in inputs]:
         known = {i.fingerprint for i in manifest.inputs}
         changed = next((i.path for i in inputs if i.fingerprint not in known), "their number or order")
+        if "checksums" not in manifest.outputs:
+            return (
+                f"by an llmforge that did not read large inputs whole, so whether they are the same cannot be told "
+                f"({changed})"
+            )
         return f"from other inputs ({changed} differs)"
     return None
-
-
-def _restore_replaced(output: Path) -> None:
-    """Undoes a replacement that was cut short between its two renames."""
-    replaced = output.with_name(f".{output.name}.replaced")
-    if replaced.exists():
-        if output.exists():
-            shutil.rmtree(replaced)
-        else:
-            replaced.rename(output)
-
-
-def _inside(path: Path, directory: Path) -> bool:
-    return path.resolve() == directory.resolve() or directory.resolve() in path.resolve().parents
-
-
-def empty_directory(directory: Path) -> None:
-    """Deletes everything in `directory`."""
-    for entry in directory.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
