@@ -1,6 +1,7 @@
 # make demo    the whole job on SmolLM2-135M, on a CPU (examples/smollm2-zh)
 # make test    lint, then every test, in environments that it makes itself
 # make lint    ruff and mypy
+# make stress  kills, signals and full disks over all commands, then FUZZ_MINUTES of fuzzing; figures in docs/reliability.md
 # make clean   what the above made, but for fetched inputs
 
 PYTHON ?= python3
@@ -10,11 +11,12 @@ BIN := $(VENV)/bin
 VENVC := .venv-colossalai
 INPUTS ?= $(HOME)/.cache/llmforge/inputs
 OUTPUT ?= demo
+FUZZ_MINUTES ?= 60
 
 export LLMFORGE_INPUTS := $(INPUTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast stress lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python tools/real_inputs.py smollm2 demo
@@ -25,7 +27,11 @@ test: lint $(VENVC)/stamp
 	OMP_NUM_THREADS=1 $(VENVC)/bin/python -m pytest tests/train/colossal tests/launch -k colossal
 
 test-fast: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not stress"
+
+stress: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m stress -s
+	$(BIN)/python tools/fuzz.py --minutes $(FUZZ_MINUTES)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -32,6 +32,7 @@ STEP = st.dictionaries(
 )
 
 
+@pytest.mark.fuzz
 @given(st.one_of(VALUES, st.fixed_dictionaries({"steps": st.lists(STEP), "variables": VALUES})))
 def test_any_yaml_is_a_recipe_or_refused(tmp_path_factory, value):
     file = tmp_path_factory.mktemp("recipes") / "recipe.yaml"
@@ -43,6 +44,7 @@ def test_any_yaml_is_a_recipe_or_refused(tmp_path_factory, value):
     assert all(isinstance(word, str) for command in commands for word in command)
 
 
+@pytest.mark.fuzz
 @given(st.binary(max_size=60) | st.text(alphabet="&*<>[]{}:,-?! ab\n\"'%|", max_size=60).map(str.encode))
 def test_any_bytes_are_flags_or_refused(tmp_path_factory, data):
     file = tmp_path_factory.mktemp("flags") / "flags.yaml"

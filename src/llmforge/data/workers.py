@@ -135,6 +135,7 @@ class RayRun:
         self.ray = ray
         self.started = not ray.is_initialized()
         if self.started:
+            handler = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(
                     address=None if address == "local" else address,
@@ -143,6 +144,7 @@ class RayRun:
                 )
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise UserError(f"--ray {address}: no Ray cluster answers there ({error}).") from None
+            signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process with no tidying and code 15
 
     def __enter__(self) -> "RayRun":
         return self
