@@ -13,6 +13,7 @@ from llmforge.engine import attention
 from llmforge.engine.head import chunked_cross_entropy
 from llmforge.engine.protocol import MicroBatch
 from llmforge.errors import UserError
+from llmforge.model.config import load_config
 from llmforge.model.weights import open_weights
 
 
@@ -57,12 +58,12 @@ def _make(directory: Path, attention_name: str, dtype: torch.dtype, how: str) ->
     check_shapes(directory)
     here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
+        config = load_config(directory)
         if how == "from_config":
-            config = transformers.AutoConfig.from_pretrained(str(directory), **here)
             model = transformers.AutoModelForCausalLM.from_config(config, **options)
         else:
             model, found = transformers.AutoModelForCausalLM.from_pretrained(
-                str(directory), output_loading_info=True, **here, **options
+                str(directory), config=config, output_loading_info=True, **here, **options
             )
             if lacking := sorted(found["missing_keys"]):
                 raise UserError(
@@ -94,9 +95,8 @@ def check_shapes(directory: Path) -> None:
 
     weights = open_weights(directory)
     try:
-        config = transformers.AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
         with torch.device("meta"):
-            expected = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+            expected = transformers.AutoModelForCausalLM.from_config(load_config(directory)).state_dict()
     except (OSError, ValueError, KeyError):
         return  # what is wrong with the directory is said where it is loaded
     for name, tensor in weights.tensors.items():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from llmforge.errors import UserError
+from llmforge.model.config import load_config
 from llmforge.tokenizer import Tokenizer, load
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,8 +45,10 @@ def load_model(directory: Path, dtype: str = "float32") -> Loaded:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, torch_dtype=DTYPES[dtype], local_files_only=True
+            directory, config=load_config(directory), torch_dtype=DTYPES[dtype], local_files_only=True
         )
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(
             f"{directory} cannot be loaded as a causal language model: {str(error).splitlines()[0]}"

@@ -1,6 +1,5 @@
 """Where the vocabulary lives in a model: the input embedding, the head, the sizes in its configuration."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from llmforge.errors import UserError
+from llmforge.model.config import CONFIG, TEXT_PARTS, load_config
 from llmforge.model.weights import Tensor, Weights
-
-CONFIG = "config.json"
 
 # The last parts of the names that transformers' causal language models use. A checkpoint may have been saved
 # with or without the prefix of its base model ("model.", "transformer.", "gpt_neox.").
@@ -50,20 +48,6 @@ class VocabularyTensors:
         return {tensor.name: role for role, tensor in roles.items() if tensor is not None}
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """`config.json` of a model directory."""
-    path = directory / CONFIG
-    if not path.is_file():
-        raise UserError(f"{directory} has no {CONFIG}; give the directory of a Hugging Face model.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config, dict):
-            return config
-    except ValueError:
-        pass
-    raise UserError(f"{path} is not a JSON object; copy the model again.")
-
-
 def with_vocabulary_size(config: dict[str, Any], size: int) -> dict[str, Any]:
     """A copy of `config` that states `size` rows, in the text part of a configuration that has parts."""
     parts = {
@@ -74,7 +58,7 @@ def with_vocabulary_size(config: dict[str, Any], size: int) -> dict[str, Any]:
 
 
 def _is_text_part(key: str, part: object) -> bool:
-    return key in ("text_config", "llm_config") and isinstance(part, dict)
+    return key in TEXT_PARTS and isinstance(part, dict)
 
 
 def find_vocabulary_tensors(weights: Weights, config: dict[str, Any]) -> VocabularyTensors:
@@ -145,11 +129,11 @@ def _ask_transformers(directory: Path) -> tuple[str, str | None]:
     """The names of the embedding and the head of an architecture that is not in the lists above, by building
     it without weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+            model = AutoModelForCausalLM.from_config(load_config(directory))
     except (ValueError, KeyError, ImportError, OSError) as error:
         raise UserError(
             f"{directory}: transformers knows no causal language model for its {CONFIG}."

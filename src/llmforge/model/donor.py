@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from llmforge.console import progress
 from llmforge.errors import UserError
-from llmforge.model.architecture import find_vocabulary_tensors, read_config
+from llmforge.model.architecture import find_vocabulary_tensors
+from llmforge.model.config import read_config
 from llmforge.model.floats import Float32, to_float32
 from llmforge.model.rows import Bool, Mixture
 from llmforge.model.weights import Tensor, open_weights

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmforge.errors import UsageError, UserError
-from llmforge.model.architecture import find_vocabulary_tensors, read_config, with_vocabulary_size
+from llmforge.model.architecture import find_vocabulary_tensors, with_vocabulary_size
 from llmforge.model.card import write_card
+from llmforge.model.config import read_config
 from llmforge.model.files import copy_legal_files, copy_tokenizer, write_configs
 from llmforge.model.floats import NAMES, STORAGE, from_float32
 from llmforge.model.shards import NewTensor, packed, room_for, write_weights
@@ -87,9 +88,8 @@ def _build(partial: Path, output: Path, model: Path, options: ExportOptions) -> 
     ]
     config = with_vocabulary_size(config, vocabulary.size)
     if options.dtype != "stored":
-        # The key is `torch_dtype` in transformers 4, which transformers 5 reads as well.
-        config = {**config, **{key: options.dtype for key in ("torch_dtype", "dtype") if key in config}}
-        config.setdefault("torch_dtype", options.dtype)
+        config = {**config, "torch_dtype": options.dtype}
+        config.pop("dtype", None)
     with room_for(output, sum(tensor.size for tensor in planned)):
         write_weights(partial, packed(planned, options.max_shard_bytes), STEP)
         write_configs(partial, config, model)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llmforge.model.architecture import CONFIG
+from llmforge.model.config import CONFIG, portable
 
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_FILES = (
@@ -28,10 +28,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_configs(output: Path, config: dict[str, Any], origin: Path) -> None:
-    """Writes `config` and the generation configuration of `origin`; one made of `config` if `origin` has
-    none.
+    """Writes `config`, in a form that transformers 4 and 5 read alike, and the generation configuration of `origin`;
+    one made of `config` if `origin` has none.
     """
-    write_json(output / CONFIG, config)
+    write_json(output / CONFIG, portable(config, origin))
     if (origin / GENERATION_CONFIG).is_file():
         shutil.copyfile(origin / GENERATION_CONFIG, output / GENERATION_CONFIG)
         return

@@ -11,9 +11,9 @@ from llmforge.errors import UsageError, UserError
 from llmforge.model.architecture import (
     VocabularyTensors,
     find_vocabulary_tensors,
-    read_config,
     with_vocabulary_size,
 )
+from llmforge.model.config import read_config
 from llmforge.model.files import copy_legal_files, copy_tokenizer, write_configs
 from llmforge.model.floats import Float32, from_float32
 from llmforge.model.initial import Growth, Initialiser

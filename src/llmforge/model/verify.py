@@ -54,8 +54,10 @@ def _logits(directory: Path, ids: list[list[int]], rows: int | None, dtype: str)
     import torch
     from transformers import AutoModelForCausalLM
 
+    from llmforge.model.config import load_config
+
     model = AutoModelForCausalLM.from_pretrained(
-        directory, torch_dtype=getattr(torch, dtype), local_files_only=True
+        directory, config=load_config(directory), torch_dtype=getattr(torch, dtype), local_files_only=True
     )
     model = model.float().eval()
     with torch.inference_mode():
@@ -64,7 +66,8 @@ def _logits(directory: Path, ids: list[list[int]], rows: int | None, dtype: str)
 
 
 def _main() -> None:
-    from llmforge.model.architecture import find_vocabulary_tensors, read_config
+    from llmforge.model.architecture import find_vocabulary_tensors
+    from llmforge.model.config import read_config
     from llmforge.model.floats import NAMES
     from llmforge.model.weights import open_weights
 

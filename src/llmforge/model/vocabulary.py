@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmforge.errors import UserError
-from llmforge.model.architecture import find_vocabulary_tensors, read_config
+from llmforge.model.architecture import find_vocabulary_tensors
+from llmforge.model.config import read_config
 from llmforge.model.weights import open_weights
 from llmforge.tokenizer import Tokenizer, load
 from llmforge.workspace import manifest_path, read_manifest

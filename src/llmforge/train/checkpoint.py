@@ -15,6 +15,7 @@ from typing import Any
 from llmforge.console import warn
 from llmforge.engine.protocol import Snapshot
 from llmforge.errors import UserError
+from llmforge.model.config import portable, read_config
 from llmforge.train.save_dir import MODELING
 from llmforge.train.schedule import Schedule
 from llmforge.workspace import Manifest, manifest_path, publish, read_manifest, record_files, write_manifest
@@ -94,9 +95,8 @@ def finish_model(directory: Path, origin: Path, identity: dict[str, Any]) -> Non
             and not any(file.match(pattern) for pattern in WEIGHT_FILES)
         ):
             shutil.copyfile(file, directory / file.name)
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
-        config[key] = "float32"
+    config = {**portable(read_config(directory)), "torch_dtype": "float32"}
+    config.pop("dtype", None)
     (directory / "config.json").write_text(
         json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )

@@ -1,0 +1,264 @@
+"""`config.json` across versions of transformers.
+
+transformers 5 writes `rope_parameters`, `dtype` and `layer_types`, which transformers 4 passes over without a word; 4
+writes `rope_theta`, `rope_scaling`, `torch_dtype` and patterns, which 5 reads. `portable` gives the form that both
+read with equal numbers; it is what we write. `load_config` is how every command makes transformers' configuration.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from llmforge.console import warn
+from llmforge.errors import UserError
+
+CONFIG = "config.json"
+TEXT_PARTS = ("text_config", "llm_config")
+GEMMA3 = ("gemma3", "gemma3_text")
+GPT_NEOX = ("gpt_neox", "gpt_neox_japanese")
+PHI3 = ("phi3", "phi4_multimodal")
+OLMO = ("olmo", "olmo2")
+# transformers 4 reads their rope_scaling and computes without it.
+NO_SCALING = ("nemotron",)
+# Layers from `max_window_layers` on have the window, and none where `use_sliding_window` is off.
+WINDOW_FROM = ("qwen2", "qwen2_moe", "qwen3")
+# Every layer but each n-th has the window; n is a field, or fixed (transformers 4 cannot be told otherwise).
+WINDOW_BUT_EACH = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
+FIXED_PATTERN = ("gemma2",)
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+class _UnportableError(Exception):
+    """Why transformers 4 has no words for a configuration."""
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """`config.json` of a model directory."""
+    path = directory / CONFIG
+    if not path.is_file():
+        raise UserError(f"{directory} has no {CONFIG}; give the directory of a Hugging Face model.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config, dict):
+            return config
+    except ValueError:
+        pass
+    raise UserError(f"{path} is not a JSON object; copy the model again.")
+
+
+def load_config(directory: Path) -> Any:
+    """transformers' configuration of a model directory, the same numbers whichever version wrote the file.
+
+    Raises `UserError` where this version knows no such model, or cannot represent the configuration. No code of the
+    directory is run.
+    """
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = read_config(directory)
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"{directory / CONFIG}: transformers {transformers.__version__} knows no model_type {kind!r}; "
+            "a newer version may."
+        )
+    try:
+        if int(transformers.__version__.split(".")[0]) < 5:
+            config = _for_version_4(config, CONFIG_MAPPING[kind])
+        else:
+            config = _for_version_5(config)
+        made = CONFIG_MAPPING[kind].from_dict(config)
+    except _UnportableError as problem:
+        raise UserError(
+            f"{directory / CONFIG}: {problem}, which transformers {transformers.__version__} cannot represent; "
+            "use transformers 5."
+        ) from problem
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{directory / CONFIG}: {' '.join(str(error).split())[:300]}") from error
+    made._name_or_path = str(directory)
+    return made
+
+
+def portable(config: dict[str, Any], name: Path | None = None) -> dict[str, Any]:
+    """`config` in the form that transformers 4 and 5 read alike.
+
+    What only transformers 5 can represent stays as it is, with a warning about the model `name` if there is one.
+    """
+    try:
+        return _portable(config)
+    except _UnportableError as problem:
+        if name:
+            warn(f"{name}: {problem}, which transformers 4 cannot represent; load it with transformers 5.")
+        return config
+
+
+def _explicit_windows(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the `layer_types` that its fields mean; transformers 5 reads those of Qwen2-MoE otherwise than
+    Qwen's own code and transformers 4 do.
+    """
+    if config.get("model_type") not in WINDOW_FROM or config.get("layer_types"):
+        return config
+    if not config.get("use_sliding_window") or "num_hidden_layers" not in config:
+        return config
+    first = config.get("max_window_layers", 28)
+    types = [SLIDING if i >= first else FULL for i in range(config["num_hidden_layers"])]
+    return {**config, "layer_types": types}
+
+
+def _for_version_5(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with what transformers 5 overlooks where 4 had it."""
+    config = _explicit_windows(config)
+    scaling, original = config.get("rope_scaling"), config.get("original_max_position_embeddings")
+    if isinstance(scaling, dict) and original and config.get("model_type") in GEMMA3:
+        config = {**config, "rope_scaling": {"original_max_position_embeddings": original, **scaling}}
+    return config
+
+
+def _for_version_4(config: dict[str, Any], known: Any) -> dict[str, Any]:
+    """`config` as the class `known` of transformers 4 reads it."""
+    from inspect import signature
+
+    made = _portable(config)
+    own = signature(known.__init__).parameters
+    for part in (made, *(made[key] for key in TEXT_PARTS if isinstance(made.get(key), dict))):
+        if part.get("rope_parameters"):
+            raise _UnportableError("its rope_parameters differ by layer type")
+        # Where the class knows layer types (from 4.53 on) they speak for themselves.
+        if part.get("layer_types") and "layer_types" not in own and part is made:
+            _check_pattern(part)
+    return made
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    made = _with_rope_as_in_version_4(config)
+    if "dtype" in made:
+        made.setdefault("torch_dtype", made["dtype"])
+        del made["dtype"]
+    if "head_dim" in made and made["head_dim"] is None:
+        del made["head_dim"]  # transformers 4 multiplies by it
+    if made.get("per_layer_config"):
+        raise _UnportableError("it has per_layer_config")
+    if made.get("use_bidirectional_attention"):
+        raise _UnportableError("it has use_bidirectional_attention")
+    if made.get("model_type") == "gemma" and made.get("hidden_act") == "gelu":
+        made["hidden_act"] = (
+            "gelu_pytorch_tanh"  # what the released configurations meant, as transformers 5 says
+        )
+    made = _with_window_as_in_version_4(made)
+    return {
+        key: _portable(part) if key in TEXT_PARTS and isinstance(part, dict) else part
+        for key, part in made.items()
+    }
+
+
+def _with_rope_as_in_version_4(config: dict[str, Any]) -> dict[str, Any]:
+    """Rotary positions as rope_theta, partial_rotary_factor and rope_scaling (and the names that GPT-NeoX and Gemma 3
+    have for them).
+    """
+    kind = config.get("model_type")
+    made = {key: value for key, value in config.items() if key != "rope_parameters"}
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and any(isinstance(value, dict) for value in rope.values()):
+        if kind not in GEMMA3:
+            return dict(config)  # a model that transformers 4 does not know, or no longer as it was
+        local = rope.get(SLIDING) or {}
+        if local.get("rope_type", "default") != "default":
+            raise _UnportableError("its sliding layers scale their positions")
+        if "rope_theta" in local:
+            made["rope_local_base_freq"] = local["rope_theta"]
+        rope = rope.get(FULL) or {}
+    if isinstance(rope, dict) and rope:
+        theta, part = (
+            ("rotary_emb_base", "rotary_pct") if kind in GPT_NEOX else ("rope_theta", "partial_rotary_factor")
+        )
+        for key, name in (("rope_theta", theta), ("partial_rotary_factor", part)):
+            if rope.get(key) is not None:
+                made[name] = rope[key]
+        made["rope_scaling"] = {
+            k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")
+        }
+    if isinstance(made.get("rope_scaling"), dict):
+        made["rope_scaling"] = _scaling(made, dict(made["rope_scaling"]), kind)
+    return made
+
+
+def _scaling(config: dict[str, Any], scaling: dict[str, Any], kind: str | None) -> dict[str, Any] | None:
+    """`rope_scaling` that means the same to both; sets fields of `config` that it depends on."""
+    how = scaling.get("rope_type") or scaling.get("type") or "default"
+    if how in ("su", "yarn") and kind in PHI3:
+        how = "longrope"  # its names before it had that one
+    scaling = {"rope_type": how, **{k: v for k, v in scaling.items() if k not in ("rope_type", "type")}}
+    original = scaling.get("original_max_position_embeddings")
+    if how == "default":
+        return None
+    if kind in NO_SCALING:
+        raise _UnportableError("it scales its positions")
+    longest = config.get("max_position_embeddings")
+    if how == "longrope":
+        original = config.get("original_max_position_embeddings") or original
+        if original:  # transformers 4 looks for it beside rope_scaling, 5 inside
+            config["original_max_position_embeddings"] = scaling["original_max_position_embeddings"] = (
+                original
+            )
+        if longest and original:
+            # transformers 4 has the ratio for a factor, whatever is stated; all that follows from it is this.
+            factor = scaling.setdefault("factor", longest / original)
+            if scaling.get("attention_factor") is None and factor != longest / original:
+                grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+                scaling["attention_factor"] = grown
+    if how == "yarn" and original is not None:
+        if scaling.get("truncate") is False:
+            raise _UnportableError("its yarn scaling does not truncate")
+        if original == longest:
+            # transformers 4 would compute factor 1 from the two, and has the factor where there is one.
+            del scaling["original_max_position_embeddings"]
+        elif scaling.get("factor") and longest and scaling["factor"] * original != longest:
+            raise _UnportableError(
+                f"its yarn factor {scaling['factor']} is not max_position_embeddings ({longest}) over "
+                f"original_max_position_embeddings ({original})"
+            )
+    if kind in OLMO and how in ("linear", "dynamic"):
+        return {"type": how, "factor": scaling["factor"]}  # these two fields, or transformers 4 refuses it
+    if kind in PHI3:
+        if scaling.get("attention_factor") is not None:
+            raise _UnportableError("its longrope scaling has a factor of its own")
+        return {"type": how, **{key: scaling[key] for key in ("short_factor", "long_factor")}}
+    return scaling
+
+
+def _with_window_as_in_version_4(config: dict[str, Any]) -> dict[str, Any]:
+    """Sliding windows by fields of transformers 4, beside `layer_types`, which stay where they are stated."""
+    kind = config.get("model_type")
+    if kind in (*WINDOW_FROM, "qwen3_moe") and not config.get("use_sliding_window"):
+        # transformers 4 cuts its mask at `sliding_window` all the same.
+        return {**config, "sliding_window": None} if "sliding_window" in config else config
+    if kind == "qwen3_moe":
+        first, layers = config.get("max_window_layers", 28), config.get("num_hidden_layers", 24)
+        if first > 0:
+            what = "some layers" if first < layers else "no layer"
+            raise _UnportableError(f"its window is that of {what} in transformers 4 and of all layers in 5")
+    config = _explicit_windows(config)
+    types = config.get("layer_types")
+    if kind in WINDOW_FROM and types:
+        first = next((i for i, type_ in enumerate(types) if type_ == SLIDING), len(types))
+        return {**config, "max_window_layers": first}
+    if kind in WINDOW_BUT_EACH and kind not in FIXED_PATTERN and types:
+        each = next((i + 1 for i, type_ in enumerate(types) if type_ == FULL), len(types) + 1)
+        return {**config, "sliding_window_pattern": each}
+    return config
+
+
+def _check_pattern(config: dict[str, Any]) -> None:
+    """Raises unless the pattern fields of `config`, which transformers 4 has, mean its `layer_types`."""
+    kind, types = config.get("model_type"), config["layer_types"]
+    meant = [FULL] * len(types)
+    if kind in WINDOW_FROM:
+        meant = [SLIDING if i >= config["max_window_layers"] else FULL for i in range(len(types))]
+    elif kind in WINDOW_BUT_EACH:
+        each = config.get("sliding_window_pattern", WINDOW_BUT_EACH[kind])
+        meant = [SLIDING if (i + 1) % each else FULL for i in range(len(types))]
+    elif kind == "llama4_text":
+        return  # follows from no_rope_layers in both
+    if types != meant:
+        raise _UnportableError("its layer_types follow no pattern")
