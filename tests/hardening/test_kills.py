@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,32 +31,23 @@ STEPS = (
 
 def commands(source: Path, corpus: Path, out: Path) -> dict[str, list[str]]:
     """A pipeline from `source` (a model with its tokenizer) and `corpus`, each command's output below `out`."""
-    words: dict[str, list[Any]] = {
-        "learn-pieces": ["learn-pieces", "--source-tokenizer-dir", source, "--corpus", corpus]
-        + ["--num-pieces", 20, "--output", out / "pieces.jsonl"],
-        "init-tokenizer": ["init-tokenizer", "--source-tokenizer-dir", source, "--expand-tokens-file"]
-        + [out / "pieces.jsonl", "--target-tokenizer-dir", out / "tokenizer"],
-        "init-model": ["init-model", "--source-model-and-tokenizer-path", source, "--target-tokenizer-path"]
-        + [out / "tokenizer", "--target-model-path", out / "grown"],
-        "prepare-data": ["prepare-data", "--data-input-dirs", corpus, "--tokenizer-dir", out / "tokenizer"]
-        + ["--data-output-dir", out / "data", "--max-length", 64, "--num-spliced-dataset-bins", 2]
-        + ["--workers", 2, "--holdout", 0.05],
-        "train": [
-            "train",
-            "--pretrained",
-            out / "grown",
-            "--dataset",
-            out / "data",
-            "--save-dir",
-            out / "run",
-        ]
-        + ["--max-steps", 60, "--save-interval", 7, "--keep-last", 2, "--mixed-precision", "fp32"],
-        "export": ["export", "--checkpoint", out / "run", "--output-dir", out / "exported"],
-        "delta": ["delta", "make", "--base", source, "--target", out / "exported", "--output", out / "delta"],
-        "evaluate": ["evaluate", "--model", source, out / "exported", "--data", f"a={corpus}"]
-        + ["--max-documents", 20, "--output", out / "table.json"],
+    lines = {
+        "learn-pieces": f"learn-pieces --source-tokenizer-dir {source} --corpus {corpus} --num-pieces 20 "
+        f"--output {out}/pieces.jsonl",
+        "init-tokenizer": f"init-tokenizer --source-tokenizer-dir {source} "
+        f"--expand-tokens-file {out}/pieces.jsonl --target-tokenizer-dir {out}/tokenizer",
+        "init-model": f"init-model --source-model-and-tokenizer-path {source} "
+        f"--target-tokenizer-path {out}/tokenizer --target-model-path {out}/grown",
+        "prepare-data": f"prepare-data --data-input-dirs {corpus} --tokenizer-dir {out}/tokenizer "
+        f"--data-output-dir {out}/data --max-length 64 --num-spliced-dataset-bins 2 --workers 2 --holdout 0.05",
+        "train": f"train --pretrained {out}/grown --dataset {out}/data --save-dir {out}/run --max-steps 60 "
+        "--save-interval 7 --keep-last 2 --mixed-precision fp32",
+        "export": f"export --checkpoint {out}/run --output-dir {out}/exported",
+        "delta": f"delta make --base {source} --target {out}/exported --output {out}/delta",
+        "evaluate": f"evaluate --model {source} {out}/exported --data a={corpus} --max-documents 20 "
+        f"--output {out}/table.json",
     }
-    return {name: list(map(str, line)) for name, line in words.items()}
+    return {name: line.split() for name, line in lines.items()}
 
 
 def start(words: Sequence[str], out: Path) -> "subprocess.Popen[str]":
