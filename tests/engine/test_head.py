@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from llmforge.engine.head import chunked_cross_entropy
+from llmforge.model.architecture import Logits
 
 
 @settings(deadline=None, max_examples=30)
@@ -16,10 +17,19 @@ from llmforge.engine.head import chunked_cross_entropy
     chunk=st.integers(1, 50),
     masked=st.floats(0, 1),
     bias=st.booleans(),
+    scale=st.sampled_from([1.0, 0.25, 3.0]),
+    softcap=st.sampled_from([None, 0.5, 30.0]),
     seed=st.integers(0, 1000),
 )
 def test_losses_and_gradients_are_those_of_the_plain_head(
-    tokens: int, vocabulary: int, chunk: int, masked: float, bias: bool, seed: int
+    tokens: int,
+    vocabulary: int,
+    chunk: int,
+    masked: float,
+    bias: bool,
+    scale: float,
+    softcap: float | None,
+    seed: int,
 ) -> None:
     chance = torch.Generator().manual_seed(seed)
     hidden = torch.randn(tokens, 8, generator=chance).requires_grad_()
@@ -27,10 +37,18 @@ def test_losses_and_gradients_are_those_of_the_plain_head(
     offset = torch.randn(vocabulary, generator=chance).requires_grad_() if bias else None
     targets = torch.randint(0, vocabulary, (tokens,), generator=chance)
     targets[torch.rand(tokens, generator=chance) < masked] = -100
-    plain = functional.cross_entropy(functional.linear(hidden, weight, offset), targets, reduction="none")
+    logits = functional.linear(hidden, weight, offset) * scale
+    if softcap:
+        logits = (logits / softcap).tanh() * softcap
+    plain = functional.cross_entropy(logits, targets, reduction="none")
     leaves = [tensor for tensor in (hidden, weight, offset) if tensor is not None]
     expected = torch.autograd.grad(3 * plain.sum(), leaves)
-    total, each = chunked_cross_entropy(hidden, weight, offset, targets, dtype=torch.float32, chunk=chunk)
+    total, each = chunked_cross_entropy(
+        *(hidden, weight, offset, targets),
+        dtype=torch.float32,
+        chunk=chunk,
+        logits_are=Logits(scale, softcap),
+    )
     got = torch.autograd.grad(3 * total, leaves)
     torch.testing.assert_close(each, plain, atol=1e-5, rtol=1e-5)
     assert not each.requires_grad

@@ -9,6 +9,7 @@ import torch
 
 from llmforge.engine.model import load_model
 from llmforge.errors import UserError
+from llmforge.model.architecture import check_length
 
 
 def test_the_token_that_a_model_pads_with_learns_like_others(tiny_model: Path) -> None:
@@ -47,3 +48,41 @@ def test_a_truncated_model_is_named(tiny_model: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"model.safetensors is damaged .*copy or download it again"):
         load_model(model, "llmforge_sdpa")
+
+
+def test_models_with_other_parts_are_refused_with_what_is_supported(tiny_model: Path, tmp_path: Path) -> None:
+    about = json.loads((tiny_model / "config.json").read_text())
+    for changes, said in (
+        ({"model_type": "bert"}, "a bert model is no decoder alone"),
+        (
+            {"model_type": "gemma3", "vision_config": {"a": 1}},
+            r"parts besides its text model \(vision_config\)",
+        ),
+        ({"is_encoder_decoder": True}, "is no decoder alone"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**about, **changes}))
+        with pytest.raises(UserError, match=f"{said}.*supported are LLaMA"):
+            load_model(tmp_path, "llmforge_sdpa")
+
+
+def test_rows_longer_than_the_positions_of_a_model_are_refused(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    check_length(AutoConfig.for_model("gpt2", n_positions=64), tmp_path, 64)
+    check_length(AutoConfig.for_model("bloom"), tmp_path, 10**6)
+    check_length(AutoConfig.for_model("llama", max_position_embeddings=64), tmp_path, 128)
+    scaled = {"rope_type": "dynamic", "factor": 2.0}
+    for config, said in (
+        (
+            AutoConfig.for_model("gpt2", n_positions=64),
+            "positions for 64; prepare the data with --max-length 64",
+        ),
+        (AutoConfig.for_model("opt", max_position_embeddings=64), "positions for 64"),
+        (AutoConfig.for_model("gptj", n_positions=64), "positions for 64"),
+        (
+            AutoConfig.for_model("llama", max_position_embeddings=64, rope_scaling=scaled),
+            "from 64 on the dynamic positions .* --max-length 64",
+        ),
+    ):
+        with pytest.raises(UserError, match=said):
+            check_length(config, tmp_path, 65)

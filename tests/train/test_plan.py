@@ -96,7 +96,27 @@ def test_devices_are_found_by_the_name_cuda_gives_them() -> None:
     found = gpu_device("NVIDIA H100 80GB HBM3", 85_000_000_000)
     assert found is not None
     assert (found.bf16, found.memory) == (989e12, 85_000_000_000)
-    assert gpu_device("Some GPU", 1) is None
+    for name in (
+        "A100-SXM4-80GB",
+        "Tesla V100-SXM2-32GB",
+        "NVIDIA GeForce RTX 4090",
+        "NVIDIA L40S",
+        "NVIDIA H200",
+    ):
+        assert gpu_device(name, 1) is not None, name
+    for name in (
+        "Some GPU",
+        "NVIDIA GeForce RTX 3060",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "Quadro RTX 6000",
+        "NVIDIA RTX A1000",
+        "NVIDIA GH200 480GB",
+        "NVIDIA H20",
+        "NVIDIA L4",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "Tesla V100-PCIE-16GB",
+    ):
+        assert gpu_device(name, 1) is None, name
 
 
 def test_the_command_prints_a_plan(llmforge: Any, tiny_model: Path, tiny_data: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge import __version__
+from llmforge.engine.memory import free_memory, total_memory
 
 PROBE_SECONDS = 180.0
 PACKAGES = (
@@ -29,7 +30,6 @@ PACKAGES = (
     ),
     *("datasets", "peft"),
 )
-CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
 
 def collect() -> dict[str, Any]:
@@ -60,13 +60,7 @@ def cores() -> int:
 
 def memory() -> tuple[int, int]:
     """Bytes of memory in all and free, no more than the container allows."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total, free = (os.sysconf(name) * page for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
-    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    free = int(available[1]) * 1024 if available else free
-    if CGROUP_MEMORY.is_file() and (limit := CGROUP_MEMORY.read_text().strip()).isdigit():
-        total, free = min(total, int(limit)), min(free, int(limit))
-    return total, free
+    return total_memory(), free_memory()
 
 
 def look_at(package: str) -> dict[str, Any] | None:

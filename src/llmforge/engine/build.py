@@ -10,10 +10,13 @@ import torch
 from llmforge.console import say
 from llmforge.engine import attention
 from llmforge.engine.colossal import rules
+from llmforge.engine.memory import free_memory
 from llmforge.engine.protocol import Engine, World
 from llmforge.engine.settings import PRECISIONS, Settings
 from llmforge.engine.trainable import parse
 from llmforge.errors import UsageError
+from llmforge.model.architecture import check_length, check_supported
+from llmforge.model.config import load_config, read_config
 from llmforge.model.weights import open_weights
 
 # Weights, gradients and the two moments of AdamW in float32 (weights alone under adapters), with a third more for
@@ -39,10 +42,10 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of memory of `device` that are free now; of the machine for a CPU."""
+    """Bytes of memory of `device` that are free now; for a CPU, those that this process may have."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free_memory()
 
 
 def count_parameters(model: Path) -> int:
@@ -83,6 +86,8 @@ def check(config: Any, model: Path, world: World, length: int) -> None:
     """Refuses what the plugin of `config` cannot do with the model directory `model` and rows of `length` tokens,
     before anything is loaded.
     """
+    check_supported(read_config(model), model)
+    check_length(load_config(model), model, length)
     if config.plugin in rules.PLUGINS:
         rules.check_environment(config.plugin, config.rehearse, torch.cuda.is_available())
         rules.check_model(config, model, world.size, length)

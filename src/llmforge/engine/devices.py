@@ -1,9 +1,9 @@
 """Devices by name: what they could compute, what a training attains of it, and what they hold."""
 
-import os
 import time
 from dataclasses import dataclass
 
+from llmforge.engine.memory import total_memory
 from llmforge.errors import UsageError
 
 ATTAINED = 0.40  # model FLOPs utilization that dense training of 1 B parameters and up reaches on one GPU
@@ -42,10 +42,31 @@ KNOWN = {
     "a800-80gb": Device("a800-80gb", 312e12, 156e12, 80 * GB),
     "h100": Device("h100", 989e12, 494e12, 80 * GB),
     "h800": Device("h800", 989e12, 494e12, 80 * GB),
+    "h100-pcie": Device("h100-pcie", 756e12, 378e12, 80 * GB),
+    "h100-nvl": Device("h100-nvl", 835e12, 417e12, 94 * GB),
     "h200": Device("h200", 989e12, 494e12, 141 * GB),
     "l40s": Device("l40s", 362e12, 183e12, 48 * GB),
     "rtx-4090": Device("rtx-4090", 165e12, 82e12, 24 * GB),
     "v100-32gb": Device("v100-32gb", 125e12, 15.7e12, 32 * GB),
+}
+
+# The names that CUDA gives them, whole: a part of a name fits other GPUs (RTX 3060, GH200, RTX A1000, slices by MIG).
+CUDA_NAMES = {
+    "A100-SXM4-40GB": "a100-40gb",
+    "A100-PCIE-40GB": "a100-40gb",
+    "A100-SXM4-80GB": "a100-80gb",
+    "A100 80GB PCIe": "a100-80gb",
+    "A800-SXM4-80GB": "a800-80gb",
+    "A800 80GB PCIe": "a800-80gb",
+    "H100 80GB HBM3": "h100",
+    "H100 PCIe": "h100-pcie",
+    "H100 NVL": "h100-nvl",
+    "H800": "h800",
+    "H200": "h200",
+    "L40S": "l40s",
+    "GeForce RTX 4090": "rtx-4090",
+    "Tesla V100-SXM2-32GB": "v100-32gb",
+    "Tesla V100-SXM3-32GB": "v100-32gb",
 }
 
 
@@ -59,12 +80,13 @@ def by_name(name: str) -> Device:
 
 
 def gpu_device(full_name: str, memory: int) -> Device | None:
-    """The entry for the name that CUDA gives a GPU, with the memory it really has."""
-    words = full_name.lower().replace(" ", "-")
-    for name, device in KNOWN.items():
-        if name.split("-")[0] in words or name in words:
-            return Device(full_name, device.bf16, device.fp32, memory)
-    return None
+    """The entry for the whole name that CUDA gives a GPU, with the memory it really has; None for all others, of
+    which nothing is known.
+    """
+    found = CUDA_NAMES.get(full_name.removeprefix("NVIDIA ").strip())
+    if found is None:
+        return None
+    return Device(full_name, KNOWN[found].bf16, KNOWN[found].fp32, memory)
 
 
 def this_device() -> Device:
@@ -77,7 +99,7 @@ def this_device() -> Device:
             return known
         name, memory = torch.cuda.get_device_name(0), memory
         return Device(name, measure("cuda", torch.bfloat16), measure("cuda", torch.float32), memory)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = total_memory()
     threads = torch.get_num_threads()
     return Device(
         f"this CPU ({threads} threads)",

@@ -13,8 +13,25 @@ import torch
 from torch.distributed import ReduceOp, all_reduce
 
 from llmforge.engine.protocol import IGNORED
+from llmforge.model.architecture import Logits
 
 BLOCK = 16384  # rows of the matrix whose gradient is added at a time
+
+PLAIN = Logits()
+
+
+def apply_in_place(products: torch.Tensor, logits_are: Logits) -> torch.Tensor | float | None:
+    """Makes float32 logits of the products of states and head, and returns their derivative (None: 1 everywhere)."""
+    scale, cap = logits_are.scale, logits_are.softcap
+    if cap is None:
+        if scale == 1.0:
+            return None
+        products *= scale
+        return scale
+    products.mul_(scale / cap).tanh_()
+    slope = products.square().neg_().add_(1).mul_(scale)
+    products *= cap
+    return slope
 
 
 def chunked_cross_entropy(
@@ -28,11 +45,12 @@ def chunked_cross_entropy(
     trained_rows: tuple[int, int] | None = None,
     group: Any = None,
     first_row: int = 0,
+    logits_are: Logits = PLAIN,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the cross entropies of `targets`, and each of them.
 
     `hidden` (T, d), `weight` (V, d), `bias` (V,) or None, `targets` (T,) int64 with -100 to leave out. The
-    products are computed in `dtype`, softmax in float32. The gradient of `weight` is taken for the rows of
+    products are computed in `dtype`, softmax in float32, and between them what `logits_are` says. The gradient of `weight` is taken for the rows of
     `trained_rows` alone (half-open), the others are 0. Returns a float32 scalar that carries gradients, and
     float32 (T,) that does not.
 
@@ -40,7 +58,8 @@ def chunked_cross_entropy(
     on, and all have the same `hidden` and `targets`; loss and gradient of `hidden` come out the same on all.
     """
     total, losses = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        *(hidden, weight, bias, targets, dtype, chunk, trained_rows or (0, len(weight)), group, first_row)
+        *(hidden, weight, bias, targets, dtype, chunk, trained_rows or (0, len(weight)), group, first_row),
+        logits_are,
     )
     return total, losses
 
@@ -58,6 +77,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         trained_rows: tuple[int, int],
         group: Any,
         first_row: int,
+        logits_are: Logits,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         first, last = trained_rows
@@ -80,6 +100,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits = (states @ matrix.T).float()
                 if bias is not None:
                     logits += bias
+                slope = apply_in_place(logits, logits_are)
                 # Softmax in place, by hand: torch.logsumexp costs several times as much on a CPU.
                 largest = logits.amax(dim=1, keepdim=True)
                 ours = torch.ones_like(labels, dtype=logits.dtype)
@@ -97,6 +118,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if hidden_gradient is None and weight_gradient is None:
                     continue
                 gradient = softmax.div_(total).scatter_add_(1, labels, -ours)
+                if slope is not None:
+                    gradient *= slope
                 if bias_gradient is not None:
                     bias_gradient += gradient.sum(dim=0)
                 gradient = gradient.to(dtype)
@@ -121,5 +144,5 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if hidden is None else hidden.mul_(scale),
             None if weight is None else weight.mul_(scale).to(ctx.weight_dtype),
             None if bias is None else bias.mul_(scale).to(ctx.weight_dtype),
-            *(None,) * 6,
+            *(None,) * 7,
         )

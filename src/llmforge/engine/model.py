@@ -13,7 +13,8 @@ from llmforge.engine import attention
 from llmforge.engine.head import chunked_cross_entropy
 from llmforge.engine.protocol import MicroBatch
 from llmforge.errors import UserError
-from llmforge.model.config import load_config
+from llmforge.model.architecture import check_supported, decoder_layers, logits_of
+from llmforge.model.config import load_config, read_config
 from llmforge.model.weights import open_weights
 
 
@@ -55,6 +56,7 @@ def _make(directory: Path, attention_name: str, dtype: torch.dtype, how: str) ->
     # transformers renamed the argument in 4.56.
     name = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
     options = {name: dtype, "attn_implementation": attention_name}
+    check_supported(read_config(directory), directory)
     check_shapes(directory)
     here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
@@ -76,11 +78,8 @@ def _make(directory: Path, attention_name: str, dtype: torch.dtype, how: str) ->
         raise UserError(
             f"{directory} cannot be read as a causal language model: {' '.join(str(error).split())[:300]}"
         ) from error
-    for option in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(model.config, option, None) not in (None, 1, 1.0):
-            raise UserError(
-                f"{directory}: the head of this model uses {option}, which training does not support."
-            )
+    logits_of(model.config, directory)  # refuses what is not known
+    decoder_layers(model)
     model.config.use_cache = False
     # Rows are packed: the token that a model pads with (often eos) is one like others, and learns like others.
     model.get_input_embeddings().padding_idx = None
@@ -118,6 +117,7 @@ class CausalLoss(torch.nn.Module):
         super().__init__()
         self.causal = causal
         self.dtype, self.chunk, self.trained_rows = dtype, chunk, trained_rows
+        self.logits_are = logits_of(causal.config, Path(causal.config.name_or_path))
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The summed loss (a scalar with gradients) and every position's loss, (rows * length,) float32,
@@ -147,6 +147,7 @@ class CausalLoss(torch.nn.Module):
             dtype=self.dtype,
             chunk=self.chunk,
             trained_rows=self.trained_rows,
+            logits_are=self.logits_are,
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from llmforge.errors import UsageError
+from llmforge.model.architecture import decoder_layers
 
 ALL, EMBEDDINGS, NEW_EMBEDDINGS, LORA = "all", "embeddings", "new-embeddings", "lora"
 _RANGE = re.compile(r"(\d+)?(-)?(\d+)?")
@@ -60,7 +61,7 @@ def freeze(model: Any, trainable: Trainable) -> None:
     if trainable.lora:
         return
     embeddings = {id(p) for p in embedding_parameters(model).values()}
-    layers = model.base_model.layers
+    layers = decoder_layers(model)
     chosen: set[int] = set()
     for first, end in trainable.layers:
         if max(first + 1, end or 0) > len(layers):

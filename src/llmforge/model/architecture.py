@@ -1,4 +1,8 @@
-"""Where the vocabulary lives in a model: the input embedding, the head, the sizes in its configuration."""
+"""What architectures call things: embeddings and heads, lists of layers, sizes in a configuration, what a head does.
+
+The one place that knows names of this or that architecture. transformers' own `attribute_map` gives the common ones
+(hidden_size, num_hidden_layers, num_attention_heads, max_position_embeddings) for every configuration it has.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +25,73 @@ EMBEDDINGS = (
 )
 HEADS = ("lm_head.weight", "embed_out.weight")
 HEAD_BIASES = ("lm_head.bias", "embed_out.bias")
+
+# Where the base model of a causal language model has its decoder layers.
+LAYERS = ("layers", "h", "decoder.layers", "blocks", "language_model.layers")
+# Positions come from a table, learned or computed, which ends.
+POSITION_TABLES = {"gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "biogpt", "openai-gpt", "ctrl"}
+# Rotary positions whose frequencies depend on the longest document of a micro-batch once it is longer than this field.
+LENGTH_DEPENDENT = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
+# The width inside an MLP, and how many experts a token goes to, in the order in which they are looked for.
+MLP_WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "dff")
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k")
+# Not causal by themselves, or with an encoder.
+ENCODERS = {
+    "bart",
+    "bert",
+    "bert-generation",
+    "big_bird",
+    "bigbird_pegasus",
+    "blenderbot",
+    "blenderbot-small",
+    "camembert",
+    "data2vec-text",
+    "electra",
+    "ernie",
+    "fuyu",
+    "git",
+    "marian",
+    "mbart",
+    "megatron-bert",
+    "moshi",
+    "musicgen",
+    "musicgen_melody",
+    "mvp",
+    "pegasus",
+    "plbart",
+    "prophetnet",
+    "reformer",
+    "rembert",
+    "roberta",
+    "roberta-prelayernorm",
+    "roc_bert",
+    "roformer",
+    "t5",
+    "mt5",
+    "trocr",
+    "whisper",
+    "xlm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xlnet",
+    "xmod",
+}
+OTHER_PARTS = ("vision_config", "audio_config", "encoder", "speech_config")
+SUPPORTED = (
+    "LLaMA, Mistral, Mixtral, Qwen2, Qwen3, Qwen3-MoE, Gemma 1 to 3 (text), Phi-3, Phi, SmolLM3, OLMo, GLM-4, Granite, "
+    "Cohere, StarCoder2, StableLM, Falcon, GPT-2, GPT-J, GPT-NeoX, OPT, Bloom, DeepSeek-V3, GPT-OSS and their kin "
+    "(docs/models.md)"
+)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What becomes of the products of hidden states and head: multiplied by `scale`, then `softcap` x tanh(. /
+    `softcap`) (Gemma 2, arXiv 2408.00118).
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -150,3 +221,102 @@ def same_bytes(one: Tensor, other: Tensor) -> bool:
         np.array_equal(a.view(np.uint32), b.view(np.uint32))
         for (_, a), (_, b) in zip(one.blocks(), other.blocks(), strict=True)
     )
+
+
+def check_supported(config: dict[str, Any], directory: Path) -> None:
+    """Raises `UserError` unless `config`, as in the file, is that of a causal language model of text alone."""
+    kind = config.get("model_type")
+    others = [name for name in OTHER_PARTS if config.get(name)]
+    if not others and kind not in ENCODERS and not config.get("is_encoder_decoder"):
+        return
+    what = f"has parts besides its text model ({', '.join(others)})" if others else "is no decoder alone"
+    raise UserError(f"{directory}: a {kind} model {what}; supported are {SUPPORTED}.")
+
+
+def logits_of(config: Any, directory: Path) -> Logits:
+    """What the head does with its products, by transformers' configuration `config`."""
+    kind = str(config.model_type)
+    stated = {
+        name: float(value)
+        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+        if (value := getattr(config, name, None)) not in (None, 1, 1.0)
+    }
+    softcap = (
+        stated.pop("final_logit_softcapping", None) if kind.startswith(("gemma", "vaultgemma")) else None
+    )
+    scale = 1.0
+    if kind.startswith(("granite", "minicpm3")):
+        scale = 1 / stated.pop("logits_scaling", 1.0)
+    elif kind.startswith("hyperclovax"):
+        scale = stated.pop("logits_scaling", 1.0)
+    elif kind.startswith("cohere"):
+        scale = stated.pop("logit_scale", 1.0)
+    if stated:
+        raise UserError(
+            f"{directory}: the head of a {kind} model uses {', '.join(stated)}, which training does not know."
+        )
+    return Logits(scale, softcap)
+
+
+def decoder_layers(causal: Any) -> Any:
+    """The list (`ModuleList`) of the decoder layers of a transformers causal model."""
+    for path in LAYERS:
+        module = causal.base_model
+        for name in path.split("."):
+            module = getattr(module, name, None)
+        if module is not None and len(module) == causal.config.num_hidden_layers:
+            return module
+    raise UserError(
+        f"a {causal.config.model_type} model has its layers in no known place; supported are {SUPPORTED}."
+    )
+
+
+def check_length(config: Any, directory: Path, length: int) -> None:
+    """Raises `UserError` where documents of `length` tokens are longer than the positions of the model, by
+    transformers' configuration `config`.
+    """
+    if config.model_type in POSITION_TABLES:
+        limit = config.max_position_embeddings
+        if length > limit:
+            raise UserError(
+                f"--dataset has rows of {length:,} tokens, and {directory} has positions for {limit:,}; "
+                f"prepare the data with --max-length {limit} or less."
+            )
+    ropes = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for rope in (ropes, *(value for value in ropes.values() if isinstance(value, dict))):
+        how = str(rope.get("rope_type") or rope.get("type"))
+        limit = rope.get(field := LENGTH_DEPENDENT.get(how, "")) or getattr(
+            config, field or "model_type", None
+        )
+        if field and isinstance(limit, int) and length > limit:
+            raise UserError(
+                f"--dataset has rows of {length:,} tokens, and from {limit:,} on the {how} positions of {directory} "
+                "depend on the longest document of a micro-batch, so that documents packed with it would change; "
+                f"prepare the data with --max-length {limit} or less."
+            )
+
+
+def mlp_width(config: Any) -> int:
+    """The width inside the MLP that a token goes through, over all its experts."""
+    width = next(
+        (int(v) for name in MLP_WIDTHS if (v := getattr(config, name, None))), 4 * config.hidden_size
+    )
+    if active := experts_per_token(config):
+        width = int(getattr(config, "moe_intermediate_size", None) or width)
+        return width * (active + int(getattr(config, "n_shared_experts", None) or 0))
+    return width
+
+
+def experts_per_token(config: Any) -> int:
+    """0 where the model has no experts."""
+    return next((int(v) for name in EXPERTS_PER_TOKEN if (v := getattr(config, name, None))), 0)
+
+
+def head_widths(config: Any) -> tuple[int, int]:
+    """The widths of a head's queries and keys, and of its values (multi-head latent attention has two, arXiv
+    2405.04434).
+    """
+    if rotary := getattr(config, "qk_rope_head_dim", None):
+        return int(config.qk_nope_head_dim + rotary), int(config.v_head_dim)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return width, width

@@ -10,6 +10,7 @@ from llmforge.console import say, warn
 from llmforge.errors import UsageError, UserError
 from llmforge.model.architecture import (
     VocabularyTensors,
+    check_supported,
     find_vocabulary_tensors,
     with_vocabulary_size,
 )
@@ -62,6 +63,7 @@ def _build(partial: Path, output: Path, initialiser: Initialiser) -> Outcome:
     growth, source, target = initialiser.growth, initialiser.source, initialiser.target
     source_dir = source.directory
     weights, config = open_weights(source_dir), read_config(source_dir)
+    check_supported(config, source_dir)
     tensors = find_vocabulary_tensors(weights, config)
     check_extends(source, target)
     vocabulary = _sizes(source_dir, tensors, source, target, growth)

@@ -1,10 +1,8 @@
 """What a training will need: parameters, memory by part, tokens, steps and hours, before anything is loaded.
 
-Reads the headers of the weights and the manifest of the dataset alone. The formulas are in docs/training.md.
+Reads the configuration of the model and the manifest of the dataset alone. The formulas are in docs/training.md.
 """
 
-import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,17 @@ import numpy as np
 from llmforge.data.dataset import PackedDataset
 from llmforge.engine.colossal import rules
 from llmforge.engine.devices import Device
-from llmforge.engine.trainable import parse
+from llmforge.engine.trainable import Trainable, parse
 from llmforge.errors import UserError
-from llmforge.model.architecture import HEADS
-from llmforge.model.weights import open_weights
+from llmforge.model.architecture import (
+    check_length,
+    check_supported,
+    decoder_layers,
+    experts_per_token,
+    head_widths,
+    mlp_width,
+)
+from llmforge.model.config import load_config, read_config
 from llmforge.train.config import TrainConfig
 
 ROWS_LOOKED_AT = 1000
@@ -27,17 +32,27 @@ CUDA_CONTEXT = 1_000_000_000
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a LLaMA-architecture model, from its configuration and the headers of its weights."""
+    """The sizes of a causal model, counted from the modules that transformers makes of its configuration.
+
+    `per_layer` are the parameters of each layer, `active_per_layer` those that a token meets (of experts, those it
+    goes to). `value_width` differs from `head_width` in multi-head latent attention alone.
+    """
 
     layers: int
     width: int
     intermediate: int
     heads: int
     head_width: int
+    value_width: int
     vocabulary: int
     tied: bool
     parameters: int
-    layer_parameters: int
+    per_layer: tuple[int, ...]
+    active_per_layer: tuple[int, ...]
+
+    @property
+    def layer_parameters(self) -> int:
+        return sum(self.per_layer) // self.layers
 
     @property
     def embedding_parameters(self) -> int:
@@ -50,52 +65,76 @@ class Shape:
         wanted = parse(trainable)
         if wanted.everything:
             return self.parameters
-        layers: set[int] = set()
-        for first, end in wanted.layers:
-            layers.update(range(first, self.layers if end is None else end))
-        return len(layers) * self.layer_parameters + self.embedding_parameters * wanted.embeddings
+        return (
+            sum(self.per_layer[i] for i in self._chosen(wanted))
+            + self.embedding_parameters * wanted.embeddings
+        )
 
     def flops_per_token(self, trainable: str, visible: float) -> float:
         """Model FLOPs of one token's step: forward, the way back through activations, and gradients of
         weights.
 
-        Two per weight of every product (the head's included, the embedding lookup not), and 4 x heads x
-        head width per visible key and layer. No recomputation counts.
+        Two per weight of every product that the token meets (the head's included, the embedding lookup not), and 2 x
+        heads x (head width + value width) per visible key and layer. No recomputation counts.
         """
-        weights = self.layers * self.layer_parameters + self.vocabulary * self.width
-        forward = 2 * weights + 4 * self.layers * self.heads * self.head_width * visible
+        head = self.vocabulary * self.width
+        weights = sum(self.active_per_layer) + head
+        attention = 2 * self.layers * self.heads * (self.head_width + self.value_width) * visible
+        forward = 2 * weights + attention
         wanted = parse(trainable)
         if wanted.everything:
             return 3 * forward
-        head = self.vocabulary * self.width if wanted.embeddings else 0
-        layers = self.trained(trainable) - self.embedding_parameters * wanted.embeddings
-        return 2 * forward + 2 * (layers + head) * (not wanted.lora)
+        layers = sum(self.active_per_layer[i] for i in self._chosen(wanted))
+        return 2 * forward + 2 * (layers + head * wanted.embeddings) * (not wanted.lora)
+
+    def _chosen(self, wanted: Trainable) -> set[int]:
+        return {i for first, end in wanted.layers for i in range(self.layers)[first:end]}
 
 
 def read_shape(model: Path) -> Shape:
-    """The shape of the model in the directory `model`, of which only headers are read."""
+    """The shape of the model in the directory `model`, of whose files only the configuration is read."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_supported(read_config(model), model)
+    config = load_config(model)
     try:
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model} is not a model directory: config.json cannot be read.") from error
-    tied = bool(config.get("tie_word_embeddings"))
-    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
-    counts = {
-        name: math.prod(tensor.shape)
-        for name, tensor in open_weights(model).tensors.items()
-        if not (tied and name in HEADS)  # pickled files hold a tied matrix twice
-    }
+        with torch.device("meta"):
+            causal = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, ImportError) as error:
+        raise UserError(
+            f"{model}: transformers makes no causal language model of its config.json."
+        ) from error
+    embedding, head = causal.get_input_embeddings().weight, causal.get_output_embeddings().weight
+    layers, share = decoder_layers(causal), experts_per_token(config)
+    counts = [dict.fromkeys(layer.parameters()) for layer in layers]
+    head_width, value_width = head_widths(config)
     return Shape(
-        layers=layers,
-        width=config["hidden_size"],
-        intermediate=config["intermediate_size"],
-        heads=heads,
-        head_width=config.get("head_dim") or config["hidden_size"] // heads,
-        vocabulary=config["vocab_size"],
-        tied=tied,
-        parameters=sum(counts.values()),
-        layer_parameters=sum(n for name, n in counts.items() if ".layers." in name) // layers,
+        layers=len(layers),
+        width=config.hidden_size,
+        intermediate=mlp_width(config),
+        heads=config.num_attention_heads,
+        head_width=head_width,
+        value_width=value_width,
+        vocabulary=len(embedding),
+        tied=embedding is head,
+        parameters=causal.num_parameters(),
+        per_layer=tuple(sum(p.numel() for p in layer) for layer in counts),
+        active_per_layer=tuple(_active(layer, share) for layer in layers),
     )
+
+
+def _active(layer: Any, share: int) -> int:
+    """Parameters of `layer` that one token meets, where `share` of its experts are given each token."""
+    total = 0
+    for name, parameter in layer.named_parameters():
+        # Experts are matrices in one tensor (three dimensions), or modules in a list, by number.
+        experts = parameter.shape[0] if parameter.ndim == 3 else 1
+        if experts == 1 and ".experts." in f".{name}" and parameter.ndim <= 2:
+            parent = layer.get_submodule(name[: f".{name}".index(".experts.") + len("experts")])
+            experts = len(parent) if hasattr(parent, "__len__") else parameter.shape[0]
+        total += parameter.numel() * min(share, experts) // experts if experts > 1 else parameter.numel()
+    return total
 
 
 def visible_keys(data: PackedDataset, cross_document: bool) -> float:
@@ -214,6 +253,7 @@ def make_plan(config: TrainConfig, weights: Path, device: Device | None = None, 
 
     device = device or this_device()
     shape, data = read_shape(weights), PackedDataset(config.dataset)
+    check_length(load_config(weights), weights, data.max_length)
     precision = config.mixed_precision
     if precision == "auto":
         precision = "bf16" if device.bf16_is_fast else "fp32"

@@ -28,6 +28,7 @@ from llmforge.engine.step import (
     seed_step,
 )
 from llmforge.engine.trainable import embedding_parameters, freeze
+from llmforge.model.architecture import decoder_layers
 from llmforge.model.weights import open_weights
 
 
@@ -63,7 +64,7 @@ class NativeEngine:
         self.loss.train()
         self.module = self._distribute()
         if settings.compile:
-            for layer in self.causal.base_model.layers:
+            for layer in decoder_layers(self.causal):
                 layer.compile()
         self.parameters = {n: p for n, p in self.causal.named_parameters() if p.requires_grad}
         self.masked = list(embedding_parameters(self.causal).values()) if self.rows else []

@@ -20,6 +20,7 @@ from llmforge.engine.protocol import World
 from llmforge.engine.settings import Settings
 from llmforge.engine.shares import deal_shares, first_row, read_shares, reads_as_it_is, write_shares
 from llmforge.engine.step import copy_to_cpu
+from llmforge.model.architecture import decoder_layers
 from llmforge.model.weights import open_weights
 
 
@@ -79,7 +80,7 @@ class FSDPEngine(_Distributed):
         mesh = init_device_mesh(self.device.type, (self.world.size,))
         low = self.dtype if self.dtype != torch.float32 else None
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
-        for layer in self.causal.base_model.layers:
+        for layer in decoder_layers(self.causal):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(self.loss, mesh=mesh, mp_policy=policy)
         buffers = [buffer.clone() for _, buffer in self.loss.named_buffers(remove_duplicate=False)]
