@@ -1,12 +1,13 @@
 """Small tokenizers of every kind, trained here on texts written here."""
 
 import io
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 ENGLISH = [
     "The cat sat on the mat and looked at the other cats in the garden.",
@@ -48,10 +49,27 @@ def sentencepiece_model(
     return directory
 
 
-def byte_level(directory: Path, texts: Iterable[str] = ENGLISH, size: int = 500) -> Path:
-    """A directory with the `tokenizer.json` of a GPT-2-like tokenizer trained on `texts`."""
+def byte_level(
+    directory: Path,
+    texts: Iterable[str] = ENGLISH,
+    size: int = 500,
+    patterns: Iterable[str] = (),
+    use_regex: bool = True,
+    add_prefix_space: bool = False,
+    normalizer: Any = None,
+    added: Iterable[str] = (),
+    **model: Any,
+) -> Path:
+    """A directory with the `tokenizer.json` of a byte-level tokenizer trained on `texts`: GPT-2-like if no more is said.
+
+    `patterns` cut before the byte level, `added` are added tokens that are not special, `model` is put into the model.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    level = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=use_regex and not splits)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, level]) if splits else level
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     tokenizer.decoder = decoders.ByteLevel()
     end = AddedToken("<|endoftext|>", special=True, normalized=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -59,8 +77,11 @@ def byte_level(directory: Path, texts: Iterable[str] = ENGLISH, size: int = 500)
         vocab_size=size, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(content, special=False, normalized=False) for content in added])
+    definition = json.loads(tokenizer.to_str())
+    definition["model"] |= model
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
     (directory / "tokenizer_config.json").write_text(
         '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", '
         '"chat_template": "{{ messages }}"}'

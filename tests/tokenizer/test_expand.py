@@ -57,25 +57,52 @@ def test_sentencepiece_reads_the_written_model_alike(sentencepiece_bpe: Path, tm
     assert len(set(scores)) == len(scores)
 
 
-def test_without_closure_pieces_that_need_others_are_listed(byte_level: Path, tmp_path: Path) -> None:
-    pieces = write_pieces(tmp_path / "p.jsonl", ["国家", "thcat"])
-    finished = init_tokenizer(byte_level, tmp_path / "with", pieces)
-    assert finished.manifest.metrics["pieces"]["closure"] > 0
-    with pytest.raises(UserError, match="leave --no-closure out"):
-        init_tokenizer(byte_level, tmp_path / "without", pieces, closure=False)
-    pieces = write_pieces(tmp_path / "q.jsonl", ["国家", "inat"])
+def test_without_closure_every_piece_is_added_and_no_other(byte_level: Path, tmp_path: Path) -> None:
+    # "inat" is of two pieces, "thcat" of more; "国家" has to be made of bytes; "我们的" comes before its part "我们".
+    given = ["thcat", "我们的", "国家", "inat", "我们", "我", "们", "的"]
+    pieces = write_pieces(tmp_path / "p.jsonl", given)
     assert load(byte_level).encode(["inat"])[0].size == 2
     finished = init_tokenizer(byte_level, tmp_path / "without", pieces, closure=False)
+    before, after = load(byte_level), load(finished.output)
+    assert [raw.decode() for raw in after.token_bytes()[before.size :]] == given
     assert finished.manifest.metrics["pieces"] == {
-        "read": 2,
+        "read": 8,
         "duplicates": 0,
         "already_present": 0,
         "folded": 0,
         "parts_of_characters": 0,
-        "added": 1,
+        "control_characters": 0,
+        "added": 8,
         "closure": 0,
     }
-    assert finished.manifest.metrics["gates"]["reachability"]["unreachable"] == 1
+    reached = finished.manifest.metrics["gates"]["reachability"]
+    made = [after.encode([text])[0].tolist() == [before.size + i] for i, text in enumerate(given)]
+    assert made[given.index("inat")]
+    assert (reached["new"], reached["unreachable"]) == (8, made.count(False))
+    finished = init_tokenizer(byte_level, tmp_path / "with", pieces)
+    assert finished.manifest.metrics["pieces"]["closure"] > 0
+    assert finished.manifest.metrics["gates"]["reachability"]["unreachable"] == 0
+
+
+def test_without_closure_a_model_is_added_as_chinese_llama_did_it(
+    sentencepiece_bpe: Path, sentencepiece_unigram: Path, tmp_path: Path
+) -> None:
+    for kind, options in (("bpe", {"byte_fallback": False}), ("unigram", {"byte_fallback": True})):
+        other = makers.sentencepiece_model(tmp_path / kind, kind, makers.CHINESE, vocab_size=400, **options)
+        theirs = sentencepiece.SentencePieceProcessor(model_file=str(other / "tokenizer.model"))
+        for source in (sentencepiece_bpe, sentencepiece_unigram):
+            old = load(source).pieces()
+            new = [theirs.id_to_piece(i) for i in range(theirs.get_piece_size())]
+            expected = old + [piece for piece in new if piece not in set(old)]
+            target = tmp_path / f"{kind}-{source.name}"
+            finished = init_tokenizer(source, target, other / "tokenizer.model", closure=False)
+            assert load(target).pieces() == expected
+            ours = sentencepiece.SentencePieceProcessor(model_file=str(target / "tokenizer.model"))
+            assert [ours.id_to_piece(i) for i in range(ours.get_piece_size())] == expected
+            reached = finished.manifest.metrics["gates"]["reachability"]
+            names = expected[len(old) :]
+            alone = [i for i, piece in enumerate(names) if ours.encode("x" + piece)[-1] != len(old) + i]
+            assert reached["unreachable"] == len(alone)
 
 
 def test_chat_template_and_special_tokens_survive(byte_level: Path, tmp_path: Path) -> None:
@@ -102,7 +129,7 @@ def test_the_same_step_again_is_recognised(byte_level: Path, tmp_path: Path) -> 
         ('{"piece": "我们"}\n{"piece": 7}', "line 2: `piece` is 7"),
         ('{"piece": ""}', "line 1: the piece is empty"),
         ('{"piece": "我们"}\n\n{"piece": "他们"}', "line 2: blank"),
-        ('{"piece": "a\\nb"}', "line 1: .* a line break"),
+        ('{"piece": "a\\nb"}', "line 1: .* a line break, which this source never takes together"),
         ('{"piece": "a\\u0007"}', "line 1: .* a control character"),
         ('{"piece": "\\ud800"}', "line 1: .* unpaired surrogate"),
         ('{"bytes": "xy"}', "line 1: `bytes`"),

@@ -30,7 +30,10 @@ def learn_from(words: dict[str, int], number: int, slack_free: bool = False) -> 
     flat = [alphabet.index(c) for word in words for c in word]
     offsets = np.cumsum([0, *map(len, words)])
     given = Words(np.array(flat, dtype=np.int32), offsets, np.array(list(words.values())))
-    rules = Rules(list(alphabet), len(alphabet), 1, shared=False, min_frequency=2, allowed=lambda piece: True)
+    none = np.zeros(0, dtype=np.int64)
+    rules = Rules(
+        list(alphabet), len(alphabet), none, none, False, min_frequency=2, allowed=lambda piece: True
+    )
     learned = learn(given, rules, number)
     return list(zip(learned.pieces, learned.frequencies, strict=True))
 

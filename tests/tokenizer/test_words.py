@@ -12,18 +12,25 @@ from hypothesis import strategies as st
 
 from llmforge.errors import UserError
 from llmforge.tokenizer import corpus, load
+from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.words import Array, Codes, Counted, count_words, cutter
 
 from . import makers
 
 EAST_ASIAN = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
-MARK = rf"[^\s\p{{L}}\p{{M}}\p{{N}}▁{EAST_ASIAN}]"
+JOINER = r"[\u200c\u200d]"
+LETTER = rf"(?:(?![{EAST_ASIAN}])[\p{{L}}\p{{M}}])"
+MARK = rf"[^\s\p{{L}}\p{{M}}\p{{N}}\p{{Cc}}▁\u200c\u200d{EAST_ASIAN}]"
 # The rule of words.py as one pattern, read from the left.
+RUN = rf"(?:{LETTER}+|{MARK}+)"
 WORD = regex.compile(
-    rf"(?:▁|{MARK})?[{EAST_ASIAN}]+|▁?(?:(?![{EAST_ASIAN}])[\p{{L}}\p{{M}}])+|(?![{EAST_ASIAN}])\p{{N}}"
-    rf"|▁?{MARK}+|▁|\s"
+    rf"(?:▁|{MARK})?[{EAST_ASIAN}]+|▁?{RUN}(?:{JOINER}+{RUN}?)*|(?:{JOINER}+{RUN}?)+|(?![{EAST_ASIAN}])\p{{N}}"
+    rf"|▁|\s|\p{{Cc}}"
 )
-TEXTS = st.lists(st.text(st.sampled_from("ab天気カー。，「 ▁1٣〇⻊\n\t\u3000e\u0301🙂")), max_size=4)
+TEXTS = st.lists(
+    st.text(st.sampled_from("ab天気カー。，「 ▁1٣〇⻊\n\t\u3000e\u0301🙂\x07\x85\u2028\u200c\u200d")),
+    max_size=4,
+)
 
 
 def strings(codes: Codes, lengths: Array) -> list[str]:
@@ -46,22 +53,22 @@ def by_spaces(texts: Sequence[str]) -> tuple[Codes, Array]:
 @given(texts=TEXTS)
 def test_words_are_those_of_the_pattern(sentencepiece_bpe: Path, texts: list[str]) -> None:
     expected = [word for text in texts for word in WORD.findall("▁" + text.replace(" ", "▁"))]
-    assert strings(*cutter(load(sentencepiece_bpe))(texts)) == expected
+    assert strings(*cutter(Inside(load(sentencepiece_bpe)))(texts)) == expected
 
 
 @settings(deadline=None)
 @given(texts=TEXTS)
 def test_words_of_one_script(sentencepiece_bpe: Path, byte_level: Path, texts: list[str]) -> None:
     expected = [word for text in texts for word in regex.findall(r"\p{Han}+", text)]
-    assert strings(*cutter(load(sentencepiece_bpe), "Han")(texts)) == expected
-    words = strings(*cutter(load(byte_level), "Han")(texts))
+    assert strings(*cutter(Inside(load(sentencepiece_bpe)), "Han")(texts)) == expected
+    words = strings(*cutter(Inside(load(byte_level)), "Han")(texts))
     assert len("".join(words)) == len("".join(expected).encode())
 
 
 @settings(deadline=None)
 @given(batches=st.lists(TEXTS, max_size=5))
 def test_words_are_counted_over_batches(sentencepiece_bpe: Path, batches: list[list[str]]) -> None:
-    cut = cutter(load(sentencepiece_bpe))
+    cut = cutter(Inside(load(sentencepiece_bpe)))
     counted, metrics = count_words(batches, cut, seed=0)
     assert as_counter(counted) == Counter(word for texts in batches for word in strings(*cut(texts)))
     assert metrics["documents"] == sum(map(len, batches))

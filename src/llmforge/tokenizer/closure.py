@@ -5,7 +5,7 @@ tokens: the piece is their merge. More: its missing characters are made first, t
 a piece of its own. A later piece merges after all earlier ones, so what was reachable once stays so.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
@@ -32,7 +32,7 @@ class Growing(Protocol):
     """A tokenizer model that grows piece by piece."""
 
     def has(self, piece: str) -> bool:
-        """Whether `piece` is in the vocabulary."""
+        """Whether `piece` is in the vocabulary, or means something else there, so that no merge may make it."""
 
     def encode(self, piece: str) -> list[str]:
         """The parts that `piece` is cut into now; a character that is no piece is a part as well."""
@@ -43,32 +43,43 @@ class Growing(Protocol):
     def add(self, piece: str, pair: Pair | None) -> None:
         """Adds `piece`, made of `pair`, which merges after all others."""
 
+    def add_all(self, pieces: Sequence[str]) -> None:
+        """Adds `pieces` in that order, each made of whatever two parts the finished vocabulary has."""
+
 
 class ByScore:
-    """sentencepiece BPE: any two parts that spell a piece merge, the best score first."""
+    """sentencepiece BPE: any two parts that spell a piece merge, the best score first.
 
-    def __init__(self, scores: Mapping[str, float]) -> None:
+    `reserved` are the names of control pieces and the like, which are made of nothing.
+    """
+
+    def __init__(self, scores: Mapping[str, float], reserved: Collection[str] = ()) -> None:
         self.ranks = {piece: -score for piece, score in scores.items()}
         self.last = max(self.ranks.values(), default=0.0)
+        self.reserved = frozenset(reserved)
 
     def has(self, piece: str) -> bool:
-        return piece in self.ranks
+        return piece in self.ranks or piece in self.reserved
 
     def encode(self, piece: str) -> list[str]:
         return merge_lowest(list(piece), lambda left, right: self.ranks.get(left + right))
 
     def needed(self, piece: str) -> list[str]:
-        return [character for character in piece if character not in self.ranks]
+        return [character for character in piece if not self.has(character)]
 
     def add(self, piece: str, pair: Pair | None) -> None:
         self.last += 1
         self.ranks[piece] = self.last
 
+    def add_all(self, pieces: Sequence[str]) -> None:
+        for piece in pieces:
+            self.add(piece, None)
+
 
 class ByList:
     """BPE with listed merges: byte-level, or sentencepiece of which only `tokenizer.json` is left."""
 
-    def __init__(self, vocabulary: Mapping[str, int], merges: Sequence[Pair], byte_level: bool) -> None:
+    def __init__(self, vocabulary: Collection[str], merges: Sequence[Pair], byte_level: bool) -> None:
         self.pieces = set(vocabulary)
         self.ranks = {pair: float(i) for i, pair in enumerate(merges)}
         self.byte_level = byte_level
@@ -96,6 +107,14 @@ class ByList:
         if pair is None:
             return
         self.ranks.setdefault(pair, float(len(self.ranks)))
+        self._list_pairs(piece)
+
+    def add_all(self, pieces: Sequence[str]) -> None:
+        self.pieces.update(pieces)
+        for piece in pieces:
+            self._list_pairs(piece)
+
+    def _list_pairs(self, piece: str) -> None:
         for i in range(1, len(piece)):
             if piece[:i] in self.pieces and piece[i:] in self.pieces:
                 self.ranks.setdefault((piece[:i], piece[i:]), float(len(self.ranks)))
@@ -104,17 +123,17 @@ class ByList:
 def close(wanted: Sequence[str], model: Growing, closure: bool = True) -> Additions:
     """What to add to `model`, which grows meanwhile, so that it produces every piece of `wanted`.
 
-    With `closure` false, a piece that needs others first is not added but listed as unreachable.
+    With `closure` false these are the pieces of `wanted` and no others, in that order; which of them are produced
+    is then for the finished vocabulary to tell.
     """
     result = Additions()
+    if not closure:
+        model.add_all(wanted)
+        result.made = [(piece, None) for piece in wanted]
+        return result
     asked = set(wanted)
     for piece in wanted:
         if model.has(piece):  # made already, on the way to an earlier one
-            continue
-        parts = model.encode(piece)
-        missing = [c for c in model.needed(piece) if c != piece and not model.has(c)]
-        if not closure and (len(parts) > 2 or missing):
-            result.unreachable[piece] = f"no merge makes it of {' + '.join(parts)}"
             continue
         for made, pair in _steps(piece, model, asked):
             result.made.append((made, pair))

@@ -35,16 +35,18 @@ class Words:
 class Rules:
     """What may become a piece.
 
-    `pieces` are the strings by id. Ids from `first_missing` on are characters that the tokenizer lacks: such
-    a one is made a piece of its own as soon as the tokens it saves (`saved` for each time it occurs) are
-    worth it, and merges only then. A second pair that spells a new piece is merged for nothing; one that spells
+    `pieces` are the strings by id. Ids from `first_missing` on are characters that the tokenizer lacks, which
+    it writes as `takes` tokens now (int64, one for each). Such a one is made a piece of its own as soon as it occurs
+    `min_frequency` times and what it is `worth` (int64, for each time it occurs; 0: it is never made) is as much as a
+    pair's frequency, and merges only then. A second pair that spells a new piece is merged for nothing; one that spells
     a piece below `first_missing` only if it is `shared` between all pairs that spell it (sentencepiece), and not
     where merges are listed, because a listed merge of an old piece would change old texts.
     """
 
     pieces: list[str]
     first_missing: int
-    saved: int
+    takes: Array
+    worth: Array
     shared: bool
     min_frequency: int
     allowed: Callable[[str], bool]
@@ -87,7 +89,7 @@ class _Corpus:
     """The corpus as it stands between rounds.
 
     Per position: `token` (int32), `weight` (float64, the frequency of its word), `linked` (the next position belongs
-    to the same word and the two may become one) and `place` (uint32, where in `table` the pair that begins here is
+    to the same word) and `place` (uint32, where in `table` the pair that begins here is
     counted; 0 for none). `table` (float64) holds the frequencies of all pairs, those of one place added together.
     """
 
@@ -102,10 +104,11 @@ class _Corpus:
         self.linked[words.offsets[1:][lengths > 0] - 1] = False
         missing = len(self.pieces) - rules.first_missing
         waiting = self.token >= rules.first_missing
-        gains = np.bincount(
+        times = np.bincount(
             self.token[waiting] - rules.first_missing, self.weight[waiting], minlength=missing
         )
-        self.gain = gains.astype(np.int64) * rules.saved
+        self.times = times.astype(np.int64)
+        self.gain = np.where(self.times >= rules.min_frequency, self.times * rules.worth, 0)
         self.active = np.ones(len(self.pieces) + number, dtype=bool)
         self.active[rules.first_missing : len(self.pieces)] = False
         self.place = np.zeros(len(self.token), dtype=np.uint32)
@@ -115,7 +118,8 @@ class _Corpus:
     def tokens(self) -> int:
         """Tokens in the corpus, each missing character counting for what it takes now."""
         waiting = ~self.active[self.token]
-        return int(self.weight.sum() + self.rules.saved * self.weight[waiting].sum())
+        missing = self.token[waiting] - self.rules.first_missing
+        return int(self.weight.sum() + self.weight[waiting] @ (self.rules.takes[missing] - 1))
 
     def round(self, room: int) -> list[tuple[str, int]] | None:
         """At most `room` new pieces with frequencies (none if known ones were joined); None at the end."""
@@ -158,8 +162,8 @@ class _Corpus:
             counts = np.bincount(which, self.weight[where], minlength=len(keys)).astype(np.int64)
             refused = np.array([not self._may_be_made(key) for key in keys.tolist()], dtype=bool)
             if refused.any():
+                # Until one of the two grows: "\\n" + " " may not be a piece where "\\n" + " \\n" may.
                 self._uncount(where[refused[which]])
-                self.linked[where[refused[which]]] = False
                 counts[refused] = 0
             if max(counts.max(initial=0), best_gain) >= least or least == self.rules.min_frequency:
                 return keys, counts, where, which, least
@@ -189,9 +193,7 @@ class _Corpus:
         worth = np.flatnonzero((self.gain >= least) & (self.gain > 0))
         worth = worth[np.argsort(-self.gain[worth], kind="stable")][:room]
         taken = worth + self.rules.first_missing
-        found = [
-            (self.pieces[i], int(g) // self.rules.saved) for i, g in zip(taken, self.gain[worth], strict=True)
-        ]
+        found = [(self.pieces[i], int(n)) for i, n in zip(taken, self.times[worth], strict=True)]
         self.active[taken] = True
         self.gain[worth] = 0
         if found:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from llmforge.errors import UserError
 from llmforge.tokenizer import sentencepiece_model as spm
 from llmforge.tokenizer.closure import Additions, ByList, ByScore, close
 from llmforge.tokenizer.definition import Definition, read_json, token_content
-from llmforge.tokenizer.load import Tokenizer, bare_backend, folding_normalizer, from_definition, load
+from llmforge.tokenizer.inside import Inside
+from llmforge.tokenizer.load import Tokenizer, from_definition, load
 from llmforge.tokenizer.pieces import Cleaned, read_pieces
 from llmforge.tokenizer.verify import verify
 from llmforge.workspace import Finished, Outcome, Step, run_step
@@ -33,9 +35,8 @@ SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token"
 
 
 BPE_STEP = np.float32(1)
-UNIGRAM_STEP = np.float32(
-    1e-4
-)  # scores are logarithms here: 20,000 pieces stay within 2 of the source's last
+UNIGRAM_STEP = 1e-4  # scores are logarithms here: 20,000 pieces stay within 2 of the source's last
+UNIGRAM_MARGIN = 1e-2  # more than the float32 sums of sentencepiece lose in a text of some thousand tokens
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,7 @@ def _build(
 
 def expand(before: Tokenizer, pieces_file: Path, closure: bool = True) -> Expanded:
     """`before` with the pieces of `pieces_file`, in memory."""
-    folding = folding_normalizer(before)
-    fold = folding.normalize_str if folding else None
-    cleaned = read_pieces(pieces_file, before.family, set(before.pieces()), fold)
+    cleaned = read_pieces(pieces_file, Inside(before))
     definition = before.definition
     if definition.model is not None:
         grown, additions = _grow_model(before, cleaned.pieces, closure)
@@ -101,8 +100,7 @@ def expand(before: Tokenizer, pieces_file: Path, closure: bool = True) -> Expand
         grown, additions = _grow_json(before, cleaned.pieces, closure)
     if not additions.made:
         piece, reason = next(iter(additions.unreachable.items()))
-        remedy = "" if closure else "; leave --no-closure out"
-        raise UserError(f"{pieces_file}: none of its pieces would be used ({piece}: {reason}){remedy}.")
+        raise UserError(f"{pieces_file}: none of its pieces would be used ({piece}: {reason}).")
     return Expanded(from_definition(grown), cleaned, additions)
 
 
@@ -110,7 +108,7 @@ def _grow_json(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tuple
     definition = before.definition
     grown = {**definition.json, "model": dict(definition.json["model"])}
     model = grown["model"]
-    growing = ByList(model["vocab"], model["merges"], before.family == "byte-level-bpe")
+    growing = ByList([*model["vocab"], *before.pieces()], model["merges"], before.family == "byte-level-bpe")
     listed = len(growing.ranks)
     additions = close(wanted, growing, closure)
     new = {piece: before.size + i for i, (piece, _) in enumerate(additions.made)}
@@ -124,37 +122,54 @@ def _grow_model(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tupl
     model = copy.deepcopy(definition.model)
     _fill(model, before)
     scores = {p.piece: p.score for p in model.pieces if p.type == spm.NORMAL}
-    score = np.float32(min(scores.values()))
     if before.family == "sentencepiece-unigram":
-        additions, step = choose(before, wanted, scores), UNIGRAM_STEP
+        additions = Additions([(piece, None) for piece in wanted])
+        new = unigram_scores(wanted, scores)
     else:
-        additions, step = close(wanted, ByScore(scores), closure), BPE_STEP
-    for piece, _ in additions.made:
-        # A step lower each time, or as little as a float32 can be where scores are as low as -1e9.
-        score = min(score - step, np.nextafter(score, np.float32(-np.inf)))
-        model.pieces.add(piece=piece, score=float(score), type=spm.NORMAL)
+        others = [p.piece for p in model.pieces if p.type != spm.NORMAL]
+        additions = close(wanted, ByScore(scores, others), closure)
+        new = bpe_scores(len(additions.made), min(scores.values()))
+    for (piece, _), score in zip(additions.made, new, strict=True):
+        model.pieces.add(piece=piece, score=score, type=spm.NORMAL)
     model.trainer_spec.vocab_size = len(model.pieces)
     grown = {**definition.json, "model": {**definition.json["model"], **spm.model_json(model)}}
     return Definition(definition.directory, definition.family, grown, definition.config, model), additions
 
 
-def choose(before: Tokenizer, wanted: Sequence[str], scores: Mapping[str, float]) -> Additions:
-    """The unigram pieces that will win over their parts: those whose best parts in the source score lower.
+def bpe_scores(number: int, last: float) -> list[float]:
+    """`number` scores, each a step below the one before and the first below `last`.
 
-    A unigram piece needs no other pieces, so there is no closure. Source: Kudo, arXiv 1804.10959.
+    Or as little below as a float32 can be, where scores are as low as -1e9.
     """
-    floor = min(scores.values()) - float(UNIGRAM_STEP) * (len(wanted) + 1)
-    pieces = before.pieces()
-    result = Additions()
-    for piece, encoding in zip(wanted, bare_backend(before).encode_batch_fast(list(wanted)), strict=True):
-        parts = [pieces[i] for i in encoding.ids]
-        # A part that is no normal piece stands for an unknown character, which scores 10 below everything.
-        total = sum(scores.get(part, -np.inf) for part in parts)
-        if total >= floor:
-            result.unreachable[piece] = f"the source's {' + '.join(parts)} score better"
-        else:
-            result.made.append((piece, None))
-    return result
+    scores = [np.float32(last)]
+    for _ in range(number):
+        scores.append(min(scores[-1] - BPE_STEP, np.nextafter(scores[-1], np.float32(-np.inf))))
+    return [float(score) for score in scores[1:]]
+
+
+def unigram_scores(wanted: Sequence[str], scores: Mapping[str, float]) -> list[float]:
+    """A score for each piece of `wanted`, with which it wins over any parts of it; `scores` are the source's.
+
+    Below the source's last where that is enough, and else just above the best parts, short pieces first, so that a
+    piece wins over other new ones as well. No text without a new piece changes, whatever the scores of new ones are.
+    Needing no other pieces, a unigram piece needs no closure. Source: Kudo, arXiv 1804.10959.
+    """
+    grown = dict(scores)
+    last = min(scores.values())
+    for i in sorted(range(len(wanted)), key=lambda i: len(wanted[i])):
+        grown[wanted[i]] = max(last - UNIGRAM_STEP * (i + 1), _best_parts(wanted[i], grown) + UNIGRAM_MARGIN)
+    return [grown[piece] for piece in wanted]
+
+
+def _best_parts(piece: str, scores: Mapping[str, float]) -> float:
+    """The highest sum of scores of pieces that spell `piece`; minus infinity if none do."""
+    best = [0.0] + [-math.inf] * len(piece)
+    for end in range(1, len(piece) + 1):
+        for start in range(end):
+            score = scores.get(piece[start:end])
+            if score is not None:
+                best[end] = max(best[end], best[start] + score)
+    return best[-1]
 
 
 def _fill(model: Any, before: Tokenizer) -> None:

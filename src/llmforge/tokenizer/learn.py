@@ -1,7 +1,7 @@
 """`learn-pieces`: count the words of a corpus, encode them with the source tokenizer, continue its BPE."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from llmforge import console
 from llmforge.errors import UserError
 from llmforge.tokenizer import bytelevel, corpus
 from llmforge.tokenizer.continued_bpe import TABLE_BITS, Learned, Rules, Words, learn, place
+from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.load import Tokenizer, backend_of, bare_json, load
+from llmforge.tokenizer.sentencepiece_model import SPACE
 from llmforge.tokenizer.words import Counted, count_words, cutter
 from llmforge.workspace import Finished, Outcome, Step, run_step
 
@@ -61,7 +63,8 @@ def _learn(
     seed: int,
 ) -> Outcome:
     tokenizer = load(source)
-    cut = cutter(tokenizer, script)
+    inside = Inside(tokenizer)
+    cut = cutter(inside, script)
     files = corpus.corpus_files(corpora)
     with console.progress("reading", float(sum(f.stat().st_size for f in files)), "bytes") as advance:
         batches = (texts for file in files for texts in corpus.batches(file, advance))
@@ -70,13 +73,15 @@ def _learn(
         of_script = f" in the script {script}" if script else ""
         raise UserError(f"{', '.join(map(str, corpora))}: no text{of_script} to learn from.")
     metrics["characters"] = _characters(tokenizer, counted)
-    words, rules = prepare(tokenizer, counted, min_frequency, max_length)
+    words, rules = prepare(inside, counted, min_frequency, max_length)
     del counted
     with console.progress("learning", float(number), "pieces") as advance:
         learned = learn(words, rules, number, advance)
     if not learned.pieces:
+        lower = "lower --min-frequency, or " if min_frequency > 1 else ""
         raise UserError(
-            f"nothing in the corpus occurs {min_frequency} times and is no piece yet; lower --min-frequency."
+            f"nothing in {', '.join(map(str, corpora))} that may be a piece occurs {min_frequency:,} times and is none "
+            f"yet; {lower}give more text."
         )
     if len(learned.pieces) < number:
         console.warn(
@@ -90,42 +95,49 @@ def _learn(
     )
 
 
-def prepare(
-    tokenizer: Tokenizer, counted: Counted, min_frequency: int, max_length: int
-) -> tuple[Words, Rules]:
+def prepare(inside: Inside, counted: Counted, min_frequency: int, max_length: int) -> tuple[Words, Rules]:
     """The words as the source's own tokens, and what may become a piece."""
+    tokenizer = inside.tokenizer
     pieces = tokenizer.pieces()
     bare = bare_json(tokenizer)
-    first_missing = len(pieces)
-    if tokenizer.family != "byte-level-bpe":
-        known = set(pieces)
-        characters = map(chr, np.flatnonzero(np.bincount(counted.codes)).tolist())
-        missing = [character for character in characters if character not in known]
-        pieces += missing
-        if bare["model"]["type"] == "Unigram":
-            # Low enough to be chosen only where nothing else can be.
-            bare["model"]["vocab"] = [*bare["model"]["vocab"], *([c, -1000.0] for c in missing)]
-            first_missing, pieces = len(pieces) - len(missing), [p for p, _ in bare["model"]["vocab"]]
-        else:
-            added = {c: first_missing + i for i, c in enumerate(missing)}
-            bare["model"]["vocab"] = {**bare["model"]["vocab"], **added}
-    fallback = bool(bare["model"].get("byte_fallback"))
+    model = bare["model"]
+    unigram = model["type"] == "Unigram"
+    known = {piece for piece, _ in model["vocab"]} if unigram else model["vocab"]
+    characters = map(chr, np.flatnonzero(np.bincount(counted.codes)).tolist())
+    missing = [character for character in characters if character not in known]
+    if unigram:
+        pieces = [piece for piece, _ in model["vocab"]]
+        # Low enough to be chosen only where nothing else can be.
+        model["vocab"] = [*model["vocab"], *([character, -1000.0] for character in missing)]
+    else:
+        model["vocab"] = {**model["vocab"], **{c: len(pieces) + i for i, c in enumerate(missing)}}
+    takes = np.array([_tokens_of(character, inside, known) for character in missing], dtype=np.int64)
+    # One that cannot be a piece is worth nothing; a source without bytes gains the character itself.
+    offered = np.array([not inside.byte_level and inside.stands(c) for c in missing], dtype=bool)
     rules = Rules(
-        pieces=pieces,
-        first_missing=first_missing,
-        saved=2 if fallback else 1,
-        shared=tokenizer.family != "byte-level-bpe",
+        pieces=[*pieces, *missing],
+        first_missing=len(pieces),
+        takes=takes,
+        worth=np.where(offered, np.maximum(takes - 1, 0 if model.get("byte_fallback") else 1), 0),
+        shared=tokenizer.family == "sentencepiece-bpe" and tokenizer.definition.model is not None,
         min_frequency=min_frequency,
-        allowed=_allowed(tokenizer, max_length),
+        allowed=_allowed(inside, max_length),
     )
     return _encode(bare, counted, tokenizer.directory), rules
 
 
-def _allowed(tokenizer: Tokenizer, max_length: int) -> Callable[[str], bool]:
-    if tokenizer.family != "byte-level-bpe":
-        return lambda piece: len(piece) <= max_length
-    going_on = dict.fromkeys(_going_on())
-    return lambda piece: len(piece.translate(going_on)) <= max_length
+def _tokens_of(character: str, inside: Inside, known: Collection[str]) -> int:
+    """How many tokens the source makes of a character that it lacks: its bytes, or one that says "unknown", or none."""
+    model = inside.tokenizer.definition.json["model"]
+    spelled = [f"<0x{byte:02X}>" for byte in character.encode()]
+    if model.get("byte_fallback") and all(byte in known for byte in spelled):
+        return len(spelled)
+    return 0 if inside.byte_level and model.get("unk_token") is None else 1
+
+
+def _allowed(inside: Inside, max_length: int) -> Callable[[str], bool]:
+    going_on = dict.fromkeys(_going_on()) if inside.byte_level else {}
+    return lambda piece: len(piece.translate(going_on)) <= max_length and inside.stands(piece)
 
 
 def _characters(tokenizer: Tokenizer, counted: Counted) -> int:
@@ -199,7 +211,7 @@ def _characters_that_stay(
 
 
 def write_pieces(path: Path, tokenizer: Tokenizer, learned: Learned) -> None:
-    """One line a piece: {"piece"} as text (`▁` for a space), or {"bytes"} where its bytes are not text."""
+    """One line a piece: {"piece"} as text (`▁` for a space), or {"bytes"} where its bytes are not text or have a `▁`."""
     with path.open("w", encoding="utf-8") as file:
         for piece, frequency in zip(learned.pieces, learned.frequencies, strict=True):
             line: dict[str, Any] = {"piece": piece, "frequency": frequency}
@@ -208,5 +220,9 @@ def write_pieces(path: Path, tokenizer: Tokenizer, learned: Learned) -> None:
                 try:
                     line["piece"] = raw.decode("utf-8")
                 except UnicodeDecodeError:
+                    line["piece"] = SPACE
+                if SPACE in line["piece"]:
                     line = {"bytes": raw.hex(), "frequency": frequency}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            # What cannot be seen is escaped, and some readers take U+0085 or U+2028 for the end of a line.
+            seen = line.get("piece", "").replace(" ", "").isprintable()
+            file.write(json.dumps(line, ensure_ascii=not seen) + "\n")

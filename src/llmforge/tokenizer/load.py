@@ -141,7 +141,7 @@ def folding_normalizer(tokenizer: Tokenizer) -> Any:
     """What a sentencepiece tokenizer does to characters (NFKC and the like), but not to spaces."""
     definition = tokenizer.definition.json.get("normalizer") or {}
     steps = definition.get("normalizers", [definition] if definition else [])
-    folding = [step for step in steps if step["type"] not in ("Prepend", "Replace", "Strip")]
+    folding = [step for step in steps if step["type"] not in ("Prepend", "Replace", "Strip", "ByteLevel")]
     if not folding:
         return None
     bare = {**bare_json(tokenizer), "normalizer": {"type": "Sequence", "normalizers": folding}}

@@ -1,24 +1,33 @@
 """Reading the file of new pieces and cleaning what it holds, by rules that are stated here and counted.
 
-a space is `▁` and `▁` a space       as the source's family writes it
+a space is `▁` and `▁` a space       as the source's family writes it; not in `bytes`
 compatibility forms                   folded where the source's own normalizer folds them, else kept
 twice the same piece                  the first stays
 a piece that the source has           left out
 part of a character                   left out if another tokenizer's, and the source is not byte-level
-empty, a line break or any other      refused, with file and line: such a line is no piece but a mistake
-control character, half a surrogate
+a line break, a control character     refused, with file and line, where the source's pre-tokenizer cuts there, and
+                                      always if it is a sentencepiece tokenizer; of another tokenizer: left out
+empty, half a surrogate               refused, with file and line: such a line is no piece but a mistake
 """
 
+import codecs
 import json
+import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmforge.errors import UserError
 from llmforge.tokenizer import bytelevel
+from llmforge.tokenizer.inside import Inside, has_control
+from llmforge.tokenizer.load import BYTE_PIECE, load
 from llmforge.tokenizer.sentencepiece_model import NORMAL, SPACE, read_model
+
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
+_WORD_WITH_FREQUENCY = re.compile(r"\S+ \d+( \S+)?")
+_NO_TEXT = ("<unk>", "<s>", "</s>", "<pad>")  # in a `.vocab`, which has no types
 
 
 @dataclass(frozen=True)
@@ -29,47 +38,61 @@ class Cleaned:
     counts: dict[str, int]
 
 
-def read_pieces(path: Path, family: str, known: set[str], fold: Callable[[str], str] | None) -> Cleaned:
-    """The cleaned pieces of `path`: a jsonl file, a sentencepiece `.model`, or a tokenizer directory.
+def read_pieces(path: Path, inside: Inside) -> Cleaned:
+    """The cleaned pieces of `path`: jsonl, plain text, a sentencepiece `.model` or `.vocab`, or a tokenizer directory.
 
-    `family` and `known` (pieces by the spelling of the vocabulary) are the source's; `fold` is its own
-    folding of characters, if it has one.
+    `inside` is the source, which says how a piece is spelled and what it may be.
     """
-    byte_level = family == "byte-level-bpe"
-    counts = {"read": 0, "duplicates": 0, "already_present": 0, "folded": 0, "parts_of_characters": 0}
+    known = set(inside.tokenizer.pieces())
+    counts = dict.fromkeys(
+        ("read", "duplicates", "already_present", "folded", "parts_of_characters", "control_characters"), 0
+    )
+    collection = (
+        path.is_dir() or path.suffix == ".model"
+    )  # made for another end: what does not fit is left out
     pieces: dict[str, None] = {}
     for piece, place in _entries(path):
         counts["read"] += 1
-        if isinstance(piece, bytes):
-            if not byte_level and path.is_dir():
+        if isinstance(piece, bytes) and not inside.byte_level:
+            if not path.is_dir():
+                raise UserError(
+                    f"{place}: `bytes` are pieces of byte-level tokenizers; this source is {inside.tokenizer.family}."
+                )
+            try:
+                piece = piece.decode("utf-8")
+            except UnicodeDecodeError:
                 counts["parts_of_characters"] += 1
                 continue
-            if not byte_level:
-                raise UserError(
-                    f"{place}: `bytes` are pieces of byte-level tokenizers; this source is {family}."
-                )
+        if isinstance(piece, bytes):
+            text = piece.decode("utf-8", "ignore")
             spelled = bytelevel.to_piece(piece)
         else:
             _check(piece, place)
-            folded = fold(piece) if fold else piece
-            counts["folded"] += folded != piece
-            if not folded:
+            text = inside.fold(piece)
+            counts["folded"] += text != piece
+            if not text:
                 raise UserError(
                     f"{place}: the source's normalizer leaves nothing of {piece!r}; remove the line."
                 )
-            spaced = folded.replace(SPACE, " ")
-            spelled = bytelevel.to_piece(spaced.encode()) if byte_level else spaced.replace(" ", SPACE)
+            spaced = text.replace(SPACE, " ")
+            spelled = bytelevel.to_piece(spaced.encode()) if inside.byte_level else spaced.replace(" ", SPACE)
         if spelled in known:
             counts["already_present"] += 1
         elif spelled in pieces:
             counts["duplicates"] += 1
+        elif has_control(text) and not inside.stands(spelled):
+            if not collection:
+                raise UserError(_control_sentence(text, place, inside.byte_level))
+            counts["control_characters"] += 1
         else:
             pieces[spelled] = None
     if not counts["read"]:
         raise UserError(f"{path} holds no pieces; give a file with at least one.")
     if not pieces:
+        left_out = counts["parts_of_characters"] + counts["control_characters"]
+        others = f" and cannot have {left_out:,} others" if left_out else ""
         raise UserError(
-            f"{path} holds no new pieces: the source has all {counts['already_present']:,} of them already."
+            f"{path} holds no new pieces: the source has {counts['already_present']:,} of them already{others}."
         )
     return Cleaned(list(pieces), counts)
 
@@ -82,11 +105,39 @@ def _entries(path: Path) -> Iterator[tuple[str | bytes, str]]:
         yield from _tokenizer_entries(path)
     elif path.suffix == ".model":
         yield from _model_entries(read_model(path), path)
+    elif path.name in ("tokenizer.json", "vocab.json", "tekken.json") or path.suffix == ".tiktoken":
+        raise UserError(
+            f"{path} is a tokenizer's file; give its directory to take the pieces of that tokenizer."
+        )
     else:
+        read_line = _plain_entry if path.suffix in (".txt", ".vocab") else _line_entry
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 place = f"{path}, line {number}"
-                yield _line_entry(line, place), place
+                if (
+                    entry := read_line(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, place)
+                ) is not None:
+                    yield entry, place
+
+
+def _plain_entry(line: bytes, place: str) -> str | None:
+    """The piece that is a whole line; what follows a tab is its score (sentencepiece's `.vocab`). None if it is blank."""
+    try:
+        piece, tab, score = line.decode("utf-8").rstrip("\r\n").partition("\t")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: not UTF-8 ({error.reason}); convert the file.") from error
+    if not piece.strip() and not tab:
+        return None
+    if tab and not _NUMBER.fullmatch(score):
+        raise UserError(f"{place}: {score!r} behind the tab is no score; write one piece a line.")
+    if _WORD_WITH_FREQUENCY.fullmatch(piece):
+        raise UserError(
+            f"{place}: {piece!r} looks like a word with its frequency; give such a list to learn-pieces --word-list, or "
+            'write {"piece": "..."}.'
+        )
+    if piece.endswith(" "):
+        raise UserError(f'{place}: {piece!r} ends in a space; remove the space, or write {{"piece": "..."}}.')
+    return None if tab and (piece in _NO_TEXT or BYTE_PIECE.fullmatch(piece)) else piece
 
 
 def _line_entry(line: bytes, place: str) -> str | bytes:
@@ -95,7 +146,9 @@ def _line_entry(line: bytes, place: str) -> str | bytes:
     try:
         value: Any = json.loads(line.decode("utf-8"))
     except ValueError as error:
-        raise UserError(f'{place}: not JSON ({error}); write {{"piece": "..."}}.') from error
+        raise UserError(
+            f'{place}: not JSON ({error}); write {{"piece": "..."}}, or one piece a line in a .txt file.'
+        ) from error
     if not isinstance(value, dict) or ("piece" in value) == ("bytes" in value):
         raise UserError(f'{place}: no `piece`; write {{"piece": "..."}}.')
     if "bytes" in value:
@@ -116,49 +169,32 @@ def _line_entry(line: bytes, place: str) -> str | bytes:
 def _check(piece: str, place: str) -> None:
     if not piece:
         raise UserError(f"{place}: the piece is empty; remove the line.")
-    for character in piece:
-        kind = unicodedata.category(character)
-        if kind == "Cs":
-            raise UserError(
-                f"{place}: {piece!r} has an unpaired surrogate, which is no text; remove the line."
-            )
-        if kind in ("Cc", "Zl", "Zp"):
-            what = (
-                "a line break"
-                if character in "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
-                else "a control character"
-            )
-            raise UserError(f"{place}: {piece!r} has {what}, which no piece may have; remove the line.")
+    if any(unicodedata.category(character) == "Cs" for character in piece):
+        raise UserError(f"{place}: {piece!r} has an unpaired surrogate, which is no text; remove the line.")
+
+
+def _control_sentence(text: str, place: str, byte_level: bool) -> str:
+    breaks = any(character in "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029" for character in text)
+    what = "a line break" if breaks else "a control character"
+    why = "which this source never takes together with the rest" if byte_level else "which no piece may have"
+    return f"{place}: {text!r} has {what}, {why}; remove the line."
 
 
 def _model_entries(model: Any, path: Path) -> Iterator[tuple[str, str]]:
-    """What Chinese-LLaMA merged: the normal pieces of another model, best first."""
-    normal = [(i, p) for i, p in enumerate(model.pieces) if p.type == NORMAL]
-    for i, piece in sorted(normal, key=lambda entry: -entry[1].score):
-        if not _has_control(piece.piece):
+    """What Chinese-LLaMA merged: the normal pieces of another model, by id."""
+    for i, piece in enumerate(model.pieces):
+        if piece.type == NORMAL:
             yield piece.piece, f"{path}, piece {i}"
 
 
 def _tokenizer_entries(directory: Path) -> Iterator[tuple[str | bytes, str]]:
-    """The pieces of a tokenizer directory, by id, without special tokens, bytes and control characters."""
-    from llmforge.tokenizer.load import BYTE_PIECE, load
-
+    """The pieces of a tokenizer directory, by id, without special tokens and bytes."""
     tokenizer = load(directory)
     if tokenizer.definition.model is not None:
         yield from _model_entries(tokenizer.definition.model, directory / "tokenizer.model")
         return
     added = {token["id"] for token in tokenizer.definition.json["added_tokens"]}
+    byte_level = tokenizer.family == "byte-level-bpe"
     for i, (piece, raw) in enumerate(zip(tokenizer.pieces(), tokenizer.token_bytes(), strict=True)):
-        if not piece or i in added or BYTE_PIECE.fullmatch(piece):
-            continue
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            yield raw, f"{directory}, piece {i}"
-            continue
-        if not _has_control(text):
-            yield text, f"{directory}, piece {i}"
-
-
-def _has_control(piece: str) -> bool:
-    return any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in piece)
+        if piece and i not in added and not BYTE_PIECE.fullmatch(piece):
+            yield raw if byte_level else piece, f"{directory}, piece {i}"

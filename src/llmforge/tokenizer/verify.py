@@ -23,7 +23,8 @@ import numpy as np
 from llmforge import console
 from llmforge.errors import UserError
 from llmforge.tokenizer import corpus
-from llmforge.tokenizer.load import Tokenizer, bare_backend
+from llmforge.tokenizer.inside import Inside
+from llmforge.tokenizer.load import Tokenizer
 from llmforge.tokenizer.sentencepiece_model import NORMAL
 
 SAMPLE_CHARACTERS = 1_000_000
@@ -252,21 +253,8 @@ def _insist(gates: Mapping[str, Any]) -> None:
 
 
 def _alone(tokenizer: Tokenizer, pieces: Sequence[str]) -> list[list[int]]:
-    """The ids of each piece by itself, inside a text (byte-level: pre-tokenized as well)."""
-    result = [
-        encoding.ids
-        for encoding in bare_backend(tokenizer).encode_batch_fast(list(pieces), add_special_tokens=False)
-    ]
-    if tokenizer.family == "byte-level-bpe":
-        from llmforge.tokenizer import bytelevel
-
-        for i, piece in enumerate(pieces):
-            try:
-                text = (bytelevel.to_bytes(piece) or b"\xff").decode("utf-8")
-            except UnicodeDecodeError:
-                continue  # part of a character: only the merges can tell
-            result[i] = tokenizer.backend.encode(text, add_special_tokens=False).ids
-    return result
+    """The ids of each piece by itself, inside a text."""
+    return Inside(tokenizer).encode(pieces)
 
 
 def _is_normal(tokenizer: Tokenizer, i: int) -> bool:

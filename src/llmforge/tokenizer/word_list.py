@@ -8,8 +8,9 @@ from llmforge import console
 from llmforge.errors import UserError
 from llmforge.tokenizer import bytelevel
 from llmforge.tokenizer.continued_bpe import Learned
+from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.learn import write_pieces
-from llmforge.tokenizer.load import Tokenizer, load
+from llmforge.tokenizer.load import load
 from llmforge.tokenizer.sentencepiece_model import SPACE
 from llmforge.tokenizer.words import script_pattern
 from llmforge.workspace import Finished, Outcome, Step, run_step
@@ -51,29 +52,33 @@ def _build(
     max_length: int,
 ) -> Outcome:
     tokenizer = load(source)
+    inside = Inside(tokenizer)
     pattern = None if script is None else script_pattern(script)
     known = set(tokenizer.pieces())
     words = read_words(lists)
-    chosen = [
-        (word, frequency)
-        for word, frequency in sorted(words.items(), key=lambda entry: (-entry[1], entry[0]))
-        if frequency >= min_frequency
-        and len(word) <= max_length
-        and (pattern is None or pattern.fullmatch(word))
-        and _spelled(tokenizer, word) not in known
-    ][:number]
+    wanted: dict[str, int] = {}
+    for word, frequency in words.items():
+        if len(word) <= max_length and (pattern is None or pattern.fullmatch(word)):
+            spelled = _spelled(inside, word)
+            if spelled and spelled not in known:
+                wanted[spelled] = wanted.get(spelled, 0) + frequency
+    ranked = sorted(wanted.items(), key=lambda entry: (-entry[1], entry[0]))
+    frequent = [entry for entry in ranked if entry[1] >= min_frequency]
+    standing = [(piece, frequency) for piece, frequency in frequent if inside.stands(piece)]
+    chosen = standing[:number]
     if not chosen:
         raise UserError(
             f"{', '.join(map(str, lists))}: no word is left that the source lacks; lower --min-frequency or "
             "drop --script."
         )
+    cut = len(frequent) - len(standing)
     if len(chosen) < number:
-        console.warn(f"the list has {len(chosen):,} such words, not {number:,}.")
-    spelled = [_spelled(tokenizer, word) for word, _ in chosen]
-    learned = Learned(spelled, [frequency for _, frequency in chosen])
+        others = f"; {cut:,} more are cut by the source and can be no pieces" if cut else ""
+        console.warn(f"the list has {len(chosen):,} such words, not {number:,}{others}.")
+    learned = Learned([piece for piece, _ in chosen], [frequency for _, frequency in chosen])
     write_pieces(path, tokenizer, learned)
     outputs: dict[str, Any] = {"pieces": len(chosen), "tokenizer": tokenizer.fingerprint}
-    return Outcome(outputs=outputs, metrics={"words": len(words)})
+    return Outcome(outputs=outputs, metrics={"words": len(words), "cut_by_the_source": cut})
 
 
 def read_words(lists: Sequence[Path]) -> dict[str, int]:
@@ -97,7 +102,6 @@ def read_words(lists: Sequence[Path]) -> dict[str, int]:
     return words
 
 
-def _spelled(tokenizer: Tokenizer, word: str) -> str:
-    if tokenizer.family == "byte-level-bpe":
-        return bytelevel.to_piece(word.encode())
-    return word.replace(" ", SPACE)
+def _spelled(inside: Inside, word: str) -> str:
+    text = inside.fold(word)
+    return bytelevel.to_piece(text.encode()) if inside.byte_level else text.replace(" ", SPACE)

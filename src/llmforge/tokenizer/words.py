@@ -16,22 +16,25 @@ import regex
 
 from llmforge import console
 from llmforge.errors import UserError
-from llmforge.tokenizer.load import Tokenizer, folding_normalizer
+from llmforge.tokenizer.inside import Inside, words_of
 from llmforge.tokenizer.sentencepiece_model import SPACE
 
 MAX_WORDS = 6_000_000
 # Words of a sentencepiece tokenizer are cut as its own trainer cuts: a space goes with what is behind it; kanji and
-# kana with one another and with no other letters; a digit by itself. One mark may begin an East Asian word.
-EAST_ASIAN, LETTER, MARK, SPACE_MARK, SINGLE = range(5)
+# kana with one another and with no other letters; a digit, a line break or a control character by itself. One mark may
+# begin an East Asian word. Joiners stand within words (Persian, Sinhala) and within emoji.
+EAST_ASIAN, LETTER, MARK, SPACE_MARK, SINGLE, JOINER = range(6)
 CLASSES = {
     LETTER: r"[\p{L}\p{M}]",
-    SINGLE: r"[\s\p{N}]",
+    SINGLE: r"[\s\p{N}\p{Cc}]",
     EAST_ASIAN: r"[\p{Han}\p{Hiragana}\p{Katakana}ー]",
     SPACE_MARK: SPACE,
+    JOINER: r"[\u200c\u200d]",
 }
-JOINS = np.eye(5, dtype=bool)  # whether a character of one class goes on with one of another
-JOINS[SPACE_MARK] = [True, True, True, False, False]
+JOINS = np.eye(6, dtype=bool)  # whether a character of one class goes on with one of another
+JOINS[SPACE_MARK] = [True, True, True, False, False, False]
 JOINS[SINGLE, SINGLE] = False
+JOINS[JOINER, [LETTER, MARK]] = JOINS[[LETTER, MARK], JOINER] = True
 
 Codes = npt.NDArray[np.uint32]
 Array = npt.NDArray[np.int64]
@@ -143,20 +146,24 @@ def _thinned(counted: Counted, chance: np.random.Generator) -> Counted:
     return replace(kept, counts=np.where(kept.counts > bound, kept.counts, 2 * kept.counts))
 
 
-def cutter(tokenizer: Tokenizer, script: str | None = None) -> Cut:
-    """How texts are cut into words, spelled as the vocabulary spells them; `script` keeps words of one script."""
+def cutter(inside: Inside, script: str | None = None) -> Cut:
+    """How texts are cut into words, spelled as the vocabulary spells them; `script` keeps words of one script.
+
+    An added token that cuts texts is in no word.
+    """
     wanted = None if script is None else script_pattern(script)
-    if tokenizer.family == "byte-level-bpe":
-        return _byte_level_cutter(tokenizer, wanted)
-    folding = folding_normalizer(tokenizer)
+    if inside.byte_level:
+        return _byte_level_cutter(inside, wanted)
+    tokenizer = inside.tokenizer
     prefix = SPACE if tokenizer.pieces()[tokenizer.encode(["a"])[0][0]].startswith(SPACE) else ""
-    classes = _classes(CLASSES) if wanted is None else _classes({LETTER: wanted.pattern})
+    classes = _classes(tuple((CLASSES if wanted is None else {LETTER: wanted.pattern}).items()))
 
     def cut(texts: Sequence[str]) -> tuple[Codes, Array]:
-        if folding:
-            texts = [folding.normalize_str(text) for text in texts]
-        texts = [prefix + text for text in texts if prefix or text]
-        codes = _codes("".join(texts).replace(" ", SPACE))
+        texts = [(prefix + inside.fold(text)).replace(" ", SPACE) for text in texts]
+        if inside.added:
+            texts = [part for text in texts for part in inside.added.split(text)]
+        texts = [text for text in texts if text]
+        codes = _codes("".join(texts))
         beginning = np.zeros(len(codes) + 1, dtype=bool)
         beginning[np.cumsum([0, *map(len, texts)])] = True
         kinds = classes[codes]
@@ -176,21 +183,26 @@ def cutter(tokenizer: Tokenizer, script: str | None = None) -> Cut:
     return cut
 
 
-def _byte_level_cutter(tokenizer: Tokenizer, wanted: Any) -> Cut:
-    normalizer, pre_tokenizer = tokenizer.backend.normalizer, tokenizer.backend.pre_tokenizer
+def _byte_level_cutter(inside: Inside, wanted: Any) -> Cut:
+    # A run of one script begins no text, so no space is put before it.
+    backend: Any = inside if wanted else inside.tokenizer.backend
+    normalizer, pre_tokenizer = backend.normalizer, backend.pre_tokenizer
 
     def cut(texts: Sequence[str]) -> tuple[Codes, Array]:
         words: list[str] = []
         for text in texts:
-            text = normalizer.normalize_str(text) if normalizer else text
-            for part in wanted.findall(text) if wanted else [text]:
-                words += cut_part(part)
+            for part in inside.added.split(text) if inside.added else [text]:
+                if wanted:
+                    for run in wanted.findall(part):
+                        words += cut_run(run)
+                else:
+                    words += cut_part(part)
         return _codes("".join(words)), np.array(list(map(len, words)), dtype=np.int64)
 
-    @lru_cache(maxsize=100_000)
     def cut_part(part: str) -> list[str]:
-        return [word for word, _ in pre_tokenizer.pre_tokenize_str(part) if word]
+        return words_of(pre_tokenizer, normalizer.normalize_str(part) if normalizer else part)
 
+    cut_run = lru_cache(maxsize=100_000)(cut_part)  # a run is a word or a sentence: many come again
     return cut
 
 
@@ -204,11 +216,12 @@ def script_pattern(script: str) -> Any:
         ) from None
 
 
-def _classes(patterns: dict[int, str]) -> npt.NDArray[np.uint8]:
+@lru_cache(maxsize=4)
+def _classes(patterns: tuple[tuple[int, str], ...]) -> npt.NDArray[np.uint8]:
     """The class of each code point: the last of `patterns` that matches it, else MARK."""
     every = "".join(map(chr, range(0x110000)))
     classes = np.full(len(every), MARK, dtype=np.uint8)
-    for kind, pattern in patterns.items():
+    for kind, pattern in patterns:
         for match in regex.finditer(f"(?:{pattern})+", every):
             classes[match.start() : match.end()] = kind
     return classes
