@@ -163,8 +163,9 @@ def test_what_is_learned_is_taken_and_reached(source: Path, texts: list[str]) ->
         try:
             learned = learn_pieces(source, [corpus], pieces, 60, min_frequency=1)
         except UserError as error:
-            assert "may be a piece" in str(error)
-            return
+            if "may be a piece" in str(error):  # white space that is there already, for example
+                return
+            raise
         grown = init_tokenizer(source, target, pieces, verify_corpora=[corpus])
         counts = grown.manifest.metrics["pieces"]
         number = learned.manifest.outputs["pieces"]
