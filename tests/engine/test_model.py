@@ -86,3 +86,41 @@ def test_rows_longer_than_the_positions_of_a_model_are_refused(tmp_path: Path) -
     ):
         with pytest.raises(UserError, match=said):
             check_length(config, tmp_path, 65)
+
+
+def test_checkpoints_hold_experts_as_other_readers_have_them(tmp_path: Path) -> None:
+    """transformers 5 has the experts of a layer in one tensor; files hold each by itself."""
+    from safetensors.torch import load_file
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from llmforge.engine.native import NativeEngine
+    from llmforge.engine.settings import Settings
+    from llmforge.engine.trainable import parse
+
+    sizes = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "head_dim": 8,
+    }
+    MixtralForCausalLM(
+        MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, num_local_experts=3)
+    ).save_pretrained(tmp_path / "model")
+    settings = Settings(tmp_path / "model", "fp32", parse("all"), old_rows=32, rows=32, groups=1, seed=0)
+    engine = NativeEngine(settings)
+    (tmp_path / "saved").mkdir()
+    engine.snapshot().write_model(tmp_path / "saved")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "saved"))
+    assert any(".experts.2." in name for name in before)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with torch.no_grad():
+        for parameter in engine.causal.parameters():
+            parameter.zero_()
+    shutil.copyfile(tmp_path / "model" / "config.json", tmp_path / "saved" / "config.json")
+    engine.load_weights(tmp_path / "saved")  # as a rollback does
+    (tmp_path / "again").mkdir()
+    engine.snapshot().write_model(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(before[name], again[name]) for name in before)

@@ -66,6 +66,19 @@ def unique_state(model: Any) -> dict[str, torch.Tensor]:
     return state
 
 
+def named_as_in_files(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`state` under the names, and cut as, the files of `model` have it.
+
+    transformers 5 joins the experts of a layer into one tensor while it loads; files hold them one by one, for every
+    other reader.
+    """
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # before version 5 memory and files agreed
+        return state
+    return dict(revert_weight_conversion(model, state))
+
+
 def save_sharded(state: dict[str, torch.Tensor], directory: Path, process_group: Any = None) -> None:
     """Writes tensors or DTensors, each rank its own share. `OSError` where one of them cannot be written."""
     from torch.distributed.checkpoint.api import CheckpointException

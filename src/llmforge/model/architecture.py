@@ -312,11 +312,16 @@ def experts_per_token(config: Any) -> int:
     return next((int(v) for name in EXPERTS_PER_TOKEN if (v := getattr(config, name, None))), 0)
 
 
+def attention_heads(config: Any) -> int:
+    """0 where the model has no attention (Mamba)."""
+    return int(getattr(config, "num_attention_heads", 0))
+
+
 def head_widths(config: Any) -> tuple[int, int]:
     """The widths of a head's queries and keys, and of its values (multi-head latent attention has two, arXiv
     2405.04434).
     """
     if rotary := getattr(config, "qk_rope_head_dim", None):
         return int(config.qk_nope_head_dim + rotary), int(config.v_head_dim)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // max(attention_heads(config), 1))
     return width, width

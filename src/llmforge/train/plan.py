@@ -15,6 +15,7 @@ from llmforge.engine.devices import Device
 from llmforge.engine.trainable import Trainable, parse
 from llmforge.errors import UserError
 from llmforge.model.architecture import (
+    attention_heads,
     check_length,
     check_supported,
     decoder_layers,
@@ -113,7 +114,7 @@ def read_shape(model: Path) -> Shape:
         layers=len(layers),
         width=config.hidden_size,
         intermediate=mlp_width(config),
-        heads=config.num_attention_heads,
+        heads=attention_heads(config),
         head_width=head_width,
         value_width=value_width,
         vocabulary=len(embedding),

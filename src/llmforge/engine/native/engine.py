@@ -120,7 +120,7 @@ class NativeEngine:
     def snapshot(self) -> "NativeSnapshot":
         weights: dict[str, torch.Tensor] = {}
         if self.world.is_main:
-            weights = self._copied_weights()
+            weights = storage.named_as_in_files(self.causal, self._copied_weights())
         return NativeSnapshot(weights, self._copied_state(), self._background_group())
 
     def load_state(self, directory: Path) -> None:
@@ -129,7 +129,15 @@ class NativeEngine:
     def load_weights(self, directory: Path) -> None:
         if self.lora:
             return  # the base never changes, and the adapters are part of the state
-        read_shares(self._weights(), open_weights(directory), self._local)
+        weights, state = open_weights(directory), self._weights()
+        if state.keys() <= weights.tensors.keys():
+            read_shares(state, weights, self._local)
+            return
+        # transformers joins tensors of these files (experts).
+        whole = load_model(directory, attention.NAMES[self.attention]).state_dict()
+        with torch.no_grad():
+            for name, tensor in state.items():
+                tensor.copy_(whole[name])
 
     def state(self) -> dict[str, Any]:
         return {"steps": self.steps, "scale": asdict(self.scale)}
