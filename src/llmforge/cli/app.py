@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": (RESULT, "Compare models in bits per byte on the same documents."),
     "generate": (RESULT, "Continue a prompt."),
     "delta": (RESULT, "Write a tuned model as its difference from its base, and back."),
+    "verify": (RESULT, "Check that outputs are still what llmforge wrote, byte by byte."),
     "run": (ALL, "Run every step of a recipe, skipping what is done."),
 }
 

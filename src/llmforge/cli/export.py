@@ -27,11 +27,14 @@ def export(
         ),
     ] = "stored",
     verify: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--verify", help="Compare logits with the checkpoint's, both read by transformers anew."
+            "--verify/--no-verify",
+            help="Compare logits with the checkpoint's, both read by transformers anew. By default the checksums of the "
+            "checkpoint alone are checked, if llmforge wrote it; with --no-verify not even they.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -43,8 +46,10 @@ def export(
     from llmforge.model.export import ExportOptions
     from llmforge.model.export import export as export_model
 
-    options = ExportOptions(max_shard_size, dtype, verify)
-    finished = export_model(checkpoint, output_dir, options, overwrite=overwrite)
+    options = ExportOptions(max_shard_size, dtype, bool(verify))
+    finished = export_model(
+        checkpoint, output_dir, options, overwrite=overwrite, checksums=verify is not False
+    )
     rows, metrics = finished.manifest.outputs["vocabulary"], finished.manifest.metrics
     summary = f"{rows['size']:,} ids, {metrics['rows_cut']:,} padding rows cut off"
     if "verified" in metrics:

@@ -29,10 +29,13 @@ def inspect_data(
     """
     from llmforge.data.inspection import inspect_dataset
     from llmforge.data.inspection_text import as_html, as_text
+    from llmforge.workspace import check_report, write_report
 
+    if html:
+        check_report(html, "inspect-data", "--html")
     found = inspect_dataset(dataset, tokenizer_dir, samples, seed)
     if html:
-        html.write_text(as_html(found), encoding="utf-8")
+        write_report(html, as_html(found), "inspect-data", "--html")
     if as_json:
         show_json(found)
     else:

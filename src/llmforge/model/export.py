@@ -60,14 +60,22 @@ def model_directory(checkpoint: Path) -> Path:
     )
 
 
-def export(checkpoint: Path, output: Path, options: ExportOptions, *, overwrite: bool = False) -> Finished:
+def export(
+    checkpoint: Path,
+    output: Path,
+    options: ExportOptions,
+    *,
+    overwrite: bool = False,
+    checksums: bool = True,
+) -> Finished:
     """Writes the model of `checkpoint` (see `model_directory`), its padding cut off, as the step directory `output`.
 
+    With `checksums` every byte of a checkpoint that llmforge wrote is compared with what it wrote before the work begins.
     The metrics of a verified export hold `verified`, the largest difference of a logit.
     """
     model = model_directory(checkpoint)
     arguments = {"max_shard_size": options.max_shard_bytes, "dtype": options.dtype, "verify": options.verify}
-    step = Step(STEP, output, arguments, inputs=[model], overwrite=overwrite)
+    step = Step(STEP, output, arguments, inputs=[model], overwrite=overwrite, verify=checksums)
     return run_step(step, lambda partial: _build(partial, output, model, options))
 
 

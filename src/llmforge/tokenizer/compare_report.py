@@ -8,6 +8,9 @@ from pathlib import Path
 from llmforge.errors import UsageError
 from llmforge.report import markdown as report
 from llmforge.tokenizer.compare import Row, as_json
+from llmforge.workspace import check_report, write_report
+
+COMMAND = "compare-tokenizers"
 
 HEADER = (
     "tokenizer",
@@ -28,19 +31,17 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def check_output(path: Path) -> Path:
-    """`path`, if its suffix says a format."""
+    """`path`, if its suffix says a format and nobody else's file is there."""
     if path.suffix not in (".md", ".json", ".html"):
         raise UsageError(f"--output {path}: the name must end in .md, .json or .html.")
+    check_report(path, COMMAND, "--output")
     return path
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
     """Writes the comparison in the format that the suffix of `path` says."""
     text = {".md": markdown, ".json": _json, ".html": html}[path.suffix](rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_report(path, text, COMMAND, "--output")
 
 
 def markdown(rows: Sequence[Row]) -> str:

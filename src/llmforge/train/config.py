@@ -163,6 +163,12 @@ class TrainConfig:
         SAVING, None, "Keep only this many checkpoints (default: all).", decides=False
     )
     skip_save_each_epoch: bool = flag(SAVING, False, "No checkpoint at the end of an epoch.", decides=False)
+    verify: bool = flag(
+        SAVING,
+        True,
+        "Compare every byte of a model that llmforge wrote with its checksums before it is read.",
+        decides=False,
+    )
     background_save: bool = flag(SAVING, True, "Write checkpoints while training goes on.", decides=False)
     load_checkpoint: str | None = flag(
         SAVING,

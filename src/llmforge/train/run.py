@@ -16,6 +16,7 @@ from llmforge.console import say, show
 from llmforge.errors import UserError
 from llmforge.train.config import TrainConfig, dashed
 from llmforge.train.save_dir import (
+    CONFIG_FILE,
     MODELING,
     RUN_FILE,
     is_result,
@@ -29,6 +30,7 @@ from llmforge.workspace import (
     Manifest,
     Step,
     check_apart,
+    check_report,
     find_finished,
     fingerprint_json,
     manifest_path,
@@ -36,6 +38,7 @@ from llmforge.workspace import (
     read_manifest,
     record_files,
     refuse_link,
+    require_whole,
     write_manifest,
 )
 
@@ -71,7 +74,14 @@ def run_training(config: TrainConfig) -> Finished | Stopped | None:
     is_main = os.environ.get("RANK", "0") == "0"
     inputs: list[Input] = []
     if is_main:  # one process reads what all of them need
-        step = Step("train", config.save_dir, arguments, [weights, *roots], overwrite=config.overwrite)
+        step = Step(
+            "train",
+            config.save_dir,
+            arguments,
+            [weights, *roots],
+            overwrite=config.overwrite,
+            verify=None if config.verify else False,
+        )
         inputs = read_inputs(step)
         ours = is_training(config.save_dir)
         if (finished or not ours) and (done := find_finished(step, inputs)):
@@ -88,6 +98,8 @@ def run_training(config: TrainConfig) -> Finished | Stopped | None:
         return None
     if is_main:
         _check_places(config)
+        if config.verify:
+            require_whole(weights)
     from llmforge.train.stage import Stage
 
     with _locked(config, arguments) if is_main else _nothing():
@@ -208,8 +220,8 @@ def _check_places(config: TrainConfig) -> None:
                 raise _unwritable(flag, directory, error) from error
             if not os.access(directory, os.W_OK):
                 raise _unwritable(flag, directory, PermissionError(0, "no permission"))
-    if file and file.is_dir():
-        raise UserError(f"--config-file {file} is a directory; name a file.")
+    if file:
+        check_report(file, CONFIG_FILE, "--config-file")
 
 
 def _unwritable(flag: str, path: Path, error: OSError) -> UserError:

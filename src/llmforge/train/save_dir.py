@@ -9,6 +9,7 @@ from llmforge.workspace import MANIFEST, empty_directory, read_manifest, unrecor
 
 RUN_FILE = "run.json"
 MODELING = "modeling"
+CONFIG_FILE = "train-config"  # what --config-file names is written by
 CHECKPOINT = re.compile(r"epoch-\d+_step-\d+")
 UNFINISHED = re.compile(rf"\.(?:{CHECKPOINT.pattern}|{MODELING})\.(?:partial|removed|replaced)")
 FILES = re.compile(

@@ -28,9 +28,10 @@ from llmforge.train.holdout import Holdout
 from llmforge.train.interrupts import Interrupts
 from llmforge.train.monitor import Monitor, group_means
 from llmforge.train.resume import find_resumed
-from llmforge.train.save_dir import MODELING
+from llmforge.train.save_dir import CONFIG_FILE, MODELING
 from llmforge.train.saver import Saver
 from llmforge.train.schedule import make_schedule
+from llmforge.workspace import write_report
 
 
 @dataclass
@@ -409,9 +410,9 @@ class Stage:
 
         text = yaml.safe_dump(self.config.to_json(), sort_keys=False, allow_unicode=True)
         say("configuration:\n" + "".join(f"  {line}\n" for line in text.splitlines()).rstrip())
-        file = self.config.config_file or self.config.save_dir / "config.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        (self.config.save_dir / "config.yaml").write_text(text, encoding="utf-8")
+        if self.config.config_file:
+            write_report(self.config.config_file, text, CONFIG_FILE, "--config-file")
 
     def _announce(self) -> None:
         size, source = self.vocabulary.size, self.vocabulary.source

@@ -10,6 +10,7 @@ from llmforge.workspace.manifest import (
     write_manifest,
 )
 from llmforge.workspace.places import check_apart, empty_directory, publish, refuse_link, remove_tree
+from llmforge.workspace.reports import check_report, write_report
 from llmforge.workspace.step import (
     Finished,
     Outcome,
@@ -32,6 +33,7 @@ __all__ = [
     "Verified",
     "add_metrics",
     "check_apart",
+    "check_report",
     "empty_directory",
     "find_finished",
     "fingerprint",
@@ -48,4 +50,5 @@ __all__ = [
     "unrecorded_entries",
     "verify_output",
     "write_manifest",
+    "write_report",
 ]

@@ -38,11 +38,15 @@ class Place:
     @staticmethod
     def of(output: Path) -> "Place":
         try:
-            if output.name in ("", "..") or output == Path("."):
-                return Place(output.resolve())
-            return Place(output.parent.resolve() / output.name)
+            bare = output.name in ("", "..") or output == Path(".")
+            real = output.resolve() if bare else output.parent.resolve() / output.name
         except (OSError, RuntimeError) as error:
             raise UserError(f"{output} is no place for an output ({error}); choose another.") from error
+        if not real.name:
+            raise UserError(
+                f"{output} was not written by llmforge, and is no place for an output; choose another."
+            )
+        return Place(real)
 
     def _sibling(self, end: str) -> Path:
         return self.output.with_name(f".{self.output.name}.{end}")

@@ -110,6 +110,7 @@ def file_of(output: Path, name: str) -> Path:
 def unrecorded_entries(directory: Path, manifest: Manifest) -> list[Path]:
     """Files, links and empty directories in the output `directory` that its manifest does not name, hidden ones too."""
     names = {os.fsencode(name) for name in (*manifest.files, MANIFEST)}
+    above = {name[:at] for name in names for at, sign in enumerate(name) if sign == ord("/")}
     found: list[Path] = []
     for root, directories, files in os.walk(directory):
         here = Path(root)
@@ -117,7 +118,8 @@ def unrecorded_entries(directory: Path, manifest: Manifest) -> list[Path]:
         for name in sorted([*files, *links]):
             if os.fsencode((here / name).relative_to(directory).as_posix()) not in names:
                 found.append(here / name)
-        if not directories and not files and here != directory:
+        empty = not directories and not files and here != directory
+        if empty and os.fsencode(here.relative_to(directory).as_posix()) not in above:
             found.append(here)
     return found
 

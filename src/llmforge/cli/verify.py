@@ -1,0 +1,66 @@
+"""`llmforge verify`."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmforge.cli.options import AsJson, Debug, example
+from llmforge.console import say, show, show_json
+from llmforge.errors import UserError
+
+
+@example("llmforge verify work/train work/SmolLM2-135M-zh work/pieces.jsonl")
+def verify(
+    outputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Outputs of any command, or directories that hold some."),
+    ],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Check that outputs are still what llmforge wrote: every byte of every file, by its checksum.
+
+    Checkpoints and everything else below a directory are checked too. Damaged files are named, and the exit code is 1.
+    """
+    from llmforge.workspace import verify_output
+
+    began = time.monotonic()
+    found = [verify_output(path) for path in outputs]
+    seconds = time.monotonic() - began
+    problems = [problem for one in found for problem in one.problems]
+    by_size = [path for one in found for path in one.by_size]
+    unrecorded = [path for one in found for path in one.unrecorded]
+    count, files, size = (
+        sum(len(one.outputs) for one in found),
+        sum(one.files for one in found),
+        sum(one.bytes for one in found),
+    )
+    if as_json:
+        show_json(
+            {
+                "outputs": count,
+                "files": files,
+                "bytes": size,
+                "seconds": round(seconds, 3),
+                "problems": problems,
+                "by_size": by_size,
+                "unrecorded": unrecorded,
+            }
+        )
+    else:
+        for path in by_size:
+            say(f"note: {path}: an earlier llmforge recorded no checksums here; only sizes were compared.")
+        for path in unrecorded:
+            say(f"note: {path} was not written by llmforge, and is not checked.")
+        for problem in problems:
+            show(problem)
+        speed = size / 1e9 / max(seconds, 1e-9)
+        show(f"{count:,} outputs, {files:,} files, {size / 1e9:.2f} GB ({speed:.1f} GB/s)")
+    if problems:
+        raise UserError(
+            f"{len(problems):,} of {files:,} files are damaged or missing; make their outputs again."
+            if len(problems) > 1
+            else f"{problems[0]}; make its output again."
+        )
