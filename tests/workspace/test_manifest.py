@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmforge.errors import UserError
@@ -60,6 +60,7 @@ def test_one_byte_anywhere_changes_the_fingerprint_of_a_large_file(tmp_path, nam
     assert fingerprint(path) != before
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.floats(allow_nan=False))))
 def test_the_order_of_keys_does_not_change_a_fingerprint(value):
     assert fingerprint_json(value) == fingerprint_json(dict(reversed(value.items())))

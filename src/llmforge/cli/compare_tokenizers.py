@@ -28,10 +28,13 @@ def compare_tokenizers(
     debug: Debug = False,
 ) -> None:
     """Compare tokenizers on the same texts: vocabulary, tokens per character and byte, mean tokens per sample."""
+    from llmforge import hub
     from llmforge.tokenizer import compare, compare_report
 
     outputs = [compare_report.check_output(file) for file in output or []]
-    rows = compare.compare(directories, compare.labelled(words(corpus)), max_samples)
+    rows = compare.compare(
+        [hub.local(path, "tokenizer") for path in directories], compare.labelled(words(corpus)), max_samples
+    )
     for file in outputs:
         compare_report.write(rows, file)
     if as_json:

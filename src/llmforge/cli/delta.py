@@ -22,9 +22,10 @@ def make(
     debug: Debug = False,
 ) -> None:
     """Write a tuned model as its difference from its base, which is of no use without it."""
+    from llmforge import hub
     from llmforge.model import delta
 
-    finished = delta.make(base, target, output, overwrite=overwrite)
+    finished = delta.make(hub.local(base), hub.local(target), output, overwrite=overwrite)
     figures = finished.manifest.metrics
     summary = (
         f"{figures['tensors']:,} tensors, of {figures['grown_tensors']:,} the new rows travel whole, "
@@ -43,9 +44,10 @@ def apply(
     debug: Debug = False,
 ) -> None:
     """Write the tuned model that a delta was made of, bit for bit."""
+    from llmforge import hub
     from llmforge.model.delta import apply as apply_delta
 
-    show_finished(apply_delta(base, delta, output, overwrite=overwrite), as_json)
+    show_finished(apply_delta(hub.local(base), hub.local(delta), output, overwrite=overwrite), as_json)
 
 
 GROUP = {"make": make, "apply": apply}

@@ -39,9 +39,10 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Compare models in bits per byte on the same documents, and their tokenizers in tokens per character."""
+    from llmforge import hub
     from llmforge.evaluate.compare import Protocol, compare, compare_to_file, table
 
-    models, sources = paths(model), words(data)
+    models, sources = [hub.local(path) for path in paths(model)], words(data)
     protocol = Protocol(max_length, max_documents, max_characters, batch_tokens, dtype)
     if output is None:
         results = compare(models, sources, protocol)

@@ -43,12 +43,13 @@ def export(
 
     Padding rows are cut off, the tokenizer is put beside the weights, and a model card tells how the model was made.
     """
+    from llmforge import hub
     from llmforge.model.export import ExportOptions
     from llmforge.model.export import export as export_model
 
     options = ExportOptions(max_shard_size, dtype, bool(verify))
     finished = export_model(
-        checkpoint, output_dir, options, overwrite=overwrite, checksums=verify is not False
+        hub.local(checkpoint), output_dir, options, overwrite=overwrite, checksums=verify is not False
     )
     rows, metrics = finished.manifest.outputs["vocabulary"], finished.manifest.metrics
     summary = f"{rows['size']:,} ids, {metrics['rows_cut']:,} padding rows cut off"

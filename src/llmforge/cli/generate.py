@@ -31,13 +31,15 @@ def generate(
     debug: Debug = False,
 ) -> None:
     """Continue a prompt."""
+    from llmforge import hub
     from llmforge.evaluate.generation import Sampling, generate_text, generate_to_file
 
     sampling = Sampling(max_new_tokens, temperature, top_p, seed, dtype)
+    directory = hub.local(model)
     if output is None:
-        text = generate_text(model, prompt, sampling)
+        text = generate_text(directory, prompt, sampling)
     else:
-        text = generate_to_file(model, prompt, sampling, output, overwrite).manifest.metrics["text"]
+        text = generate_to_file(directory, prompt, sampling, output, overwrite).manifest.metrics["text"]
     if as_json:
         show_json({"prompt": prompt, "text": text})
     elif sys.stdout.isatty():

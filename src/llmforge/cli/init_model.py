@@ -69,6 +69,7 @@ def init_model(
     The model is streamed from file to file: only its embedding and head are computed with, every other tensor
     is copied as it is, and the rows of old tokens stay the same bit for bit.
     """
+    from llmforge import hub
     from llmforge.evaluate.compare import Protocol, compare, markdown
     from llmforge.evaluate.texts import load_corpora
     from llmforge.model.grow import grow
@@ -80,19 +81,20 @@ def init_model(
     if heldout:  # a mistake in them should show before the growing
         load_corpora(heldout, protocol.max_documents, protocol.max_characters)
     growth = Growth(init, head_init, pad_to_multiple_of, tp, norm_correction, donor_terms, seed)
+    source = hub.local(source_model_and_tokenizer_path)
     finished = grow(
-        source_model_and_tokenizer_path,
-        target_tokenizer_path,
+        source,
+        hub.local(target_tokenizer_path, "tokenizer"),
         target_model_path,
         growth,
         corpus=paths(corpus or []),
-        donor=donor,
+        donor=hub.local(donor) if donor else None,
         overwrite=overwrite,
     )
     rows = finished.manifest.outputs["vocabulary"]
     summary = f"{rows['source']:,} ids -> {rows['size']:,} ids in {rows['padded']:,} rows, new rows by {init}"
     if heldout:
-        step_0 = compare([source_model_and_tokenizer_path, target_model_path], heldout, protocol)
+        step_0 = compare([source, target_model_path], heldout, protocol)
         finished = add_metrics(finished, step_0=step_0)
         summary += f"\n\n{markdown(step_0)}"
     show_finished(finished, as_json, summary)

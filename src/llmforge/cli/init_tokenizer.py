@@ -38,13 +38,14 @@ def init_tokenizer(
     Every old id stays; new pieces come behind all of them. Reachability, parity with sentencepiece, round
     trip and drift are checked on each run, printed, and written to llmforge.json.
     """
+    from llmforge import hub
     from llmforge.tokenizer.expand import init_tokenizer as init
     from llmforge.tokenizer.verify import summary
 
     finished = init(
-        source_tokenizer_dir,
+        hub.local(source_tokenizer_dir, "tokenizer"),
         target_tokenizer_dir,
-        expand_tokens_file,
+        hub.local(expand_tokens_file, "tokenizer"),
         closure,
         paths(verify_corpus),
         overwrite,

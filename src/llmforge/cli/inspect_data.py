@@ -27,13 +27,16 @@ def inspect_data(
 
     In the samples ⟦ and ⟧ stand around text that is read but not trained on.
     """
+    from llmforge import hub
     from llmforge.data.inspection import inspect_dataset
     from llmforge.data.inspection_text import as_html, as_text
     from llmforge.workspace import check_report, write_report
 
     if html:
         check_report(html, "inspect-data", "--html")
-    found = inspect_dataset(dataset, tokenizer_dir, samples, seed)
+    found = inspect_dataset(
+        dataset, hub.local(tokenizer_dir, "tokenizer") if tokenizer_dir else None, samples, seed
+    )
     if html:
         write_report(html, as_html(found), "inspect-data", "--html")
     if as_json:

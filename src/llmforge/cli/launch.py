@@ -86,7 +86,15 @@ def read_command(command: list[str]) -> tuple[TrainConfig, list[Path]]:
     flags = {name: value for name, value in context.params.items() if name not in ("as_json", "debug")}
     config = read_flags(**flags)
     checkpoint = config.load_checkpoint if config.load_checkpoint != "latest" else None
-    named = [config.pretrained, *config.dataset, *config.holdout, flags["config"], checkpoint]
+    from llmforge import hub
+
+    named = [
+        None if hub.parse(config.pretrained) else config.pretrained,
+        *config.dataset,
+        *config.holdout,
+        flags["config"],
+        checkpoint,
+    ]
     return config, [Path(path) for path in named if path]
 
 

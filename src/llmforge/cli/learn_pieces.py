@@ -43,22 +43,22 @@ def learn_pieces(
 
     Pieces come in an order in which each can be merged of two that were there before. Give them to init-tokenizer.
     """
+    from llmforge import hub
     from llmforge.errors import UsageError
 
     if bool(corpus) == bool(word_list):
         raise UsageError("give either --corpus or --word-list.")
+    source = hub.local(source_tokenizer_dir, "tokenizer")
     limits = (script, min_frequency, max_length)
     if word_list:
         from llmforge.tokenizer.word_list import pieces_from_words
 
-        finished = pieces_from_words(
-            source_tokenizer_dir, paths(word_list), output, num_pieces, *limits, overwrite
-        )
+        finished = pieces_from_words(source, paths(word_list), output, num_pieces, *limits, overwrite)
         show_finished(finished, as_json, f"{finished.manifest.outputs['pieces']:,} words.")
         return
     from llmforge.tokenizer.learn import learn_pieces as learn
 
-    finished = learn(source_tokenizer_dir, paths(corpus or []), output, num_pieces, *limits, seed, overwrite)
+    finished = learn(source, paths(corpus or []), output, num_pieces, *limits, seed, overwrite)
     metrics = finished.manifest.metrics
     show_finished(
         finished,

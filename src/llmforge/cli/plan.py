@@ -32,6 +32,7 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Estimate parameters, memory, steps and hours of a training, before anything is loaded."""
+    from llmforge import hub
     from llmforge.engine.devices import by_name
     from llmforge.train.config import TrainConfig
     from llmforge.train.plan import make_plan
@@ -50,7 +51,7 @@ def plan(
         head_chunk=head_chunk,
         use_grad_checkpoint=use_grad_checkpoint,
     )
-    made = make_plan(config, pretrained, by_name(device), processes)
+    made = make_plan(config, hub.local(pretrained), by_name(device), processes)
     if as_json:
         show_json(made.to_json())
     else:

@@ -137,8 +137,9 @@ def prepare_data(
 
     if not (ray or dry_run):
         warm_up_for(paths(data_input_dirs), workers)  # first: it takes as long as the imports below
+    from llmforge import hub
     from llmforge.data.forecast import forecast
-    from llmforge.data.jsonl import write_jsonl
+    from llmforge.data.jsonl import check_place, write_jsonl
     from llmforge.data.prepare import prepare_data
     from llmforge.data.report import forecast_text, summary_text
     from llmforge.data.splicing import SPLICES
@@ -151,7 +152,7 @@ def prepare_data(
         raise UsageError("--shard makes one part and --merge joins them; give one of them.")
     options = read.PrepareOptions(
         inputs=paths(data_input_dirs),
-        tokenizer_dir=tokenizer_dir,
+        tokenizer_dir=hub.local(tokenizer_dir, "tokenizer"),
         output=data_output_dirs or data_arrow_output_dir or Path(),
         flat=data_output_dirs is None,
         max_length=max_length,
@@ -182,6 +183,8 @@ def prepare_data(
         else:
             show(forecast_text(expected))
         return
+    if data_jsonl_output_dir is not None and not shard:
+        check_place(options, data_jsonl_output_dir)
     finished = prepare_data(options)
     if data_jsonl_output_dir is not None and not shard:
         write_jsonl(finished.output, data_jsonl_output_dir, workers=workers, overwrite=overwrite)

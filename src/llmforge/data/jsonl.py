@@ -6,9 +6,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from llmforge.console import progress
+from llmforge.data.options import PrepareOptions
 from llmforge.data.workers import LocalRun, available_cores
 from llmforge.data.writing import DATA_FILE
-from llmforge.workspace import Finished, Outcome, Step, run_step
+from llmforge.workspace import Finished, Outcome, Step, check_apart, find_finished, run_step
+
+STEP = "prepare-data-jsonl"
 
 
 def write_jsonl(dataset: Path, output: Path, *, workers: int = 0, overwrite: bool = False) -> Finished:
@@ -28,7 +31,14 @@ def write_jsonl(dataset: Path, output: Path, *, workers: int = 0, overwrite: boo
                 advance(1)
         return Outcome(metrics={"rows": rows})
 
-    return run_step(Step("prepare-data-jsonl", output, {}, [dataset], overwrite), build)
+    return run_step(Step(STEP, output, {}, [dataset], overwrite), build)
+
+
+def check_place(options: PrepareOptions, output: Path) -> None:
+    """Raises `UserError` where the rows of a preparation cannot go to `output`; to be called before it begins."""
+    check_apart(output, [*options.inputs, options.tokenizer_dir, options.output], STEP)
+    # Whether the rows there are those of this dataset is seen when there is one.
+    find_finished(Step(STEP, output, {}, overwrite=True))
 
 
 def write_part_as_jsonl(part: Path, target: Path) -> int:

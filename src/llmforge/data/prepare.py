@@ -36,6 +36,7 @@ from llmforge.data.sources import Chunk, find_chunks
 from llmforge.data.workers import LocalRun, RayRun, available_cores, is_small
 from llmforge.errors import UserError
 from llmforge.tokenizer import Tokenizer, load_unbuilt
+from llmforge.tokenizer.files import tokenizer_files
 from llmforge.workspace import Finished, Outcome, Step, fingerprint, read_manifest, run_step
 
 EARLY_SHARDS = 4  # per worker, made while it is not yet known whether gigatoken is exact
@@ -86,7 +87,12 @@ def shard_dir(output: Path, number: int, count: int) -> Path:
 
 
 def _step(options: PrepareOptions, name: str, output: Path, arguments: dict[str, Any]) -> Step:
-    return Step(name, output, arguments, options.inputs, options.overwrite, resumable=True)
+    return Step(name, output, arguments, inputs_of(options), options.overwrite, resumable=True)
+
+
+def inputs_of(options: PrepareOptions) -> list[Path]:
+    """Everything that decides the dataset, in the order of its manifest."""
+    return [*options.inputs, *tokenizer_files(options.tokenizer_dir)]
 
 
 class _Preparation:
@@ -275,7 +281,7 @@ class _Preparation:
             raise UserError(f"{root} holds {what}; make them with --shard 0/N to --shard N-1/N and one N.")
         count = int(counts.pop())
         arguments = self.options.arguments(self.tokenizer.fingerprint)
-        inputs = [fingerprint(path) for path in self.options.inputs]
+        inputs = [fingerprint(path) for path in inputs_of(self.options)]
         choices = []
         for number in range(count):
             directory = shard_dir(self.options.output, number, count)

@@ -10,6 +10,7 @@ from typing import Any
 from llmforge.console import progress
 from llmforge.errors import UsageError
 from llmforge.evaluate.texts import load_corpora
+from llmforge.hub import title
 from llmforge.report import markdown as report
 from llmforge.workspace import Finished, Outcome, Step, run_step
 
@@ -99,6 +100,6 @@ def _cells(bits: dict[str, Any]) -> tuple[str, str]:
 
 
 def _names(directories: Sequence[Path]) -> list[str]:
-    """The directories' own names where they differ, else the whole paths."""
-    names = [directory.name for directory in directories]
+    """The directories' own names (of the Hub: their repositories') where they differ, else the whole paths."""
+    names = [title(directory) for directory in directories]
     return names if len(set(names)) == len(names) else [str(directory) for directory in directories]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmforge.hub import name_of
 from llmforge.model.lineage import Ancestor, lineage
 from llmforge.model.vocabulary import Vocabulary
 from llmforge.report.markdown import cell, code
@@ -46,7 +47,10 @@ def write_card(output: Path, model: Path, name: str, vocabulary: Vocabulary, par
         "",
         "## Lineage",
         "",
-        *(f"Source model: {code(Path(path).name)}." for path in dict.fromkeys(sources)),
+        *(
+            f"Source model: {code(name_of(Path(path)) or Path(path).name)}."
+            for path in dict.fromkeys(sources)
+        ),
         "",
         "The steps behind this model, the first one last. Fingerprints are of contents, not of places.",
         "",
@@ -57,7 +61,10 @@ def write_card(output: Path, model: Path, name: str, vocabulary: Vocabulary, par
         lines += _section(ancestor)
     if origins:
         lines += ["### Began with", "", "| input | fingerprint |", "| --- | --- |"]
-        lines += [f"| {cell(origin.path.name)} | `{origin.fingerprint}` |" for origin in origins]
+        lines += [
+            f"| {cell(name_of(origin.path) or origin.path.name)} | `{origin.fingerprint}` |"
+            for origin in origins
+        ]
         lines += [""]
     (output / CARD).write_text("\n".join(lines), encoding="utf-8")
 
@@ -77,7 +84,7 @@ def _section(ancestor: Ancestor) -> list[str]:
         *_flat("output ", outputs),
         *_flat("metric ", manifest.metrics),
     ]
-    inputs = [("input", f"{Path(one.path).name}, {one.fingerprint}") for one in manifest.inputs]
+    inputs = [("input", f"{one.name or Path(one.path).name}, {one.fingerprint}") for one in manifest.inputs]
     lines = [
         f"### {manifest.step}",
         "",

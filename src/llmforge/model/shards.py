@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from llmforge.console import progress
 from llmforge.errors import DISK_FULL, UserError
 from llmforge.model.weights import BYTES, Tensor, write_all
+from llmforge.workspace import free_bytes
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,21 @@ def _write_file(path: Path, shard: Sequence[NewTensor], advance: Callable[..., N
 
 @contextmanager
 def room_for(output: Path, size: int) -> Iterator[None]:
-    """Turns a full disk into one sentence about `output`, which needs `size` bytes."""
+    """Refuses `output`, which needs `size` bytes, where there is less room, and turns a disk that fills up meanwhile
+    into the same sentence.
+    """
+
+    def no_room(why: str) -> UserError:
+        return UserError(
+            f"no room for {output}: it needs {size / 1e9:.3f} GB and {free_bytes(output.parent) / 1e9:.3f} GB are free "
+            f"({why}); make room or choose another place."
+        )
+
+    if free_bytes(output.parent) < size:
+        raise no_room("nothing was written")
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        free = shutil.disk_usage(output.parent).free
-        raise UserError(
-            f"no room for {output}: it needs {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free "
-            f"({(error.strerror or '').lower()}); make room or choose another place."
-        ) from error
+        raise no_room((error.strerror or "").lower()) from error

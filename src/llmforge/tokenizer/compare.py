@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.errors import UserError
+from llmforge.hub import name_of, title
 from llmforge.tokenizer import corpus
 from llmforge.tokenizer.load import load
 
@@ -73,7 +74,10 @@ def labelled(words: Sequence[str]) -> dict[str, list[Path]]:
 
 def short_names(directories: Sequence[Path]) -> list[str]:
     """The last part of each path, with as many parts before it as tell all apart."""
-    parts = [directory.resolve().parts for directory in directories]
+    parts = [
+        tuple((title(directory) if name_of(directory) else str(directory.resolve())).split("/"))
+        for directory in directories
+    ]
     for length in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(one[-length:]) for one in parts]
         if len(set(names)) == len(set(parts)):

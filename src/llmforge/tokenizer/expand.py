@@ -15,22 +15,13 @@ from llmforge.errors import UserError
 from llmforge.tokenizer import sentencepiece_model as spm
 from llmforge.tokenizer.closure import Additions, ByList, ByScore, close
 from llmforge.tokenizer.definition import Definition, read_json, token_content
+from llmforge.tokenizer.files import tokenizer_files
 from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.load import Tokenizer, from_definition, load
 from llmforge.tokenizer.pieces import Cleaned, read_pieces
 from llmforge.tokenizer.verify import verify
 from llmforge.workspace import Finished, Outcome, Step, run_step
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -62,7 +53,7 @@ def init_tokenizer(
     figures in `metrics`. Raises `UserError` for a damaged input, and where a gate that must hold does not.
     """
     before = load(source)
-    inputs = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    inputs = tokenizer_files(source)
     step = Step(
         "init-tokenizer", target, {"closure": closure}, [*inputs, pieces_file, *verify_corpora], overwrite
     )

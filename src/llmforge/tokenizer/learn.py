@@ -13,6 +13,7 @@ from llmforge import console
 from llmforge.errors import UserError
 from llmforge.tokenizer import bytelevel, corpus
 from llmforge.tokenizer.continued_bpe import TABLE_BITS, Learned, Rules, Words, learn, place
+from llmforge.tokenizer.files import tokenizer_files
 from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.load import Tokenizer, backend_of, bare_json, load
 from llmforge.tokenizer.sentencepiece_model import SPACE
@@ -46,7 +47,9 @@ def learn_pieces(
         "max_length": max_length,
         "seed": seed,
     }
-    step = Step("learn-pieces", output, arguments, [source, *corpora], overwrite, single_file=True)
+    step = Step(
+        "learn-pieces", output, arguments, [*tokenizer_files(source), *corpora], overwrite, single_file=True
+    )
     return run_step(
         step, lambda path: _learn(path, source, corpora, number, script, min_frequency, max_length, seed)
     )

@@ -8,6 +8,7 @@ from llmforge import console
 from llmforge.errors import UserError
 from llmforge.tokenizer import bytelevel
 from llmforge.tokenizer.continued_bpe import Learned
+from llmforge.tokenizer.files import tokenizer_files
 from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.learn import write_pieces
 from llmforge.tokenizer.load import load
@@ -38,7 +39,9 @@ def pieces_from_words(
         "max_length": max_length,
         "words": True,
     }
-    step = Step("learn-pieces", output, arguments, [source, *lists], overwrite, single_file=True)
+    step = Step(
+        "learn-pieces", output, arguments, [*tokenizer_files(source), *lists], overwrite, single_file=True
+    )
     return run_step(step, lambda path: _build(path, source, lists, number, script, min_frequency, max_length))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmforge import hub
 from llmforge.console import say, show
 from llmforge.errors import UserError
 from llmforge.train.config import TrainConfig, dashed
@@ -129,7 +130,7 @@ def weights_to_start_from(config: TrainConfig) -> Path:
     """
     if config.load_checkpoint and is_modeling(Path(config.load_checkpoint)):
         return Path(config.load_checkpoint)
-    return config.pretrained
+    return hub.local(config.pretrained)
 
 
 def is_modeling(path: Path) -> bool:

@@ -54,7 +54,7 @@ def remove_training(save_dir: Path) -> None:
 def is_result(name: str) -> bool:
     """Whether the file `name` of a finished training belongs to its result, as its checkpoints do not."""
     top = name.split("/", 1)[0]
-    return not CHECKPOINT.fullmatch(top) and top != "wandb"
+    return not CHECKPOINT.fullmatch(top) and top != "wandb" and not top.startswith(".")
 
 
 def _foreign(path: Path) -> list[Path]:

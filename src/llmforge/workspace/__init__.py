@@ -9,7 +9,14 @@ from llmforge.workspace.manifest import (
     read_manifest,
     write_manifest,
 )
-from llmforge.workspace.places import check_apart, empty_directory, publish, refuse_link, remove_tree
+from llmforge.workspace.places import (
+    check_apart,
+    empty_directory,
+    free_bytes,
+    publish,
+    refuse_link,
+    remove_tree,
+)
 from llmforge.workspace.reports import check_report, write_report
 from llmforge.workspace.step import (
     Finished,
@@ -38,6 +45,7 @@ __all__ = [
     "find_finished",
     "fingerprint",
     "fingerprint_json",
+    "free_bytes",
     "manifest_path",
     "publish",
     "read_inputs",

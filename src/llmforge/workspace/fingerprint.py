@@ -67,13 +67,15 @@ def fingerprint_json(value: Any) -> str:
 
 def visible_files(directory: Path) -> Iterator[tuple[str, Path]]:
     """(relative POSIX name, path) of every file that counts, in name order."""
+    for file in sorted(directory.rglob("*"), key=lambda p: p.relative_to(directory).as_posix()):
+        name = file.relative_to(directory).as_posix()
+        if is_visible(name) and file.is_file():
+            yield name, file
+
+
+def is_visible(name: str) -> bool:
+    """Whether a file of this relative name counts: it is no manifest, not hidden and in no hidden directory."""
     from llmforge.workspace.manifest import MANIFEST
 
-    for file in sorted(directory.rglob("*"), key=lambda p: p.relative_to(directory).as_posix()):
-        relative = file.relative_to(directory)
-        if (
-            relative.name != MANIFEST
-            and not any(p.startswith(".") for p in relative.parts)
-            and file.is_file()
-        ):
-            yield relative.as_posix(), file
+    parts = name.split("/")
+    return parts[-1] != MANIFEST and not any(part.startswith(".") for part in parts)

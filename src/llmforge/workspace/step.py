@@ -19,7 +19,7 @@ from typing import Any
 from llmforge import hub
 from llmforge.errors import DISK_FULL, InterruptionError, UserError
 from llmforge.workspace.checksums import checksums
-from llmforge.workspace.fingerprint import combined, fingerprint, fingerprint_json, visible_files
+from llmforge.workspace.fingerprint import combined, fingerprint, fingerprint_json, is_visible
 from llmforge.workspace.manifest import (
     MANIFEST,
     Input,
@@ -155,23 +155,27 @@ def record_files(
     counts: Callable[[str], bool] = lambda name: True,
 ) -> dict[str, Any]:
     """The part of a manifest's `outputs` that speaks of files: `fingerprint`, `files` (sizes) and `checksums` of the
-    directory or file `built`. Manifests of outputs inside it are recorded, but no part of the fingerprint.
+    directory or file `built`. Hidden files, and manifests of outputs inside it, are recorded, but no part of the
+    fingerprint.
 
     `known` are checksums that were taken already, by name; `counts` says which files are part of the output.
     """
     known = known or {}
     files = [(built.name, built)]
     if not built.is_file():
-        inner = sorted(built.glob(f"*/**/{MANIFEST}"))
-        named = [*visible_files(built), *((file.relative_to(built).as_posix(), file) for file in inner)]
-        files = [(name, file) for name, file in named if counts(name)]
+        below = sorted((file.relative_to(built).as_posix(), file) for file in built.rglob("*"))
+        files = [
+            (name, file)
+            for name, file in below
+            if name not in (MANIFEST, PLAN) and file.is_file() and counts(name)
+        ]
     unread = [(name, file) for name, file in files if name not in known]
     made = dict(zip((n for n, _ in unread), checksums([f for _, f in unread]), strict=True))
     found = {name: known.get(name) or made[name] for name, _ in files}
     return {
         "fingerprint": found[built.name]
         if built.is_file()
-        else combined((name, one) for name, one in found.items() if not name.endswith(f"/{MANIFEST}")),
+        else combined((name, one) for name, one in found.items() if is_visible(name)),
         "files": {name: file.stat().st_size for name, file in files},
         "checksums": found,
     }

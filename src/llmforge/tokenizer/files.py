@@ -1,0 +1,34 @@
+"""The files of a directory of which a tokenizer is made."""
+
+from pathlib import Path
+
+from llmforge.errors import UserError
+from llmforge.tokenizer.tiktoken_ranks import find_ranks
+
+PATTERNS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "*.model",
+    "*.tiktoken",
+    "tekken*.json",
+)
+
+
+def tokenizer_files(directory: Path) -> list[Path]:
+    """Every file that decides the ids, in name order: the inputs of a step that reads the tokenizer of `directory`."""
+    if not directory.is_dir():
+        what = (
+            "is a file; give the tokenizer's directory"
+            if directory.exists()
+            else "does not exist; check the path"
+        )
+        raise UserError(f"{directory} {what}.")
+    found = {file for pattern in PATTERNS for file in directory.glob(pattern) if file.is_file()}
+    if ranks := find_ranks(directory):
+        found.add(ranks)
+    return sorted(found)
