@@ -124,3 +124,14 @@ def test_checkpoints_hold_experts_as_other_readers_have_them(tmp_path: Path) -> 
     engine.snapshot().write_model(tmp_path / "again")
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert all(torch.equal(before[name], again[name]) for name in before)
+
+
+def test_adapters_for_a_model_without_linear_layers_are_refused() -> None:
+    pytest.importorskip("peft")
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from llmforge.engine.lora import Lora
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(UserError, match="a gpt2 model has none"):
+        Lora(model, 2, 0)

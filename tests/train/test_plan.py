@@ -92,6 +92,55 @@ def test_flops_of_what_is_frozen_are_not_counted(tiny_model: Path) -> None:
     assert embeddings == pytest.approx(2 * forward + 2 * 336 * 32)
 
 
+MIXTURE = {"num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "head_dim": 16}
+LATENT = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "first_k_dense_replace": 1,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "idle"),
+    [
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, 0),
+        ("opt", {"hidden_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 32}, 0),
+        ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 2}, 0),
+        ("qwen3_moe", MIXTURE, 2 * 3 * 3 * 16 * 32),  # layers x experts x matrices
+        ("deepseek_v3", LATENT, 2 * 3 * 16 * 32),  # the second layer alone has experts
+    ],
+)
+def test_every_kind_is_counted_by_what_a_token_meets(
+    kind: str, settings: dict[str, Any], idle: int, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    given = {
+        **({} if "n_layer" in settings else sizes),
+        "num_key_value_heads": 2,
+        "vocab_size": 96,
+        **settings,
+    }
+    config = AutoConfig.for_model(kind, **given)
+    config.save_pretrained(tmp_path)
+    shape, model = read_shape(tmp_path), AutoModelForCausalLM.from_config(config)
+    assert (shape.parameters, shape.layers, shape.heads) == (model.num_parameters(), 2, 2)
+    assert sum(shape.per_layer) - sum(shape.active_per_layer) == idle
+    assert shape.trained("0") == shape.per_layer[0]
+    keys, values = (24, 8) if kind == "deepseek_v3" else (16, 16)
+    forward = 2 * (sum(shape.active_per_layer) + 96 * 32) + 2 * 2 * 2 * (keys + values) * 10
+    assert shape.flops_per_token("all", 10.0) == 3 * forward
+
+
 def test_devices_are_found_by_the_name_cuda_gives_them() -> None:
     found = gpu_device("NVIDIA H100 80GB HBM3", 85_000_000_000)
     assert found is not None

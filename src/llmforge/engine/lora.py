@@ -32,6 +32,11 @@ class Lora:
             for n, m in causal.named_modules()
             if isinstance(m, torch.nn.Linear) and n not in head
         }
+        if not linear:
+            raise UserError(
+                f"--trainable lora adapts linear layers, and a {causal.config.model_type} model has none (its layers are "
+                "written otherwise); train layers or all."
+            )
         torch.manual_seed(seed)
         made: dict[torch.nn.Module, torch.Tensor] = {}
         hook = register_module_parameter_registration_hook(
