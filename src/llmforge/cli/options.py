@@ -14,6 +14,12 @@ from llmforge.errors import UsageError
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that llmforge made before.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is left to chance.")]
+TokenizerScheme = Annotated[
+    str | None,
+    typer.Option(
+        help="What a file of tiktoken ranks is, where it cannot be told: llama3, glm4, qwen2, o200k_harmony, ..."
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

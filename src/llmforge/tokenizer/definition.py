@@ -6,23 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llmforge import console
 from llmforge.errors import UserError
 from llmforge.tokenizer import sentencepiece_model, tiktoken_ranks
+from llmforge.tokenizer.formats import framing, vocabulary_files
+from llmforge.tokenizer.formats.added import place_added_tokens
+from llmforge.tokenizer.formats.agreement import check_ranks, check_sentencepiece, rename_pieces
+from llmforge.tokenizer.formats.config import CONFIG, read_config, read_json
+from llmforge.tokenizer.formats.schemes import SCHEMES
+from llmforge.tokenizer.formats.shapes import checked
 
 Family = Literal["sentencepiece-bpe", "sentencepiece-unigram", "byte-level-bpe"]
-# How Qwen2's class for `vocab.json` and `merges.txt` cuts a text before the merges; GPT-2's way is built in.
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A tokenizer as its files say: `json` is its `tokenizer.json` (merges as pairs), read or converted.
+    """A tokenizer as its files say: `json` is its `tokenizer.json`, read or converted, whole and with merges as pairs.
 
-    `model` is the sentencepiece protobuf where there is one; `config` is `tokenizer_config.json` over
-    `special_tokens_map.json`, empty where neither is there.
+    Every added token stands in its vocabulary as well, its post-processor is what transformers puts around a text, and
+    nothing in it is random. `model` is the sentencepiece protobuf where there is one; `config` is the checked
+    `tokenizer_config.json` with `special_tokens_map.json`.
     """
 
     directory: Path
@@ -32,53 +35,65 @@ class Definition:
     model: Any = None
 
 
-def read_definition(directory: Path) -> Definition:
-    """The tokenizer in `directory`; a `UserError` where there is none of a kind that llmforge can extend."""
+def read_definition(directory: Path, scheme: str | None = None) -> Definition:
+    """The tokenizer in `directory`; a `UserError` where there is none of a kind that llmforge can extend.
+
+    `scheme` says what a rank file is where it cannot be told (formats/schemes.py).
+    """
     if not directory.exists():
         raise UserError(f"{directory} does not exist; check the path.")
     if not directory.is_dir():
         raise UserError(f"{directory} is a file; give the tokenizer's directory.")
-    config = {
-        **read_json(directory / "special_tokens_map.json"),
-        **read_json(directory / "tokenizer_config.json"),
-    }
+    if scheme is not None and scheme not in SCHEMES:
+        raise UserError(f"--tokenizer-scheme {scheme} is none of {', '.join(SCHEMES)}.")
+    config = read_config(directory)
+    kind = framing.tokenizer_class(config, directory)
     model_file, json_file = directory / "tokenizer.model", directory / "tokenizer.json"
+    texts = [directory / name for name in ("vocab.json", "merges.txt")]
     ranks = tiktoken_ranks.find_ranks(directory)
     proto = model_file.is_file() and model_file != ranks
     model = sentencepiece_model.read_model(model_file) if proto else None
     if json_file.is_file():
-        definition = _checked(read_json(json_file), json_file)
+        definition, file = checked(read_json(json_file), json_file), json_file
+        framing.add_default_names(config, kind, definition["model"]["vocab"])
     elif model is not None:
-        add_bos, add_eos = bool(config.get("add_bos_token", True)), bool(config.get("add_eos_token", False))
-        definition = sentencepiece_model.to_tokenizer_json(model, add_bos, add_eos)
-    elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-        definition = _from_vocabulary_and_merges(directory, config)
+        definition, file = _from_sentencepiece(model, config, kind, directory), model_file
+    elif all(path.is_file() for path in texts):
+        definition, file = vocabulary_files.read(directory, config, kind), texts[0]
     elif ranks is not None:
-        definition, special = tiktoken_ranks.read_ranks(ranks)
-        config = {**special, **config}
+        definition, special = tiktoken_ranks.read_ranks(ranks, config, scheme)
+        config, file = {**special, **config}, ranks
     else:
         raise UserError(
-            f"{directory} has no tokenizer.json, tokenizer.model, vocab.json with merges.txt, or tiktoken "
-            f"ranks; "
-            "give the directory of a BPE or unigram tokenizer."
+            f"{directory} has no tokenizer.json, tokenizer.model, vocab.json with merges.txt, or tiktoken ranks; give the "
+            "directory of a BPE or unigram tokenizer."
         )
-    _add_configured_tokens(definition, directory, config)
+    place_added_tokens(definition, config, directory, file)
+    if file in (model_file, texts[0]) and file != ranks:
+        framing.frame_by_flags(definition, config, kind, default=file == model_file)
+    if file == json_file:
+        framing.decide_frame(definition, config, directory)
+        if model is not None:
+            rename_pieces(model, definition["added_tokens"], directory)
+            check_sentencepiece(definition, model, directory)
+        elif model_file == ranks:
+            check_ranks(definition, ranks)
+    framing.say_long_prefix(definition, directory)
+    if "auto_map" in config:
+        console.warn(f"{directory}: {CONFIG} names code of its own (auto_map), which llmforge does not run.")
     if definition["model"]["type"] == "Unigram":
         _shield_control_pieces(definition)
     return Definition(directory, family_of(definition, directory), definition, config, model)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in the file `path`, or {} if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); fetch the file again.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object; fetch the file again.")
-    return value
+def _from_sentencepiece(model: Any, config: dict[str, Any], kind: str, directory: Path) -> dict[str, Any]:
+    """The `tokenizer.json` of a protobuf, with what the configuration of its class changes."""
+    rename_pieces(model, config["added_tokens_decoder"].values(), directory)
+    if config.get("add_prefix_space") is False:
+        model.normalizer_spec.add_dummy_prefix = False
+    for key, token in sentencepiece_model.named_tokens(model).items():
+        config.setdefault(key, token)
+    return sentencepiece_model.to_tokenizer_json(model)
 
 
 def family_of(definition: dict[str, Any], directory: Path) -> Family:
@@ -100,118 +115,12 @@ def family_of(definition: dict[str, Any], directory: Path) -> Family:
     )
 
 
-def token_content(value: Any) -> str | None:
-    """The text of a special token, which configurations write as a string or as an object."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
 def _types(component: Any) -> set[str]:
     """The types of a normalizer or pre-tokenizer and of everything inside it."""
     if not component:
         return set()
     inner = component.get("pretokenizers") or component.get("normalizers") or []
     return {component["type"]}.union(*(_types(part) for part in inner))
-
-
-def _checked(definition: dict[str, Any], path: Path) -> dict[str, Any]:
-    model = definition.get("model")
-    if not isinstance(model, dict) or "vocab" not in model:
-        raise UserError(
-            f"{path} has no model with a vocabulary, so it is no tokenizer.json; fetch the file again."
-        )
-    if "type" not in model:  # files of 2020 left it out
-        model["type"] = "BPE" if "merges" in model else "Unigram" if "unk_id" in model else "WordPiece"
-    if model["type"] not in ("BPE", "Unigram"):
-        raise UserError(
-            f"{path} is a {model['type']} tokenizer; llmforge can extend BPE and unigram tokenizers only."
-        )
-    if model["type"] == "BPE":
-        model["merges"] = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-    definition.setdefault("added_tokens", [])
-    return definition
-
-
-def _from_vocabulary_and_merges(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
-    merges_file = directory / "merges.txt"
-    vocabulary = read_json(directory / "vocab.json")
-    lines = merges_file.read_text(encoding="utf-8").splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    for number, merge in enumerate(merges, 1):
-        if len(merge) != 2 or merge[0] + merge[1] not in vocabulary:
-            raise UserError(
-                f"{merges_file}, merge {number}: not two pieces that make one of vocab.json; fetch the "
-                f"files again."
-            )
-    byte_level: dict[str, Any] = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": True,
-    }
-    pre_tokenizer, normalizer = byte_level, None
-    if str(config.get("tokenizer_class", "")).startswith("Qwen2"):
-        split = {
-            "type": "Split",
-            "pattern": {"Regex": QWEN2_PATTERN},
-            "behavior": "Isolated",
-            "invert": False,
-        }
-        pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, {**byte_level, "use_regex": False}]}
-        normalizer = {"type": "NFC"}
-    if "<|endoftext|>" in vocabulary and not config:
-        config.update(dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"))
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": normalizer,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": merges,
-        },
-    }
-
-
-def _add_configured_tokens(definition: dict[str, Any], directory: Path, config: dict[str, Any]) -> None:
-    """Adds the added tokens that stand in the configuration alone, each at its own id."""
-    model = definition["model"]
-    pieces = [piece for piece, _ in model["vocab"]] if model["type"] == "Unigram" else None
-    ids: dict[str, int] = (
-        {piece: i for i, piece in enumerate(pieces)} if pieces is not None else model["vocab"]
-    )
-    known = {token["id"] for token in definition["added_tokens"]}
-    configured = {int(i): dict(token) for i, token in config.get("added_tokens_decoder", {}).items()}
-    for content, i in read_json(directory / "added_tokens.json").items():
-        configured.setdefault(i, {"content": content, "special": False})
-    named = {
-        config[name] if isinstance(config[name], str) else token_content(config[name])
-        for name in _NAMED
-        if config.get(name)
-    }
-    for content in sorted(content for content in named if content in ids):
-        configured.setdefault(ids[content], {"content": content, "special": True})
-    for i, token in sorted(configured.items()):
-        if i not in known:
-            entry = sentencepiece_model.added_token(i, token["content"], bool(token.get("special", False)))
-            flags = {
-                key: token[key] for key in ("single_word", "lstrip", "rstrip", "normalized") if key in token
-            }
-            definition["added_tokens"].append({**entry, **flags})
-    definition["added_tokens"].sort(key=lambda token: token["id"])
 
 
 def _shield_control_pieces(definition: dict[str, Any]) -> None:
@@ -233,6 +142,3 @@ def _shield_control_pieces(definition: dict[str, Any]) -> None:
     if spelled and shield not in known:
         parts = [shield] if others is None else [others, shield]
         definition["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
-
-
-_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")

@@ -3,9 +3,8 @@
 import copy
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,16 @@ import numpy as np
 from llmforge.errors import UserError
 from llmforge.tokenizer import sentencepiece_model as spm
 from llmforge.tokenizer.closure import Additions, ByList, ByScore, close
-from llmforge.tokenizer.definition import Definition, read_json, token_content
+from llmforge.tokenizer.definition import Definition
 from llmforge.tokenizer.files import tokenizer_files
+from llmforge.tokenizer.formats.added import fill_unused
+from llmforge.tokenizer.formats.config import write_config
+from llmforge.tokenizer.formats.framing import frame_flags
 from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.load import Tokenizer, from_definition, load
 from llmforge.tokenizer.pieces import Cleaned, read_pieces
 from llmforge.tokenizer.verify import verify
 from llmforge.workspace import Finished, Outcome, Step, run_step
-
-SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-
 
 BPE_STEP = np.float32(1)
 UNIGRAM_STEP = 1e-4  # scores are logarithms here: 20,000 pieces stay within 2 of the source's last
@@ -46,17 +45,18 @@ def init_tokenizer(
     closure: bool = True,
     verify_corpora: Sequence[Path] = (),
     overwrite: bool = False,
+    scheme: str | None = None,
 ) -> Finished:
     """Writes the tokenizer directory `target`: `source` and the pieces of `pieces_file`, verified.
 
     The manifest has `outputs.source_size` and `outputs.size` (highest id + 1 before and after) and the gates'
-    figures in `metrics`. Raises `UserError` for a damaged input, and where a gate that must hold does not.
+    figures in `metrics`. `scheme` says what a rank file is where it cannot be told. Raises `UserError` for a damaged
+    input, and where a gate that must hold does not.
     """
-    before = load(source)
-    inputs = tokenizer_files(source)
-    step = Step(
-        "init-tokenizer", target, {"closure": closure}, [*inputs, pieces_file, *verify_corpora], overwrite
-    )
+    before = load(source, scheme)
+    arguments = {"closure": closure, **({"tokenizer_scheme": scheme} if scheme else {})}
+    inputs = [*tokenizer_files(source), pieces_file, *verify_corpora]
+    step = Step("init-tokenizer", target, arguments, inputs, overwrite)
     return run_step(step, lambda path: _build(path, before, pieces_file, closure, verify_corpora))
 
 
@@ -97,15 +97,28 @@ def expand(before: Tokenizer, pieces_file: Path, closure: bool = True) -> Expand
 
 def _grow_json(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tuple[Definition, Additions]:
     definition = before.definition
-    grown = {**definition.json, "model": dict(definition.json["model"])}
-    model = grown["model"]
-    growing = ByList([*model["vocab"], *before.pieces()], model["merges"], before.family == "byte-level-bpe")
+    if before.family == "sentencepiece-unigram":
+        return _grow_unigram_json(before, wanted)
+    model = fill_unused(definition.json)
+    growing = ByList(model["vocab"], model["merges"], before.family == "byte-level-bpe")
     listed = len(growing.ranks)
     additions = close(wanted, growing, closure)
     new = {piece: before.size + i for i, (piece, _) in enumerate(additions.made)}
     model["vocab"] = {**model["vocab"], **new}
     model["merges"] = [*model["merges"], *list(growing.ranks)[listed:]]
-    return Definition(definition.directory, definition.family, grown, definition.config), additions
+    return replace(definition, json={**definition.json, "model": model}), additions
+
+
+def _grow_unigram_json(before: Tokenizer, wanted: Sequence[str]) -> tuple[Definition, Additions]:
+    """A unigram tokenizer of which only `tokenizer.json` is left."""
+    definition = before.definition
+    special = {token["content"] for token in definition.json["added_tokens"]}
+    model = dict(definition.json["model"])
+    scores = {piece: score for piece, score in model["vocab"] if piece not in special}
+    new = [[piece, score] for piece, score in zip(wanted, unigram_scores(wanted, scores), strict=True)]
+    additions = Additions([(piece, None) for piece in wanted])
+    model["vocab"] = [*model["vocab"], *new]
+    return replace(definition, json={**definition.json, "model": model}), additions
 
 
 def _grow_model(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tuple[Definition, Additions]:
@@ -124,7 +137,7 @@ def _grow_model(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tupl
         model.pieces.add(piece=piece, score=score, type=spm.NORMAL)
     model.trainer_spec.vocab_size = len(model.pieces)
     grown = {**definition.json, "model": {**definition.json["model"], **spm.model_json(model)}}
-    return Definition(definition.directory, definition.family, grown, definition.config, model), additions
+    return replace(definition, json=grown, model=model), additions
 
 
 def bpe_scores(number: int, last: float) -> list[float]:
@@ -174,40 +187,16 @@ def _fill(model: Any, before: Tokenizer) -> None:
 
 def write_tokenizer(definition: Definition, path: Path) -> None:
     """Writes `definition` as a Hugging Face tokenizer directory."""
-    source = definition.directory
-    if (source / "chat_template.jinja").is_file():
-        shutil.copyfile(source / "chat_template.jinja", path / "chat_template.jinja")
-    _write_json(path / "tokenizer.json", {**definition.json, "truncation": None, "padding": None})
+    # In one line: indentation takes Python's own encoder, seconds for a hundred thousand pieces.
+    whole = {**definition.json, "truncation": None, "padding": None}
+    (path / "tokenizer.json").write_text(json.dumps(whole, ensure_ascii=False) + "\n", encoding="utf-8")
     if definition.model is not None:
         (path / "tokenizer.model").write_bytes(definition.model.SerializeToString())
-    config = read_json(source / "tokenizer_config.json") or _config(definition)
-    # Any other class rebuilds its tokenizer by rules of its own, which differ between versions of
-    # transformers.
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    config.pop("auto_map", None)
-    _write_json(path / "tokenizer_config.json", config)
-    named = {name: config[name] for name in SPECIAL_NAMES if token_content(config.get(name))}
-    _write_json(path / "special_tokens_map.json", read_json(source / "special_tokens_map.json") or named)
-
-
-def _config(definition: Definition) -> dict[str, Any]:
-    """`tokenizer_config.json` for a source that has none."""
-    config: dict[str, Any] = {"clean_up_tokenization_spaces": False}
-    if definition.model is None:
-        return {
-            **config,
-            **{name: definition.config[name] for name in SPECIAL_NAMES if name in definition.config},
-        }
-    spec = definition.model.trainer_spec
-    ids = {
-        "bos_token": spec.bos_id,
-        "eos_token": spec.eos_id,
-        "unk_token": spec.unk_id,
-        "pad_token": spec.pad_id,
-    }
-    named = {name: definition.model.pieces[i].piece for name, i in ids.items() if i >= 0}
-    return {**config, **named, "add_bos_token": spec.bos_id >= 0, "add_eos_token": False}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    pre_tokenizer = definition.json["pre_tokenizer"] or {}
+    config = {"clean_up_tokenization_spaces": False, **definition.config}
+    for flag in ("add_bos_token", "add_eos_token", "add_prefix_space"):
+        config.pop(flag, None)
+    config |= frame_flags(definition.json, config)
+    if pre_tokenizer.get("type") == "ByteLevel":  # transformers 4.51 puts the configuration's flag there
+        config["add_prefix_space"] = pre_tokenizer.get("add_prefix_space", True)
+    write_config(path, config, definition.json, definition.directory)

@@ -3,7 +3,8 @@
 import gc
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ import tokenizers
 
 from llmforge.errors import UserError
 from llmforge.tokenizer import bytelevel
-from llmforge.tokenizer.definition import Definition, Family, read_definition, token_content
+from llmforge.tokenizer.definition import Definition, Family, read_definition
 from llmforge.tokenizer.sentencepiece_model import SPACE
 from llmforge.workspace import fingerprint_json
 
@@ -50,7 +51,8 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Flat int32 ids of `texts`, and int64 offsets (len(texts) + 1); nothing before or after a text."""
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        with reporting(self.directory):
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         ids = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
         offsets = np.zeros(len(ids) + 1, dtype=np.int64)
         np.cumsum([len(one) for one in ids], out=offsets[1:])
@@ -80,18 +82,19 @@ class Tokenizer:
         return piece.replace(SPACE, " ").encode()
 
 
-def load(path: Path) -> Tokenizer:
+def load(path: Path, scheme: str | None = None) -> Tokenizer:
     """The tokenizer in the directory `path` (of a tokenizer or of a model).
 
-    Read are `tokenizer.json`, else `tokenizer.model`, else `vocab.json` with `merges.txt`. Raises `UserError`
-    where there is none, where it is damaged, and for a kind that llmforge cannot extend, such as WordPiece.
+    Read are `tokenizer.json`, else `tokenizer.model`, else `vocab.json` with `merges.txt`, else tiktoken ranks; `scheme`
+    says what ranks they are where it cannot be told. Raises `UserError` where there is none, where it is damaged, and
+    for a kind that llmforge cannot extend, such as WordPiece.
     """
-    tokenizer = load_unbuilt(path)
+    tokenizer = load_unbuilt(path, scheme)
     _ = tokenizer.backend  # refuses pieces and merges that do not make a tokenizer
     return tokenizer
 
 
-def load_unbuilt(path: Path) -> Tokenizer:
+def load_unbuilt(path: Path, scheme: str | None = None) -> Tokenizer:
     """`load` for who has other things to begin first: the `backend` is built when it is asked for, and damage
     that only shows then is refused then.
     """
@@ -100,7 +103,7 @@ def load_unbuilt(path: Path) -> Tokenizer:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return from_definition(read_definition(path))
+        return from_definition(read_definition(path, scheme))
     finally:
         if collecting:
             gc.enable()
@@ -115,8 +118,8 @@ def from_definition(definition: Definition) -> Tokenizer:
         family=definition.family,
         size=len(pieces),
         bos_id=_prefix_id(definition, len(pieces)),
-        eos_id=_named_id("eos", definition, ids),
-        pad_id=_named_id("pad", definition, ids),
+        eos_id=ids.get(definition.config.get("eos_token")),
+        pad_id=ids.get(definition.config.get("pad_token")),
         special_ids=frozenset(token["id"] for token in definition.json["added_tokens"] if token["special"]),
         fingerprint=_fingerprint(definition, pieces),
         definition=definition,
@@ -125,27 +128,49 @@ def from_definition(definition: Definition) -> Tokenizer:
 
 def backend_of(definition: dict[str, Any], name: object) -> tokenizers.Tokenizer:
     """The `tokenizers` object of a `tokenizer.json`: nothing cut or padded, special tokens read as text."""
-    try:
+    with reporting(name):
         backend = tokenizers.Tokenizer.from_str(json.dumps(definition, ensure_ascii=False))
-    except Exception as error:  # tokenizers raises Exception itself
-        raise UserError(
-            f"{name} has a tokenizer that cannot be read ({error}); fetch its files again."
-        ) from error
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
     return backend
 
 
+@contextmanager
+def reporting(name: object) -> Iterator[None]:
+    """Makes a `UserError` of what `tokenizers` raises in a `with`: Exception itself, or a panic of its Rust.
+
+    A panic is no Exception, and its class cannot be imported. Regular expressions beyond their limits end in one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise UserError(
+                f"{name} has a tokenizer that cannot be read or used ({error}); fetch its files again."
+            ) from error
+        raise
+
+
 def folding_normalizer(tokenizer: Tokenizer) -> Any:
     """What a sentencepiece tokenizer does to characters (NFKC and the like), but not to spaces."""
-    definition = tokenizer.definition.json.get("normalizer") or {}
-    steps = definition.get("normalizers", [definition] if definition else [])
-    folding = [step for step in steps if step["type"] not in ("Prepend", "Replace", "Strip", "ByteLevel")]
+    spacing = ("Prepend", "Replace", "Strip", "ByteLevel")
+    folding = [s for s in _steps(tokenizer.definition.json["normalizer"]) if s["type"] not in spacing]
     if not folding:
         return None
     bare = {**bare_json(tokenizer), "normalizer": {"type": "Sequence", "normalizers": folding}}
     return backend_of(bare, tokenizer.directory).normalizer
+
+
+def _steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A normalizer as the steps that follow one another."""
+    if normalizer is None:
+        return []
+    return (
+        [step for part in normalizer["normalizers"] for step in _steps(part)]
+        if normalizer["type"] == "Sequence"
+        else [normalizer]
+    )
 
 
 def bare_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
@@ -190,16 +215,6 @@ def _prefix_id(definition: Definition, size: int) -> int | None:
     backend = backend_of({**definition.json, "model": model, "added_tokens": []}, definition.directory)
     bare, framed = (backend.encode("a", add_special_tokens=wanted).ids for wanted in (False, True))
     return int(framed[0]) if framed[: len(bare)] != bare else None
-
-
-def _named_id(name: str, definition: Definition, ids: dict[str, int]) -> int | None:
-    content = token_content(definition.config.get(f"{name}_token"))
-    if content is not None:
-        return ids.get(content)
-    if definition.model is not None and not definition.config:
-        named = int(getattr(definition.model.trainer_spec, f"{name}_id"))
-        return named if named >= 0 else None
-    return None
 
 
 def _fingerprint(definition: Definition, pieces: list[str]) -> str:

@@ -8,15 +8,19 @@ ranks by id.)
 """
 
 import base64
-from collections.abc import Iterable, Mapping
+import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from llmforge.errors import UserError
+from llmforge.tokenizer.formats.shapes import check_charsmap, first_twice
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 UNIGRAM, BPE = 1, 2
 SPACE = "▁"
+BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")
 
 
 def read_model(path: Path) -> Any:
@@ -43,18 +47,45 @@ def read_model(path: Path) -> Any:
         raise UserError(
             f"{path} writes spaces as suffixes or not at all, which tokenizer.json cannot; use another model."
         )
+    _check_pieces(proto, path)
     return proto
 
 
-def to_tokenizer_json(proto: Any, add_bos: bool = True, add_eos: bool = False) -> dict[str, Any]:
-    """The `tokenizer.json` of `proto`. `add_bos`, `add_eos`: what to put around a text, if it has such."""
-    pieces = [piece.piece for piece in proto.pieces]
+def _check_pieces(proto: Any, path: Path) -> None:
+    """Refuses what a damaged byte makes of a model: sentencepiece would stop the process or read past its end."""
+    size, spec = len(proto.pieces), proto.trainer_spec
+    names = [piece.piece for piece in proto.pieces]
+    if len(set(names)) != size:
+        _refuse(path, "pieces", f"has {first_twice(names)!r} twice")
+    if "" in names:
+        _refuse(path, f"pieces[{names.index('')}]", "is empty")
+    if not all(math.isfinite(piece.score) for piece in proto.pieces):
+        i = next(i for i, piece in enumerate(proto.pieces) if not math.isfinite(piece.score))
+        _refuse(path, f"pieces[{i}]", f"has the score {proto.pieces[i].score}")
+    for i, piece in enumerate(proto.pieces):
+        if piece.type == BYTE and not BYTE_NAME.fullmatch(piece.piece):
+            _refuse(path, f"pieces[{i}]", f"is {piece.piece!r}, which names no byte")
+    if sum(piece.type == UNKNOWN for piece in proto.pieces) != 1:
+        _refuse(path, "pieces", "has no unknown piece, or several")
+    for name in ("bos_id", "eos_id", "unk_id", "pad_id"):
+        if not -1 <= getattr(spec, name) < size:
+            _refuse(path, f"trainer_spec.{name}", f"is {getattr(spec, name)}, which is no piece")
+    if spec.byte_fallback and sum(piece.type == BYTE for piece in proto.pieces) != 256:
+        _refuse(path, "trainer_spec.byte_fallback", "is set, but not every byte is a piece")
+    if proto.normalizer_spec.precompiled_charsmap:
+        check_charsmap(
+            proto.normalizer_spec.precompiled_charsmap, "normalizer_spec.precompiled_charsmap", path
+        )
+
+
+def _refuse(path: Path, field: str, what: str) -> NoReturn:
+    raise UserError(f"{path}: {field} {what}; fetch the file again.")
+
+
+def to_tokenizer_json(proto: Any) -> dict[str, Any]:
+    """The `tokenizer.json` of `proto`, which puts nothing around a text."""
     prefix = proto.normalizer_spec.add_dummy_prefix
     users = any(piece.type == USER_DEFINED for piece in proto.pieces)
-    around = {
-        "bos": proto.trainer_spec.bos_id if add_bos else -1,
-        "eos": proto.trainer_spec.eos_id if add_eos else -1,
-    }
     decoder: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
@@ -78,13 +109,18 @@ def to_tokenizer_json(proto: Any, add_bos: bool = True, add_eos: bool = False) -
         }
         if prefix and users
         else None,
-        "post_processor": template(
-            [(pieces[around["bos"]], around["bos"])] if around["bos"] >= 0 else [],
-            [(pieces[around["eos"]], around["eos"])] if around["eos"] >= 0 else [],
-        ),
+        "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": decoder},
         "model": model_json(proto),
     }
+
+
+def named_tokens(proto: Any) -> dict[str, str]:
+    """What `tokenizer_config.json` would name: the special tokens that the model has."""
+    ids = {
+        f"{name}_token": getattr(proto.trainer_spec, f"{name}_id") for name in ("bos", "eos", "unk", "pad")
+    }
+    return {name: proto.pieces[i].piece for name, i in ids.items() if i >= 0}
 
 
 def model_json(proto: Any) -> dict[str, Any]:
@@ -143,32 +179,6 @@ def added_token(id: int, content: str, special: bool) -> dict[str, Any]:
     """One entry of `added_tokens` that matches `content` exactly, in the text as it is."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {"id": id, "content": content, **flags, "special": special}
-
-
-def template(before: Iterable[tuple[str, int]], after: Iterable[tuple[str, int]]) -> dict[str, Any] | None:
-    """A post-processor that puts special tokens, each (content, id), around a text; None for none."""
-    before, after = list(before), list(after)
-    if not before and not after:
-        return None
-
-    def one(sequence: str, type_id: int) -> list[dict[str, Any]]:
-        def special(content: str) -> dict[str, Any]:
-            return {"SpecialToken": {"id": content, "type_id": type_id}}
-
-        text = {"Sequence": {"id": sequence, "type_id": type_id}}
-        return [
-            *(special(content) for content, _ in before),
-            text,
-            *(special(content) for content, _ in after),
-        ]
-
-    tokens = {content: {"id": content, "ids": [id], "tokens": [content]} for content, id in [*before, *after]}
-    return {
-        "type": "TemplateProcessing",
-        "single": one("A", 0),
-        "pair": [*one("A", 0), *one("B", 1)],
-        "special_tokens": tokens,
-    }
 
 
 def _normalizer(spec: Any, prepend: bool) -> dict[str, Any] | None:

@@ -102,14 +102,16 @@ def reachability(
     """New and old pieces that do not encode to themselves."""
     pieces = after.pieces()
     new = [(piece, i) for i, piece in enumerate(pieces) if i >= before.size and piece]
-    unreachable = dict(left_out)
-    for (piece, i), got in zip(new, _alone(after, [piece for piece, _ in new]), strict=True):
-        if got != [i]:
-            unreachable[piece] = f"it is encoded as {' + '.join(pieces[part] for part in got)}"
     added = {token["id"] for token in before.definition.json["added_tokens"]}
     old = [(p, i) for i, p in enumerate(before.pieces()) if p and i not in added and _is_normal(before, i)]
     names = [piece for piece, _ in old]
-    old_before, old_after = _alone(before, names), _alone(after, names)
+    old_before = _alone(before, names)
+    found = _alone(after, names + [piece for piece, _ in new])
+    old_after = found[: len(names)]
+    unreachable = dict(left_out)
+    for (piece, i), got in zip(new, found[len(names) :], strict=True):
+        if got != [i]:
+            unreachable[piece] = f"it is encoded as {' + '.join(pieces[part] for part in got)}"
     lost = [
         piece for (piece, i), a, b in zip(old, old_before, old_after, strict=True) if a == [i] and b != [i]
     ]
