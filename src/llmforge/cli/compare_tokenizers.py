@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, example, words
+from llmforge.cli.options import AsJson, Debug, TokenizerScheme, example, words
 from llmforge.console import show_json, show_table
 
 
@@ -24,6 +24,7 @@ def compare_tokenizers(
     max_samples: Annotated[
         int | None, typer.Option(min=1, help="Only the first samples of each label.")
     ] = None,
+    tokenizer_scheme: TokenizerScheme = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -33,7 +34,10 @@ def compare_tokenizers(
 
     outputs = [compare_report.check_output(file) for file in output or []]
     rows = compare.compare(
-        [hub.local(path, "tokenizer") for path in directories], compare.labelled(words(corpus)), max_samples
+        [hub.local(path, "tokenizer") for path in directories],
+        compare.labelled(words(corpus)),
+        max_samples,
+        tokenizer_scheme,
     )
     for file in outputs:
         compare_report.write(rows, file)

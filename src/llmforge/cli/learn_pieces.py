@@ -63,12 +63,16 @@ def learn_pieces(
     if word_list:
         from llmforge.tokenizer.word_list import pieces_from_words
 
-        finished = pieces_from_words(source, paths(word_list), output, num_pieces, *limits, overwrite)
+        finished = pieces_from_words(
+            source, paths(word_list), output, num_pieces, *limits, overwrite, tokenizer_scheme
+        )
         show_finished(finished, as_json, f"{finished.manifest.outputs['pieces']:,} words.")
         return
     from llmforge.tokenizer.learn import learn_pieces as learn
 
-    finished = learn(source, paths(corpus or []), output, num_pieces, *limits, seed, overwrite)
+    finished = learn(
+        source, paths(corpus or []), output, num_pieces, *limits, seed, overwrite, tokenizer_scheme
+    )
     metrics = finished.manifest.metrics
     show_finished(
         finished,

@@ -35,13 +35,17 @@ class Row:
 
 
 def compare(
-    directories: Sequence[Path], corpora: Mapping[str, Sequence[Path]], max_samples: int | None = None
+    directories: Sequence[Path],
+    corpora: Mapping[str, Sequence[Path]],
+    max_samples: int | None = None,
+    scheme: str | None = None,
 ) -> list[Row]:
     """Every tokenizer of `directories` on every label of `corpora`, in that order.
 
-    A sample is a document; `max_samples` takes the first ones of each label.
+    A sample is a document; `max_samples` takes the first ones of each label; `scheme` says what
+    rank files are where it cannot be told.
     """
-    tokenizers = [load(directory) for directory in directories]
+    tokenizers = [load(directory, scheme) for directory in directories]
     names = short_names(directories)
     rows: dict[tuple[int, str], Row] = {}
     for label, paths in corpora.items():

@@ -33,12 +33,14 @@ def learn_pieces(
     max_length: int = 16,
     seed: int = 0,
     overwrite: bool = False,
+    scheme: str | None = None,
 ) -> Finished:
     """Writes `output`, a jsonl of at most `number` new pieces in the order in which they can be merged.
 
     `script` keeps to words of one Unicode script ("Han"), `max_length` (characters) bounds a piece, and
     `min_frequency` is the least frequency of a pair when it is merged. `seed` matters only for a corpus of
     more than `words.MAX_WORDS` different words, of which the rare ones are sampled.
+    `scheme` says what a rank file of the source is where it cannot be told.
     """
     arguments = {
         "num_pieces": number,
@@ -46,12 +48,14 @@ def learn_pieces(
         "min_frequency": min_frequency,
         "max_length": max_length,
         "seed": seed,
+        **({"tokenizer_scheme": scheme} if scheme else {}),
     }
     step = Step(
         "learn-pieces", output, arguments, [*tokenizer_files(source), *corpora], overwrite, single_file=True
     )
     return run_step(
-        step, lambda path: _learn(path, source, corpora, number, script, min_frequency, max_length, seed)
+        step,
+        lambda path: _learn(path, source, corpora, number, script, min_frequency, max_length, seed, scheme),
     )
 
 
@@ -64,8 +68,9 @@ def _learn(
     min_frequency: int,
     max_length: int,
     seed: int,
+    scheme: str | None,
 ) -> Outcome:
-    tokenizer = load(source)
+    tokenizer = load(source, scheme)
     inside = Inside(tokenizer)
     cut = cutter(inside, script)
     files = corpus.corpus_files(corpora)

@@ -201,9 +201,14 @@ def sentencepiece_ids(tokenizer: Tokenizer, documents: Sequence[str]) -> list[li
     """The ids that sentencepiece itself makes of `documents` with the tokenizer's protobuf."""
     import sentencepiece
 
-    processor = sentencepiece.SentencePieceProcessor(
-        model_proto=tokenizer.definition.model.SerializeToString()
-    )
+    try:
+        processor = sentencepiece.SentencePieceProcessor(
+            model_proto=tokenizer.definition.model.SerializeToString()
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"{tokenizer.directory}: sentencepiece cannot read tokenizer.model ({error}); fetch the file again."
+        ) from error
     result: list[list[int]] = processor.encode(list(documents), out_type=int)
     return result
 

@@ -26,11 +26,13 @@ def pieces_from_words(
     min_frequency: int = 2,
     max_length: int = 16,
     overwrite: bool = False,
+    scheme: str | None = None,
 ) -> Finished:
     """Writes `output`, a jsonl of the `number` most frequent words of `lists` that `source` lacks.
 
     A line is a word, its frequency (1 if there is none) and anything else, divided by spaces or tabs. The
     characters and parts that a word needs are left to the closure of init-tokenizer.
+    `scheme` says what a rank file of the source is where it cannot be told.
     """
     arguments = {
         "num_pieces": number,
@@ -38,11 +40,14 @@ def pieces_from_words(
         "min_frequency": min_frequency,
         "max_length": max_length,
         "words": True,
+        **({"tokenizer_scheme": scheme} if scheme else {}),
     }
     step = Step(
         "learn-pieces", output, arguments, [*tokenizer_files(source), *lists], overwrite, single_file=True
     )
-    return run_step(step, lambda path: _build(path, source, lists, number, script, min_frequency, max_length))
+    return run_step(
+        step, lambda path: _build(path, source, lists, number, script, min_frequency, max_length, scheme)
+    )
 
 
 def _build(
@@ -53,8 +58,9 @@ def _build(
     script: str | None,
     min_frequency: int,
     max_length: int,
+    scheme: str | None,
 ) -> Outcome:
-    tokenizer = load(source)
+    tokenizer = load(source, scheme)
     inside = Inside(tokenizer)
     pattern = None if script is None else script_pattern(script)
     known = set(tokenizer.pieces())
