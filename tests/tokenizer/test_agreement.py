@@ -16,6 +16,7 @@ from llmforge.tokenizer import load
 from llmforge.tokenizer.expand import init_tokenizer
 from llmforge.tokenizer.formats.schemes import GPT2, LETTERS_TO_THREE_DIGITS, O200K
 from llmforge.tokenizer.learn import learn_pieces
+from llmforge.tokenizer.word_list import pieces_from_words
 
 from . import makers
 
@@ -127,6 +128,11 @@ def byte_level(**options: Any) -> Callable[[Path], Path]:
     return lambda directory: makers.byte_level(directory, **options)
 
 
+def write_corpus(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
 SOURCES = {
     "llama": sentencepiece(),
     "no-byte-fallback": sentencepiece(byte_fallback=False),
@@ -159,7 +165,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_what_is_learned_is_taken_and_reached(source: Path, texts: list[str]) -> None:
     with tempfile.TemporaryDirectory() as work:
         corpus, pieces, target = Path(work) / "c.jsonl", Path(work) / "p.jsonl", Path(work) / "grown"
-        corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        write_corpus(corpus, texts)
         try:
             learned = learn_pieces(source, [corpus], pieces, 60, min_frequency=1)
         except UserError as error:
@@ -173,3 +179,98 @@ def test_what_is_learned_is_taken_and_reached(source: Path, texts: list[str]) ->
         reached = grown.manifest.metrics["gates"]["reachability"]
         assert (reached["unreachable"], reached["source_lost"]) == (0, 0), reached["reasons"]
         assert load(target).size == load(source).size + number
+
+
+def test_documents_with_line_breaks_and_byte_fallback(
+    llmforge: Callable[..., Any], sentencepiece_bpe: Path, byte_level: Path, tmp_path: Path
+) -> None:
+    texts = [f"标题 {i}\n\n数据库的配置说明：\x07\u2028\n- 第一项\x85\r\n- 第二项\n" for i in range(30)]
+    corpus = write_corpus(tmp_path / "t.jsonl", texts)
+    for source in (sentencepiece_bpe, byte_level):
+        pieces, grown = tmp_path / f"{source.name}.jsonl", tmp_path / source.name
+        which = ("--source-tokenizer-dir", source)
+        llmforge("learn-pieces", *which, "--corpus", corpus, "--num-pieces", 20, "--output", pieces)
+        llmforge("init-tokenizer", *which, "--expand-tokens-file", pieces, "--target-tokenizer-dir", grown)
+        learned = [json.loads(line) for line in pieces.read_text().splitlines()]
+        assert len(learned) == 20
+        if source == sentencepiece_bpe:
+            assert all(line["piece"].isprintable() for line in learned)
+        reached = json.loads((grown / "llmforge.json").read_text())["metrics"]["gates"]["reachability"]
+        assert (reached["new"], reached["unreachable"]) == (20, 0)
+
+
+def test_a_byte_level_piece_may_hold_what_its_pre_tokenizer_leaves_together(tmp_path: Path) -> None:
+    source = makers.byte_level(tmp_path / "llama3", patterns=[LETTERS_TO_THREE_DIGITS], ignore_merges=True)
+    together = [
+        "：**\n",
+        "```\n\n",
+        "\r\n\r\n",
+        "   ",
+        "\t\t",
+        "\u3000我们",
+        "\u2028\u2028",
+        "\x85\x85",
+        "\u200b\u200b",
+        "▁▁",
+    ]
+    corpus = write_corpus(tmp_path / "c.jsonl", [piece for piece in together for _ in range(9)])
+    learn_pieces(source, [corpus], tmp_path / "p.jsonl", 99)
+    text = (tmp_path / "p.jsonl").read_text()
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert '{"piece": "：**\\n", "frequency": 9}' in text
+    assert f'{{"bytes": "{"▁▁".encode().hex()}", "frequency": 9}}' in text
+    init_tokenizer(source, tmp_path / "learned", tmp_path / "p.jsonl")
+    (tmp_path / "user.jsonl").write_text(
+        "".join(json.dumps({"bytes": p.encode().hex()}) + "\n" for p in together)
+    )
+    init_tokenizer(source, tmp_path / "given", tmp_path / "user.jsonl")
+    for grown in map(load, (tmp_path / "learned", tmp_path / "given")):
+        assert set(map(str.encode, together)) <= set(grown.token_bytes())
+        assert [len(grown.encode([piece])[0]) for piece in together] == [1] * len(together)
+    (tmp_path / "cut.jsonl").write_text('{"piece": "我们"}\n{"piece": "我们\\n"}\n')
+    with pytest.raises(
+        UserError, match=r"cut\.jsonl, line 2: .* a line break, which this source never takes together"
+    ):
+        init_tokenizer(source, tmp_path / "cut", tmp_path / "cut.jsonl")
+
+
+def test_pieces_in_other_files(sentencepiece_bpe: Path, byte_level: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes("\ufeff我们\r\n国家\r\n▁国家\r\n\r\n".encode())
+    (tmp_path / "m.vocab").write_text("<unk>\t0\n<s>\t0\n我们\t-1.5\n国家\t-2e3\n▁国家\t-3\n")
+    (tmp_path / "b.jsonl").write_bytes("\ufeff".encode() + '{"piece": "我们", "score": -1}\n'.encode())
+    for source in (sentencepiece_bpe, byte_level):
+        for name in ("p.txt", "m.vocab", "b.jsonl"):
+            target = tmp_path / f"{source.name}-{name}"
+            init_tokenizer(source, target, tmp_path / name, closure=False)
+            added = [raw.decode() for raw in load(target).token_bytes()[load(source).size :]]
+            assert added == ["我们", "国家", " 国家"][: len(added)]
+            assert len(added) == (1 if name == "b.jsonl" else 3)
+    for content, match in (
+        ("今天 50 n\n", "line 1: .*--word-list"),
+        ("我们\n我们 \n", "line 2: .*ends in a space"),
+        ("我们\tn\n", "line 1: .*no score"),
+    ):
+        (tmp_path / "bad.txt").write_text(content)
+        with pytest.raises(UserError, match=rf"bad\.txt, {match}"):
+            init_tokenizer(byte_level, tmp_path / "bad", tmp_path / "bad.txt")
+    with pytest.raises(UserError, match="give its directory"):
+        init_tokenizer(byte_level, tmp_path / "bad", byte_level / "tokenizer.json")
+
+
+def test_a_word_list_offers_what_the_source_leaves_together(byte_level: Path, tmp_path: Path) -> None:
+    (tmp_path / "dict.txt").write_text("21世纪 90 m\n我们 80 r\n卡拉OK 70 n\nＴ恤 60 n\n")
+    learned = pieces_from_words(byte_level, [tmp_path / "dict.txt"], tmp_path / "p.jsonl", 9)
+    assert learned.manifest.metrics == {"words": 4, "cut_by_the_source": 1}
+    grown = init_tokenizer(byte_level, tmp_path / "grown", tmp_path / "p.jsonl")
+    assert grown.manifest.metrics["gates"]["reachability"]["unreachable"] == 0
+
+
+def test_the_gate_sees_added_tokens_that_cut_a_piece(tmp_path: Path) -> None:
+    source = makers.sentencepiece_model(tmp_path / "source", user_defined_symbols=["我们"])
+    (tmp_path / "p.jsonl").write_text('{"piece": "我们的"}\n{"piece": "国家"}\n')
+    reached = init_tokenizer(source, tmp_path / "out", tmp_path / "p.jsonl").manifest.metrics["gates"][
+        "reachability"
+    ]
+    grown = load(tmp_path / "out")
+    assert grown.pieces().index("我们的") not in grown.encode(["我们的"])[0]
+    assert reached["reasons"] == {"我们的": "it is encoded as 我们 + 的"}

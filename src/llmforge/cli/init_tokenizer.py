@@ -18,12 +18,15 @@ def init_tokenizer(
     expand_tokens_file: Annotated[
         Path,
         typer.Option(
-            help='New pieces: jsonl of {"piece": "..."}, a sentencepiece .model, or a tokenizer directory.'
+            help='New pieces: jsonl of {"piece": "..."}, .txt with one a line, a sentencepiece .model or .vocab, or a '
+            "tokenizer directory."
         ),
     ],
     closure: Annotated[
         bool,
-        typer.Option(help="Add the characters and parts that a new piece needs; without, list such pieces."),
+        typer.Option(
+            help="Add the characters and parts that new pieces need too; else only what is asked for."
+        ),
     ] = True,
     verify_corpus: Annotated[
         list[str],

@@ -133,8 +133,11 @@ def _grow_model(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tupl
         others = [p.piece for p in model.pieces if p.type != spm.NORMAL]
         additions = close(wanted, ByScore(scores, others), closure)
         new = bpe_scores(len(additions.made), min(scores.values()))
+    alone = {piece for piece in [*scores, *(made for made, _ in additions.made)] if len(piece) == 1}
     for (piece, _), score in zip(additions.made, new, strict=True):
-        model.pieces.add(piece=piece, score=score, type=spm.NORMAL)
+        # sentencepiece merges characters that are no pieces, which tokenizer.json cannot: then both make nothing of them.
+        made = before.family == "sentencepiece-unigram" or alone.issuperset(piece)
+        model.pieces.add(piece=piece, score=score, type=spm.NORMAL if made else spm.UNUSED)
     model.trainer_spec.vocab_size = len(model.pieces)
     grown = {**definition.json, "model": {**definition.json["model"], **spm.model_json(model)}}
     return replace(definition, json=grown, model=model), additions

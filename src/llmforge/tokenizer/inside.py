@@ -45,6 +45,12 @@ class Inside:
         return backend_of(definition, self.tokenizer.directory)
 
     @cached_property
+    def prefix(self) -> str:
+        """What a sentencepiece tokenizer puts before a text: `▁` or nothing."""
+        first = self.tokenizer.encode(["a"])[0][0]
+        return SPACE if not self.byte_level and self.tokenizer.pieces()[first].startswith(SPACE) else ""
+
+    @cached_property
     def reserved(self) -> frozenset[str]:
         """What is spelled like a token that no merge may make: control, user-defined, unused and added ones."""
         added = {token["content"] for token in self.tokenizer.definition.json["added_tokens"]}

@@ -81,6 +81,8 @@ def _learn(
         of_script = f" in the script {script}" if script else ""
         raise UserError(f"{', '.join(map(str, corpora))}: no text{of_script} to learn from.")
     metrics["characters"] = _characters(tokenizer, counted)
+    if script is None:  # what is put before a text is no character of it
+        metrics["characters"] -= metrics["documents"] * len(inside.prefix)
     words, rules = prepare(inside, counted, min_frequency, max_length)
     del counted
     with console.progress("learning", float(number), "pieces") as advance:
@@ -231,6 +233,6 @@ def write_pieces(path: Path, tokenizer: Tokenizer, learned: Learned) -> None:
                     line["piece"] = SPACE
                 if SPACE in line["piece"]:
                     line = {"bytes": raw.hex(), "frequency": frequency}
-            # What cannot be seen is escaped, and some readers take U+0085 or U+2028 for the end of a line.
-            seen = line.get("piece", "").replace(" ", "").isprintable()
-            file.write(json.dumps(line, ensure_ascii=not seen) + "\n")
+            # What cannot be seen is escaped: some readers take U+0085 or U+2028 for the end of a line.
+            text = json.dumps(line, ensure_ascii=False)
+            file.write("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text) + "\n")

@@ -154,12 +154,10 @@ def cutter(inside: Inside, script: str | None = None) -> Cut:
     wanted = None if script is None else script_pattern(script)
     if inside.byte_level:
         return _byte_level_cutter(inside, wanted)
-    tokenizer = inside.tokenizer
-    prefix = SPACE if tokenizer.pieces()[tokenizer.encode(["a"])[0][0]].startswith(SPACE) else ""
     classes = _classes(tuple((CLASSES if wanted is None else {LETTER: wanted.pattern}).items()))
 
     def cut(texts: Sequence[str]) -> tuple[Codes, Array]:
-        texts = [(prefix + inside.fold(text)).replace(" ", SPACE) for text in texts]
+        texts = [(inside.prefix + inside.fold(text)).replace(" ", SPACE) for text in texts]
         if inside.added:
             texts = [part for text in texts for part in inside.added.split(text)]
         texts = [text for text in texts if text]
