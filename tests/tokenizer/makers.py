@@ -80,7 +80,6 @@ def byte_level(
     tokenizer.add_tokens([AddedToken(content, special=False, normalized=False) for content in added])
     definition = json.loads(tokenizer.to_str())
     definition["model"] |= model
-    definition["model"]["vocab"] |= {token["content"]: token["id"] for token in definition["added_tokens"]}
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
     (directory / "tokenizer_config.json").write_text(
