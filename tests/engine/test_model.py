@@ -93,8 +93,10 @@ def test_checkpoints_hold_experts_as_other_readers_have_them(tmp_path: Path) -> 
     from safetensors.torch import load_file
     from transformers import MixtralConfig, MixtralForCausalLM
 
+    from llmforge.engine import storage
     from llmforge.engine.native import NativeEngine
     from llmforge.engine.settings import Settings
+    from llmforge.engine.shares import rewrite_as_in_files
     from llmforge.engine.trainable import parse
 
     sizes = {
@@ -115,6 +117,14 @@ def test_checkpoints_hold_experts_as_other_readers_have_them(tmp_path: Path) -> 
     assert any(".experts.2." in name for name in before)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    (tmp_path / "shared").mkdir()  # as ranks that share a model write it
+    storage.write_weights(storage.unique_state(engine.causal), tmp_path / "shared")
+    assert not any(".experts.2." in name for name in load_file(tmp_path / "shared" / "model.safetensors"))
+    rewrite_as_in_files(engine.causal, tmp_path / "shared")
+    shared = load_file(tmp_path / "shared" / "model.safetensors")
+    assert before.keys() == shared.keys()
+    assert all(torch.equal(before[name], shared[name]) for name in before)
+    assert [file.name for file in (tmp_path / "shared").iterdir()] == ["model.safetensors"]
     with torch.no_grad():
         for parameter in engine.causal.parameters():
             parameter.zero_()

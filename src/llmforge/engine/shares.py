@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,13 +11,13 @@ import torch.distributed as dist
 
 from llmforge.engine.processes import agree
 from llmforge.engine.protocol import World
-from llmforge.engine.storage import SHARD_BYTES, unique_state, write_bytes
+from llmforge.engine.storage import SHARD_BYTES, named_as_in_files, unique_state, write_bytes
 from llmforge.errors import UserError
 from llmforge.model.architecture import same_bytes
 from llmforge.model.floats import STORAGE
 from llmforge.model.pickled import DTYPES
 from llmforge.model.shards import NewTensor, packed, write_weights
-from llmforge.model.weights import Weights
+from llmforge.model.weights import Weights, open_weights
 
 # The rows of a tensor that lie on this rank, as a view, and the number of the first.
 Local = Callable[[torch.Tensor], tuple[torch.Tensor, int]]
@@ -130,6 +131,44 @@ def write_shares(
     finally:
         for _ in stream:  # where writing failed, the others send all the same
             pass
+
+
+def rewrite_as_in_files(causal: Any, directory: Path) -> None:
+    """Cuts tensors that transformers had joined (experts), in files that `write_shares` has written; one tensor at a
+    time is in memory.
+    """
+    weights = open_weights(directory)
+    planned: list[NewTensor] = []
+
+    @lru_cache(maxsize=1)
+    def cut(name: str) -> dict[str, torch.Tensor]:
+        stored = weights.tensors[name].array()
+        return named_as_in_files(causal, {name: torch.from_numpy(stored.copy())})
+
+    def part(name: str, piece: str, meta: torch.Tensor) -> NewTensor:
+        def write(file: BinaryIO) -> None:
+            write_bytes(file, cut(name)[piece])
+
+        return NewTensor.made(piece, weights.tensors[name].dtype, tuple(meta.shape), write)
+
+    for name, tensor in weights.tensors.items():
+        empty = torch.empty(tensor.shape, dtype=torch.float32, device="meta")
+        pieces = named_as_in_files(causal, {name: empty})
+        planned += (
+            [NewTensor.copy(tensor)]
+            if list(pieces) == [name]
+            else [part(name, piece, meta) for piece, meta in pieces.items()]
+        )
+    if len(planned) == len(weights.tensors):
+        return
+    made = directory / ".as_in_files"
+    made.mkdir()
+    write_weights(made, packed(planned, SHARD_BYTES), label=None)
+    for file in directory.glob("model*.safetensors*"):
+        file.unlink()
+    for file in made.iterdir():
+        file.rename(directory / file.name)
+    made.rmdir()
 
 
 def first_row(rows: int, rank: int, size: int) -> int:

@@ -133,10 +133,13 @@ class NativeEngine:
         if state.keys() <= weights.tensors.keys():
             read_shares(state, weights, self._local)
             return
-        # transformers joins tensors of these files (experts).
+        self._read_through_transformers(directory)
+
+    def _read_through_transformers(self, directory: Path) -> None:
+        """The weights of files whose tensors transformers joins (experts)."""
         whole = load_model(directory, attention.NAMES[self.attention]).state_dict()
         with torch.no_grad():
-            for name, tensor in state.items():
+            for name, tensor in self._weights().items():
                 tensor.copy_(whole[name])
 
     def state(self) -> dict[str, Any]:

@@ -13,12 +13,19 @@ import torch.distributed as dist
 
 from llmforge.console import say
 from llmforge.engine import attention
-from llmforge.engine.model import empty_model
+from llmforge.engine.model import empty_model, load_model
 from llmforge.engine.native.engine import NativeEngine, NativeSnapshot
 from llmforge.engine.processes import TIMEOUT
 from llmforge.engine.protocol import World
 from llmforge.engine.settings import Settings
-from llmforge.engine.shares import deal_shares, first_row, read_shares, reads_as_it_is, write_shares
+from llmforge.engine.shares import (
+    deal_shares,
+    first_row,
+    read_shares,
+    reads_as_it_is,
+    rewrite_as_in_files,
+    write_shares,
+)
 from llmforge.engine.step import copy_to_cpu
 from llmforge.model.architecture import decoder_layers
 from llmforge.model.weights import open_weights
@@ -110,7 +117,15 @@ class FSDPEngine(_Distributed):
     def snapshot(self) -> NativeSnapshot:
         shapes = {name: tuple(tensor.shape) for name, tensor in self._weights().items()}
         weights, state = self._copied_weights(), self._copied_state()
-        return SharedSnapshot(weights, state, self._background_group(), shapes=shapes, world=self.world)
+        return SharedSnapshot(
+            weights, state, self._background_group(), shapes=shapes, world=self.world, causal=self.causal
+        )
+
+    def _read_through_transformers(self, directory: Path) -> None:
+        def load() -> Any:
+            return load_model(directory, attention.NAMES[self.attention])
+
+        deal_shares(self._weights(), load, self.world, self._local)
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, enabled=False)  # the policy above sets the dtype
@@ -157,6 +172,9 @@ class SharedSnapshot(NativeSnapshot):
 
     shapes: dict[str, tuple[int, ...]]
     world: World
+    causal: Any  # for the names of its files alone
 
     def write_model(self, directory: Path) -> None:
         write_shares(self.weights, self.shapes, directory, self.world, self.group)
+        if self.world.is_main:
+            rewrite_as_in_files(self.causal, directory)
