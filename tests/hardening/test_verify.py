@@ -62,6 +62,20 @@ def copy(outputs: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(outputs, tmp_path / "copy"))
 
 
+def test_a_mistake_leaves_nothing_in_the_cache_directory_of_a_preparation(outputs, tmp_path):
+    from llmforge.data.options import PrepareOptions
+    from llmforge.data.prepare import prepare_data
+
+    corpus, cache = tmp_path / "corpus", tmp_path / "work"
+    corpus.mkdir()
+    (corpus / "a.jsonl").write_text("no JSON\n" * 5)
+    options = PrepareOptions([corpus], outputs / "tokenizer", tmp_path / "data", workers=1, cache_dir=cache)
+    with pytest.raises(UserError, match="cannot be used"):
+        prepare_data(options)
+    assert list(cache.iterdir()) == []
+    assert not (tmp_path / "data").exists()
+
+
 def flip(file: Path, at: int) -> None:
     with file.open("r+b") as opened:
         opened.seek(at)
@@ -167,6 +181,19 @@ def test_export_and_train_read_no_damaged_model(llmforge, copy, tmp_path):
     )
     assert "grown/model.safetensors" in llmforge(*train, code=1).stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_of_new_rows_alone_is_another_model(copy, tmp_path):
+    """Two trainings of new-embeddings differ in a few rows of one tensor."""
+    from llmforge.model.export import ExportOptions, export
+
+    model = tmp_path / "model"
+    shutil.copytree(copy / "run" / "modeling", model, ignore=shutil.ignore_patterns("llmforge.json"))
+    export(model, tmp_path / "exported", ExportOptions())
+    assert export(model, tmp_path / "exported", ExportOptions()).skipped
+    flip(model / "model.safetensors", (model / "model.safetensors").stat().st_size - 2)
+    with pytest.raises(UserError, match="from other inputs"):
+        export(model, tmp_path / "exported", ExportOptions())
 
 
 def test_verifying_reads_the_disk_whatever_is_remembered(copy, own_cache, monkeypatch):

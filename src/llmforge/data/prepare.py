@@ -34,10 +34,10 @@ from llmforge.data.shards import (
 )
 from llmforge.data.sources import Chunk, find_chunks
 from llmforge.data.workers import LocalRun, RayRun, available_cores, is_small
-from llmforge.errors import UserError
+from llmforge.errors import InterruptionError, UserError
 from llmforge.tokenizer import Tokenizer, load_unbuilt
 from llmforge.tokenizer.files import tokenizer_files
-from llmforge.workspace import Finished, Outcome, Step, fingerprint, read_manifest, run_step
+from llmforge.workspace import Finished, Outcome, Step, fingerprint, read_manifest, remove_tree, run_step
 
 EARLY_SHARDS = 4  # per worker, made while it is not yet known whether gigatoken is exact
 STEP, SHARD_STEP = "prepare-data", "prepare-data-shard"
@@ -54,21 +54,22 @@ def prepare_data(options: PrepareOptions) -> Finished:
     if options.dedup == "near":
         minhash_library()
     arguments = options.arguments(tokenizer.fingerprint)
+
+    def build(partial: Path) -> Outcome:
+        preparation = _Preparation(options, tokenizer, chunks, partial, workers)
+        try:
+            return preparation.make_shards() if options.shard else preparation.make_dataset()
+        except UserError as error:
+            if not isinstance(error, InterruptionError):  # nothing goes on from it
+                preparation.abandon_cache()
+            raise
+
     if options.shard:
-        number, count = options.shard
-        step = _step(
-            options,
-            SHARD_STEP,
-            shard_dir(options.output, number, count),
-            {**arguments, "shard": [number, count]},
-        )
+        directory = shard_dir(options.output, *options.shard)
         return run_step(
-            step, lambda partial: _Preparation(options, tokenizer, chunks, partial, workers).make_shards()
+            _step(options, SHARD_STEP, directory, {**arguments, "shard": [*options.shard]}), build
         )
-    step = _step(options, STEP, options.output, arguments)
-    return run_step(
-        step, lambda partial: _Preparation(options, tokenizer, chunks, partial, workers).make_dataset()
-    )
+    return run_step(_step(options, STEP, options.output, arguments), build)
 
 
 def open_tokenizer(directory: Path) -> Tokenizer:
@@ -105,6 +106,11 @@ class _Preparation:
         self.partial = partial.resolve()
         self.work = self.partial / ".work"
         self.shards, self.encoder = self.work / "shards", self.work / "encoder"
+
+    def abandon_cache(self) -> None:
+        """Deletes what a mistake leaves in --data-cache-dir: the link to it goes with the hidden directory."""
+        if self.work.is_symlink() and self.work.is_dir():
+            remove_tree(self.work.resolve())
 
     def make_dataset(self) -> Outcome:
         """All of it: shards (or those of other machines), bins, parts."""

@@ -36,7 +36,7 @@ class Manifest:
     """The record of one finished step.
 
     `arguments` are those that decide the bytes of the output. `outputs` has `fingerprint`, `files` (relative name to
-    size in bytes) and `checksums` (of the same names; none before version 0.2) besides what the step adds; `metrics`
+    size in bytes) and `checksums` (of the same names; earlier versions recorded none) besides what the step adds; `metrics`
     are the figures of the step.
     """
 
