@@ -97,16 +97,47 @@ class PackedDataset:
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"row numbers are 0 to {len(self) - 1}, not {wanted.min()} to {wanted.max()}")
         batch = np.searchsorted(self._ends, wanted, side="right")
+        for file in {self._batches[b].file for b in batch.tolist()}:
+            file.refuse_truncated()
         return [
             self._batches[b].row(i - (int(self._ends[b - 1]) if b else 0))
             for b, i in zip(batch.tolist(), wanted.tolist(), strict=True)
         ]
 
 
-class Batch:
-    """One record batch: the offsets and values of its lists, as views of the file."""
+@dataclass(frozen=True)
+class DataFile:
+    """A file whose pages are read when rows are. Where it has become shorter, reading them would end the process
+    with SIGBUS.
+    """
 
-    def __init__(self, batch: pa.RecordBatch) -> None:
+    path: Path
+    device: int
+    inode: int
+    size: int
+
+    @staticmethod
+    def of(path: Path) -> "DataFile":
+        status = path.stat()
+        return DataFile(path, status.st_dev, status.st_ino, status.st_size)
+
+    def refuse_truncated(self) -> None:
+        try:
+            now = DataFile.of(self.path)
+        except OSError:
+            return  # deleted or moved: what was opened can still be read
+        if (now.device, now.inode) == (self.device, self.inode) and now.size < self.size:
+            raise UserError(
+                f"{self.path} was cut from {self.size:,} to {now.size:,} bytes while it was in use; prepare the data "
+                "again."
+            )
+
+
+class Batch:
+    """One record batch: the offsets and values of its lists, as views of `file`."""
+
+    def __init__(self, batch: pa.RecordBatch, file: DataFile) -> None:
+        self.file = file
         self.offsets, self.values = {}, {}
         for name in ("input_ids", "labels", "seq_lengths", "seq_bytes"):
             column = batch.column(name)
@@ -133,8 +164,9 @@ def open_batches(directory: Path) -> Iterator[Batch]:
         raise UserError(f"{directory} holds no data-*.arrow file; prepare the data again.")
     for file in files:
         try:
+            opened = DataFile.of(file)
             with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-                yield from (Batch(batch) for batch in stream)
+                yield from (Batch(batch, opened) for batch in stream)
         except pa.ArrowException as error:
             raise UserError(
                 f"{file} is damaged ({str(error).splitlines()[0]}); prepare the data again."

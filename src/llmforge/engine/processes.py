@@ -4,11 +4,11 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from llmforge.engine.protocol import World
 from llmforge.errors import UserError
 
+T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 SECONDS_TO_DIE = 3.0
 
@@ -76,6 +77,33 @@ class Processes:
             self.all = [None] * world.size
             dist.all_gather_object(self.all, mine)
 
+    def gather(self, value: Any) -> list[Any]:
+        """Collective: the `value` (JSON) of every rank, in the order of ranks."""
+        values = [value] * self.world.size
+        if self.world.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """Collective: what `make` returns on rank 0, or the `UserError` that it raises there, on every rank."""
+        if self.world.size == 1:
+            return make()
+        box: list[Any] = [None, None]
+        if self.world.is_main:
+            try:
+                box[0] = make()
+            except UserError as error:
+                box[1] = str(error)
+        dist.broadcast_object_list(box, 0)
+        if box[1] is not None:
+            raise UserError(box[1])
+        made: T = box[0]
+        return made
+
+    def name(self, rank: int) -> str:
+        host, process = self.all[rank]
+        return f"rank {rank} (process {process} on {host})"
+
     @contextmanager
     def naming_the_lost(self) -> Iterator[None]:
         """Makes a sentence of a collective call that fails because another process is gone."""
@@ -98,7 +126,7 @@ class Processes:
         deadline = time.monotonic() + SECONDS_TO_DIE
         while time.monotonic() < deadline:
             ended = [
-                f"rank {rank} (process {pid} on {name})"
+                self.name(rank)
                 for rank, (name, pid) in enumerate(self.all)
                 if name == host and not alive(pid)
             ]

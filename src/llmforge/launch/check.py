@@ -10,8 +10,8 @@ from typing import Any
 from llmforge.console import say
 from llmforge.errors import UserError
 from llmforge.launch.hosts import Host
-from llmforge.launch.identity import NOT_INSTALLED, identity
 from llmforge.launch.remote import Remote
+from llmforge.workspace.identity import NOT_INSTALLED, identity
 
 CHECK_SECONDS = 60.0
 # From the versions of packages (None: not installed) to the sentence for a host that cannot run the job with them.

@@ -5,40 +5,61 @@ SAVE_DIR/epoch-0_step-100/{modeling/, optimizer/, lr_scheduler/, running_states.
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmforge.console import warn
 from llmforge.engine.protocol import Snapshot
 from llmforge.errors import UserError
 from llmforge.model.config import portable, read_config
+from llmforge.train.branch import STEP
 from llmforge.train.save_dir import MODELING
 from llmforge.train.schedule import Schedule
-from llmforge.workspace import Manifest, manifest_path, publish, read_manifest, record_files, write_manifest
+from llmforge.train.states import SCHEDULE, STATES
+from llmforge.workspace import Manifest, manifest_path, publish, record_files, remove_tree, write_manifest
+from llmforge.workspace.checksums import checksum
 
-CHECKPOINT = re.compile(r"epoch-(\d+)_step-(\d+)")
-STEP = "train-checkpoint"
 MODEL_STEP = "train-model"
-STATES = "running_states.json"
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "llmforge.json")
+# Weights of the source model, which are not those of the checkpoint, in any format; and its manifest.
+WEIGHT_FILES = (
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.ot"),
+    *(
+        "*.safetensors.index.json",
+        "*.bin.index.json",
+        "*.h5.index.json",
+        "*.msgpack.index.json",
+        "llmforge.json",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds besides the engine's own state.
+    """What a checkpoint holds besides the engine's own state; nothing in it changes when training goes on.
 
-    `origin` gives the model's other files (configuration, tokenizer, licence), `identity` the outputs of its
-    manifest, `states` is running_states.json.
+    `files`: the model's other files by name (configuration, tokenizer, licence), held since the run began, as the
+    source model may go away meanwhile. `identity`: the outputs of the model's manifest. `states`: the text of
+    running_states.json after `step`.
     """
 
-    origin: Path
-    identity: dict[str, Any]
-    states: dict[str, Any]
+    files: Mapping[str, bytes]
+    identity: Mapping[str, Any]
+    states: str
+    step: int
     schedule: Schedule
+
+
+def hold_files(origin: Path) -> dict[str, bytes]:
+    """The files of the model directory `origin` that go into every checkpoint, by name: all but weights."""
+    return {
+        file.name: file.read_bytes()
+        for file in sorted(origin.iterdir())
+        if file.is_file()
+        and not file.name.startswith(".")
+        and not any(file.match(pattern) for pattern in WEIGHT_FILES)
+    }
 
 
 def write_checkpoint(path: Path, snapshot: Snapshot, contents: Contents, is_main: bool) -> None:
@@ -61,40 +82,39 @@ def write_checkpoint(path: Path, snapshot: Snapshot, contents: Contents, is_main
             problem = error
         if not snapshot.agree(problem is None):
             if is_main:
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)  # which follows no link
             reason = " ".join(str(problem or "another process failed").split())[:300]
             raise UserError(f"{path} could not be written: {reason}.") from problem
 
 
 def _prepare(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
+    _clear(partial)
+    partial.mkdir()
     for name in (MODELING, "optimizer", "lr_scheduler"):
-        (partial / name).mkdir(parents=True)
+        (partial / name).mkdir()
 
 
 def _complete(partial: Path, path: Path, contents: Contents) -> None:
-    finish_model(partial / MODELING, contents.origin, contents.identity)
-    (partial / "lr_scheduler" / "schedule.json").write_text(
-        json.dumps(asdict(contents.schedule), indent=2) + "\n"
-    )
-    (partial / STATES).write_text(json.dumps(contents.states, indent=2) + "\n")
+    finish_model(partial / MODELING, contents.files, contents.identity)
+    (partial / SCHEDULE).write_text(json.dumps(asdict(contents.schedule), indent=2) + "\n")
+    (partial / STATES).write_text(contents.states)
     for file in sorted(partial.rglob("*")):
         if file.is_file():
             _sync(file)
-    metrics = {"step": contents.states["position"]["step"]}
-    write_manifest(manifest_path(partial), Manifest(STEP, {}, outputs=record_files(partial), metrics=metrics))
+    outputs, metrics = record_files(partial), {"step": contents.step}
+    for file in sorted(
+        partial.glob("optimizer/.*")
+    ):  # what torch.distributed.checkpoint reads first is hidden
+        name = file.relative_to(partial).as_posix()
+        outputs["files"][name], outputs["checksums"][name] = file.stat().st_size, checksum(file)
+    write_manifest(manifest_path(partial), Manifest(STEP, {}, outputs=outputs, metrics=metrics))
     publish(partial, path)
 
 
-def finish_model(directory: Path, origin: Path, identity: dict[str, Any]) -> None:
-    """Makes a model directory of weights: configuration, tokenizer, licence of `origin`, and the manifest."""
-    for file in sorted(origin.iterdir()):
-        if (
-            file.is_file()
-            and not file.name.startswith(".")
-            and not any(file.match(pattern) for pattern in WEIGHT_FILES)
-        ):
-            shutil.copyfile(file, directory / file.name)
+def finish_model(directory: Path, files: Mapping[str, bytes], identity: Mapping[str, Any]) -> None:
+    """Makes a model directory of weights: `files` (configuration, tokenizer, licence), and the manifest."""
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
     config = {**portable(read_config(directory)), "torch_dtype": "float32"}
     config.pop("dtype", None)
     (directory / "config.json").write_text(
@@ -109,81 +129,19 @@ def link_model(checkpoint: Path, target: Path) -> None:
     can.
     """
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    _clear(partial)
     try:
         shutil.copytree(checkpoint / MODELING, partial, copy_function=os.link)
     except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
+        _clear(partial)
         shutil.copytree(checkpoint / MODELING, partial)
     publish(partial, target)
 
 
-def checkpoints(save_dir: Path) -> list[Path]:
-    """Published checkpoints of `save_dir`, oldest first."""
-    found = [
-        (tuple(map(int, m.groups())), path)
-        for path in save_dir.iterdir()
-        if (m := CHECKPOINT.fullmatch(path.name))
-    ]
-    return [path for _, path in sorted(found)]
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with the checkpoint `path`, or None: its manifest and the sizes of all files."""
-    try:
-        manifest = read_manifest(path, STEP)
-    except UserError as error:
-        return str(error).rstrip(".")
-    for name, size in manifest.outputs["files"].items():
-        file = path / name
-        if not file.is_file():
-            return f"{file} is missing"
-        if file.stat().st_size != size:
-            return f"{file} has {file.stat().st_size:,} bytes instead of {size:,}"
-    return None
-
-
-def find_checkpoint(save_dir: Path, wanted: str) -> Path | None:
-    """The checkpoint that `--load-checkpoint wanted` means; `latest` passes over damaged ones, None where
-    there is none.
-    """
-    if wanted != "latest":
-        path = Path(wanted)
-        if not path.is_dir():
-            raise UserError(
-                f"--load-checkpoint {path} is not a directory; give a checkpoint (epoch-E_step-S), a modeling folder or latest."
-            )
-        if problem := damage(path):
-            raise UserError(
-                f"--load-checkpoint {path} cannot be resumed: {problem}; latest takes the newest whole one of --save-dir."
-            )
-        return path
-    for path in reversed(checkpoints(save_dir)):
-        problem = damage(path)
-        if problem is None:
-            return path
-        warn(f"{path} is passed over: {problem}.")
-    return None
-
-
-def read_states(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((path / STATES).read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UserError(f"{path / STATES} is damaged ({error}); resume from another checkpoint.") from error
-
-
-def remove_old(save_dir: Path, keep: int) -> None:
-    """Deletes all but the last `keep` checkpoints."""
-    for path in checkpoints(save_dir)[:-keep]:
-        # Hidden first: a deletion cut short must not look like a damaged checkpoint.
-        shutil.rmtree(path.rename(path.with_name(f".{path.name}.removed")))
-
-
-def remove_partial(save_dir: Path) -> None:
-    """Deletes what an interrupted save or deletion left behind."""
-    for path in save_dir.glob(".epoch-*"):
-        shutil.rmtree(path)
+def _clear(partial: Path) -> None:
+    """Deletes what an interrupted attempt left at `partial`; `UserError` where a link or a file has its name."""
+    if os.path.lexists(partial):
+        remove_tree(partial)
 
 
 def _sync(file: Path) -> None:

@@ -130,6 +130,12 @@ class TrainConfig:
         "--micro-batch-size x --accumulation-steps.",
         decides=False,
     )
+    rank_timeout: float = flag(
+        ENGINE,
+        300.0,
+        "Seconds after which a process that gives no sign of life is named, and the run ends; 0 for never.",
+        decides=False,
+    )
     rehearse: bool = flag(
         ENGINE,
         False,
@@ -231,7 +237,7 @@ class TrainConfig:
             "warmup_steps",
             "neft_alpha",
         )
-        for name in (*not_negative, "save_seconds", "spike_threshold"):
+        for name in (*not_negative, "save_seconds", "spike_threshold", "rank_timeout"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise UsageError(f"--{dashed(name)} {value}: must be a number from 0 up.")

@@ -2,6 +2,7 @@
 vocabulary.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,10 @@ class Holdout:
                 for name, size in zip(row.seq_categories, row.seq_bytes, strict=True):
                     self.bytes[self.groups.categories.index(name)] += size
 
-    def measure(self, engine: Engine, micro: int, cross_document: bool) -> dict[str, float]:
-        """Bits per byte by category, and of all."""
+    def measure(
+        self, engine: Engine, micro: int, cross_document: bool, stop: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """Bits per byte by category, and of all; None where `stop`, which is asked after each batch, says so."""
         deal = Deal(micro, len(self.data))
         total: LossSums | None = None
         for share in deal.share(np.arange(len(self.data)), engine.world):
@@ -39,6 +42,8 @@ class Holdout:
                 [make_micro_batch(rows, micro, self.data.max_length, self.groups, cross_document)]
             )
             total = sums if total is None else LossSums(total.loss + sums.loss, total.tokens + sums.tokens)
+            if stop():
+                return None
         assert total is not None
         count = self.groups.count
         return bits_per_byte(LossSums(total.loss[:count], total.tokens[:count]), self.groups, self.bytes)

@@ -1,14 +1,42 @@
 """What is looked at before the first step, because it would only show hours later."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from llmforge.console import warn
 from llmforge.data.dataset import PackedDataset
-from llmforge.errors import UserError
+from llmforge.engine.build import device_memory
+from llmforge.engine.devices import gpu_device
+from llmforge.engine.protocol import Engine
+from llmforge.errors import UsageError, UserError
 from llmforge.model import Vocabulary
+from llmforge.train import plan
+from llmforge.train.config import TrainConfig
 
 ROWS_LOOKED_AT = 1000
+
+
+def check_inputs(
+    config: TrainConfig, data: PackedDataset, tokenizer: str, vocabulary: Vocabulary, origin: Path
+) -> None:
+    """That dataset, flags and the model `origin`, whose tokenizer has the fingerprint `tokenizer`, go together."""
+    if data.tokenizer_fingerprint != tokenizer:
+        raise UserError(
+            f"{config.dataset[0]} was prepared with another tokenizer than that of {origin}; "
+            f"run llmforge prepare-data with --tokenizer-dir {origin}."
+        )
+    if config.max_length not in (None, data.max_length):
+        raise UsageError(
+            f"--max-length {config.max_length} contradicts --dataset {config.dataset[0]}, "
+            f"whose rows have {data.max_length} tokens."
+        )
+    if not len(data):
+        raise UserError(f"{config.dataset[0]} has no rows.")
+    if "new-embeddings" in config.trainable and vocabulary.size == vocabulary.source:
+        raise UserError(f"--trainable {config.trainable}: {origin} has no new tokens; use embeddings.")
 
 
 def check_rows(data: PackedDataset, vocabulary: Vocabulary, dataset: object) -> None:
@@ -50,3 +78,42 @@ def check_memory(needed: int, free: int) -> None:
             f"a step is estimated to need {needed / 1e9:.1f} GB more per process, and {free / 1e9:.1f} GB are free; "
             "--use-grad-checkpoint, a smaller --micro-batch-size and --plugin fsdp need less."
         )
+
+
+def check_room(
+    config: TrainConfig, shape: plan.Shape, engine: Engine, length: int, device: torch.device
+) -> None:
+    """Warns where the memory of `device` is too small for steps with rows of `length` tokens."""
+    on_cpu = device.type == "cpu"
+    needed = plan.memory(
+        shape,
+        config,
+        length,
+        precision=engine.precision,
+        plugin=engine.name,
+        on_cpu=on_cpu,
+        processes=engine.world.size,
+    )
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else 1
+    # The engine has been made: its weights and its optimizer are in memory already.
+    rest = sum(size for part, size in needed.items() if part not in ("weights", "optimizer", "program"))
+    check_memory(rest, device_memory(device) // local)
+
+
+class Utilization:
+    """Model FLOPs per second of all processes, and their share of what known GPUs could do."""
+
+    def __init__(self, flops_per_token: float, precision: str, processes: int, device: torch.device) -> None:
+        self.flops_per_token = flops_per_token
+        self.peak: float | None = None
+        if device.type == "cuda" and (
+            gpu := gpu_device(torch.cuda.get_device_name(device), device_memory(device))
+        ):
+            self.peak = gpu.peak(precision) * processes
+
+    def figures(self, speed: float) -> dict[str, float]:
+        """`speed` in tokens per second."""
+        flops = speed * self.flops_per_token
+        if self.peak is None:
+            return {"model_flops_per_second": flops}
+        return {"model_flops_per_second": flops, "model_flops_utilization": flops / self.peak}

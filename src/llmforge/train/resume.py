@@ -1,21 +1,27 @@
 """Which checkpoint a run goes on from, and whether it may."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llmforge.console import say
 from llmforge.engine.build import engine_family
+from llmforge.engine.processes import Processes
 from llmforge.engine.protocol import World
 from llmforge.errors import UserError
-from llmforge.train import checkpoint
+from llmforge.train import branch
 from llmforge.train.config import TrainConfig
 from llmforge.train.run import is_modeling
 from llmforge.train.save_dir import MODELING
+from llmforge.train.schedule import Schedule
+from llmforge.train.states import RunStates, read_schedule, read_states
 
 
-def find_resumed(config: TrainConfig, world: World, identity: Mapping[str, Any], origin: Path) -> Path | None:
-    """The checkpoint that --load-checkpoint means; None where it means none, or where there is none yet.
+def find_resumed(
+    config: TrainConfig, processes: Processes, identity: Mapping[str, Any], origin: Path
+) -> Path | None:
+    """Collective: the checkpoint that --load-checkpoint means; None where it means none, or where there is none yet.
 
     `identity` is that of the run (dataset, tokenizer, seed), `origin` the model that it would begin with. `UserError`
     where the checkpoint is of another run or another engine.
@@ -23,36 +29,70 @@ def find_resumed(config: TrainConfig, world: World, identity: Mapping[str, Any],
     wanted = config.load_checkpoint
     if not wanted or is_modeling(Path(wanted)):
         return None
-    found = checkpoint.find_checkpoint(config.save_dir, wanted)
+    found = processes.from_main(lambda: _find(config, wanted, origin))
     if found is None:
-        if world.is_main:
-            say(f"{config.save_dir} has no whole checkpoint yet: starting from {origin}.")
         return None
-    states = checkpoint.read_states(found)
+    states = read_states(found)
     for what, value in identity.items():
-        if states["identity"][what] != value and not config.allow_changes:
+        if states.identity[what] != value and not config.allow_changes:
             raise UserError(
-                f"{found} belongs to a run with another {what} ({states['identity'][what]}, now {value}); "
+                f"{found} belongs to a run with another {what} ({states.identity[what]}, now {value}); "
                 "--allow-changes resumes all the same."
             )
-    check_engine(found, states, config, world)
+    check_engine(found, states, config, processes.world)
     return found
 
 
-def check_engine(found: Path, states: Mapping[str, Any], config: TrainConfig, world: World) -> None:
+def _find(config: TrainConfig, wanted: str, origin: Path) -> Path | None:
+    if config.save_dir.is_dir():
+        branch.finish_setting_aside(config.save_dir)
+    found = branch.find_checkpoint(config.save_dir, wanted, contents=config.verify)
+    if found is None:
+        say(f"{config.save_dir} has no whole checkpoint yet: starting from {origin}.")
+    return found
+
+
+def check_steps(path: Path, done: int, total: int, now: Schedule, config: TrainConfig) -> str | None:
+    """What to say where the learning rate jumps because a run goes on from `path`, after `done` steps, with another
+    schedule; `UserError` where it is to end before the steps that are done.
+    """
+    if total < done:
+        given = (
+            f"--max-steps {config.max_steps}"
+            if config.max_steps == total
+            else f"--num-epochs {config.num_epochs}"
+        )
+        raise UserError(
+            f"{path} has done {done:,} steps, but with {given} the run has {total:,}; ask for at least {done:,}, or "
+            "go on from an older checkpoint."
+        )
+    before = read_schedule(path)
+    old, new = before.rate(done), now.rate(done)
+    if total == done or math.isclose(old, new, rel_tol=1e-3):
+        return None
+    return (
+        f"the learning rate jumps from {old:.3g} to {new:.3g} at step {done + 1:,}: the run was planned for "
+        f"{before.total:,} steps ({before.name}, at most {before.peak:.3g}), and has {total:,} now ({now.name}, at most "
+        f"{now.peak:.3g})."
+    )
+
+
+def check_engine(found: Path, states: RunStates, config: TrainConfig, world: World) -> None:
     """The full state of a checkpoint belongs to engines of one family, and with ColossalAI to one plugin and
     layout; its weights start a new stage anywhere.
     """
-    saved, ours = states["engine"], engine_family(config.plugin)
-    written = f"--plugin {saved['name']} on {states.get('processes')} processes"
+    saved, ours = states.engine, engine_family(config.plugin)
+    written = f"--plugin {saved['name']} on {states.processes} processes"
     if saved["family"] == ours == "native":
         return
     if saved["family"] == ours and saved["name"] == config.plugin:
         names = ("tp", "pp", "sp", "zero")
         now = [getattr(config, name) or 0 for name in names]
-        if saved["sizes"] == now and states.get("processes") == world.size:
+        if saved.get("sizes") == now and states.processes == world.size:
             return
-        written += "".join(f" --{n} {v}" for n, v in zip(names, saved["sizes"], strict=True) if v > 1)
+        written += "".join(
+            f" --{n} {v}" for n, v in zip(names, saved.get("sizes", []), strict=False) if v > 1
+        )
     raise UserError(
         f"{found} was written by {written}; its full state resumes there only, but --load-checkpoint "
         f"{found / MODELING} starts a new stage from its weights."

@@ -2,6 +2,7 @@
 imported.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -16,13 +17,16 @@ from llmforge import hub
 from llmforge.console import say, show
 from llmforge.errors import UserError
 from llmforge.train.config import TrainConfig, dashed
+from llmforge.train.interrupts import end_with_launcher
 from llmforge.train.save_dir import (
     CONFIG_FILE,
     MODELING,
     RUN_FILE,
     is_result,
     is_training,
+    recorded_arguments,
     refuse_foreign,
+    refuse_obstacles,
     remove_training,
 )
 from llmforge.workspace import (
@@ -42,6 +46,7 @@ from llmforge.workspace import (
     require_whole,
     write_manifest,
 )
+from llmforge.workspace.manifest import write_durably
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,15 @@ def run_training(config: TrainConfig) -> Finished | Stopped | None:
     None for --dry-run and on every process but the first. Raises `UserError` before
     anything is loaded where the save directory does not allow the run.
     """
+    end_with_launcher()
     weights = weights_to_start_from(config)
     if not (weights / "config.json").is_file():
         raise UserError(
             f"--pretrained {weights} is not a Hugging Face model directory: it has no config.json."
         )
     roots, parts = dataset_roots(config.dataset)
-    check_apart(config.save_dir, [weights, *roots, *config.holdout], "train")
+    emptied = [Path(config.load_checkpoint)] if config.overwrite and config.load_checkpoint else []
+    check_apart(config.save_dir, [weights, *roots, *config.holdout, *emptied], "train")
     arguments = {**config.deciding(), "parts": parts}
     finished = manifest_path(config.save_dir).is_file()
     is_main = os.environ.get("RANK", "0") == "0"
@@ -159,7 +166,12 @@ def _check_unfinished(config: TrainConfig, arguments: dict[str, Any]) -> None:
             f"{config.save_dir} holds an unfinished training; "
             "--load-checkpoint latest goes on with it, --overwrite starts anew."
         )
-    old = json.loads((config.save_dir / RUN_FILE).read_text(encoding="utf-8"))["arguments"]
+    old = recorded_arguments(config.save_dir)
+    if old is None:
+        say(
+            f"note: {config.save_dir / RUN_FILE} is damaged: whether the flags are those of the run is not known."
+        )
+        return
     for key in sorted({*old, *arguments}):
         if fingerprint_json(old.get(key)) != fingerprint_json(arguments.get(key)):
             say(
@@ -190,18 +202,17 @@ def _locked(config: TrainConfig, arguments: dict[str, Any]) -> Iterator[None]:
         try:
             if config.overwrite:
                 remove_training(save_dir)
-            temporary = save_dir / f".{RUN_FILE}.tmp"
-            temporary.write_text(
-                json.dumps({"step": "train", "arguments": arguments}, indent=2) + "\n", encoding="utf-8"
-            )
-            temporary.replace(save_dir / RUN_FILE)
+            refuse_obstacles(save_dir)
+            record = json.dumps({"step": "train", "arguments": arguments}, indent=2) + "\n"
+            write_durably(save_dir / RUN_FILE, record.encode())
         except OSError as error:
             raise _unwritable("--save-dir", save_dir, error) from error
         try:
             yield
         finally:
-            if {entry.name for entry in save_dir.iterdir()} == {RUN_FILE}:  # refused before it began
-                shutil.rmtree(save_dir)
+            with contextlib.suppress(OSError):  # deleted meanwhile
+                if {entry.name for entry in save_dir.iterdir()} == {RUN_FILE}:  # refused before it began
+                    shutil.rmtree(save_dir)
     except BlockingIOError:
         raise UserError(
             f"another llmforge is training into {save_dir} right now; choose another --save-dir."

@@ -1,8 +1,10 @@
 """What lies in the directory of a training, and what of it is llmforge's: `--overwrite` deletes nothing else."""
 
 import json
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 from llmforge.errors import UserError
 from llmforge.workspace import MANIFEST, empty_directory, read_manifest, unrecorded_entries
@@ -13,9 +15,16 @@ CONFIG_FILE = "train-config"  # what --config-file names is written by
 CHECKPOINT = re.compile(r"epoch-\d+_step-\d+")
 UNFINISHED = re.compile(rf"\.(?:{CHECKPOINT.pattern}|{MODELING})\.(?:partial|removed|replaced)")
 FILES = re.compile(
-    rf"{re.escape(RUN_FILE)}|{re.escape(MANIFEST)}|config\.yaml|metrics\.jsonl|\.wandb-id"
-    r"|\.(?:run\.json|metrics\.jsonl|llmforge\.json)\.tmp"
+    rf"{re.escape(RUN_FILE)}|{re.escape(MANIFEST)}|config\.yaml|metrics\.jsonl|bad_rows\.jsonl"
+    r"|\.wandb-id|\.ranks|\.(?:run\.json|metrics\.jsonl|llmforge\.json|config\.yaml|\.ranks)\.tmp"
 )
+ABANDONED = re.compile(r"abandoned-\d+")
+RECORDS = ("abandoned.json", "moving.json", "metrics.jsonl", ".moving.json.tmp")
+# Whether each is a directory.
+ENTRIES = {
+    **dict.fromkeys((RUN_FILE, MANIFEST, "config.yaml", "metrics.jsonl", "bad_rows.jsonl"), False),
+    **dict.fromkeys((MODELING, "tensorboard", "wandb"), True),
+}
 BOARD = "events.out.tfevents."
 
 
@@ -23,13 +32,28 @@ def is_training(save_dir: Path) -> bool:
     """Whether `llmforge train` began to write `save_dir`: by what its `run.json` or a checkpoint holds, not by a name."""
     if save_dir.is_symlink() or not save_dir.is_dir():
         return False
+    if recorded_arguments(save_dir) is not None:
+        return True
+    return any(_is_checkpoint(path) for path in save_dir.iterdir() if CHECKPOINT.fullmatch(path.name))
+
+
+def recorded_arguments(save_dir: Path) -> dict[str, Any] | None:
+    """The arguments with which the run of `save_dir` was started; None where its `run.json` is missing or damaged."""
     try:
         run = json.loads((save_dir / RUN_FILE).read_text(encoding="utf-8"))
-        if isinstance(run, dict) and run.get("step") == "train" and isinstance(run.get("arguments"), dict):
-            return True
     except (OSError, ValueError, RecursionError):
-        pass
-    return any(_is_checkpoint(path) for path in save_dir.iterdir() if CHECKPOINT.fullmatch(path.name))
+        return None
+    ours = isinstance(run, dict) and run.get("step") == "train" and isinstance(run.get("arguments"), dict)
+    return run["arguments"] if ours else None
+
+
+def refuse_obstacles(save_dir: Path) -> None:
+    """Raises `UserError` where a link or anything else has the name of what a training writes there."""
+    for name, directory in ENTRIES.items():
+        path = save_dir / name
+        fits = not os.path.lexists(path) or (path.is_dir() if directory else path.is_file())
+        if path.is_symlink() or not fits:
+            raise UserError(f"{path} is in the way and was not made by llmforge; move it away.")
 
 
 def refuse_foreign(save_dir: Path) -> None:
@@ -54,7 +78,8 @@ def remove_training(save_dir: Path) -> None:
 def is_result(name: str) -> bool:
     """Whether the file `name` of a finished training belongs to its result, as its checkpoints do not."""
     top = name.split("/", 1)[0]
-    return not CHECKPOINT.fullmatch(top) and top != "wandb" and not top.startswith(".")
+    hidden = top.startswith(".") or top == "wandb"
+    return not (hidden or CHECKPOINT.fullmatch(top) or ABANDONED.fullmatch(top))
 
 
 def _foreign(path: Path) -> list[Path]:
@@ -65,6 +90,9 @@ def _foreign(path: Path) -> list[Path]:
         return [file for file in path.rglob("*") if not file.name.startswith(BOARD) and not file.is_dir()]
     if path.name == "wandb" or UNFINISHED.fullmatch(path.name):
         return []
+    if ABANDONED.fullmatch(path.name):
+        inner = [one for one in path.iterdir() if one.name not in RECORDS]
+        return [one for entry in inner for one in _foreign(entry)]
     if path.name != MODELING and not CHECKPOINT.fullmatch(path.name):
         return [path]
     try:

@@ -6,8 +6,8 @@ from typing import Any
 
 from llmforge.console import warn
 from llmforge.errors import UserError
-from llmforge.train import checkpoint
-from llmforge.train.checkpoint import Contents
+from llmforge.train.branch import remove_old
+from llmforge.train.checkpoint import Contents, write_checkpoint
 
 
 class Saver:
@@ -17,13 +17,13 @@ class Saver:
     must succeed.
     """
 
-    def __init__(self, save_dir: Path, keep_last: int | None, background: bool, is_main: bool) -> None:
-        self.save_dir, self.keep_last, self.background, self.is_main = (
-            save_dir,
-            keep_last,
-            background,
-            is_main,
-        )
+    def __init__(
+        self, save_dir: Path, keep_last: int | None, background: bool, is_main: bool, newest: Path | None
+    ) -> None:
+        self.save_dir, self.keep_last, self.background = save_dir, keep_last, background
+        self.is_main = is_main
+        self.newest = newest  # the last checkpoint that could be written, or that the run goes on from
+        self._identity = _identity(save_dir)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saving")
         self._pending: Future[None] | None = None
 
@@ -47,13 +47,27 @@ class Saver:
         try:
             pending.result()
         except UserError as error:
-            if self.is_main:
+            if self.is_main and not self.is_gone():
                 warn(f"{error} Training goes on; the checkpoints before are kept.")
 
     def close(self) -> None:
         self._pool.shutdown()
 
+    def is_gone(self) -> bool:
+        """Whether the save directory was deleted, moved or replaced since the run began."""
+        return _identity(self.save_dir) != self._identity
+
     def _write(self, path: Path, snapshot: Any, contents: Contents) -> None:
-        checkpoint.write_checkpoint(path, snapshot, contents, self.is_main)
+        write_checkpoint(path, snapshot, contents, self.is_main)
+        self.newest = path
         if self.keep_last and self.is_main:
-            checkpoint.remove_old(self.save_dir, self.keep_last)
+            remove_old(self.save_dir, self.keep_last, path)
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    """What tells `directory` from another one of its name; None where there is none."""
+    try:
+        status = directory.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino

@@ -1,10 +1,10 @@
 """The stage loop: rows in order, one engine call per optimizer step, and everything around a step."""
 
-import os
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +14,28 @@ import torch
 from llmforge import tokenizer
 from llmforge.console import progress, say, warn
 from llmforge.data.dataset import PackedDataset
-from llmforge.engine.build import build_engine, check, choose_device, device_memory, engine_family
-from llmforge.engine.devices import gpu_device
+from llmforge.engine.build import build_engine, check, choose_device, engine_family
+from llmforge.engine.heartbeats import Heartbeats
 from llmforge.engine.processes import Processes, join_processes
 from llmforge.engine.protocol import StepResult
-from llmforge.errors import UsageError, UserError
+from llmforge.errors import UserError
 from llmforge.model import vocabulary
-from llmforge.train import checkpoint, plan, preflight
+from llmforge.train import branch, plan, preflight
 from llmforge.train.batches import Deal, Groups, make_micro_batch
+from llmforge.train.checkpoint import Contents, hold_files, link_model
 from llmforge.train.config import TrainConfig
 from llmforge.train.guards import BadStep, Guard, stop_for
 from llmforge.train.holdout import Holdout
 from llmforge.train.interrupts import Interrupts
 from llmforge.train.monitor import Monitor, group_means
-from llmforge.train.resume import find_resumed
-from llmforge.train.save_dir import CONFIG_FILE, MODELING
+from llmforge.train.preflight import Utilization
+from llmforge.train.ranks import facts, refuse_disagreement, refuse_separate_directories
+from llmforge.train.resolved import write_config
+from llmforge.train.resume import check_steps, find_resumed
+from llmforge.train.save_dir import MODELING
 from llmforge.train.saver import Saver
 from llmforge.train.schedule import make_schedule
-from llmforge.workspace import write_report
-
-
-@dataclass
-class Position:
-    """Where a run stands: `sample` rows of epoch `epoch` are done, after `step` optimizer steps."""
-
-    step: int = 0
-    epoch: int = 0
-    sample: int = 0
+from llmforge.train.states import Position, pack, read_states, states_text, unpack
 
 
 class Stage:
@@ -51,8 +46,14 @@ class Stage:
         self.device = choose_device(config.rehearse)
         self.world = join_processes(self.device, engine_family(config.plugin))
         self.processes = Processes(self.world)
-        with self.processes.naming_the_lost():
-            self._prepare()
+        self.heartbeats = Heartbeats(self.processes, config.rank_timeout)
+        self.heartbeats.start()
+        try:
+            with self.processes.naming_the_lost():
+                self._prepare()
+        except BaseException:
+            self.heartbeats.stop()
+            raise
 
     def _prepare(self) -> None:
         """Reads the data, makes the engine and finds where to go on."""
@@ -60,7 +61,11 @@ class Stage:
         self.data = PackedDataset(config.dataset)
         self.vocabulary = vocabulary(weights)
         self.tokenizer = tokenizer.load(weights)
-        self._check_inputs()
+        # The source model may go away while the run goes on.
+        self.model_files = hold_files(weights) if self.world.is_main else {}
+        refuse_disagreement(self.processes, facts(config, weights, self._identity()))
+        refuse_separate_directories(self.processes, config.save_dir)
+        preflight.check_inputs(config, self.data, self.tokenizer.fingerprint, self.vocabulary, weights)
         check(config, weights, self.world, self.data.max_length)
         preflight.check_rows(self.data, self.vocabulary, config.dataset[0])
         old_rows = self.vocabulary.source
@@ -68,7 +73,7 @@ class Stage:
         self.holdout = (
             Holdout(config.holdout, self.tokenizer.fingerprint, old_rows) if config.holdout else None
         )
-        resumed = find_resumed(config, self.world, self._identity(), weights)
+        resumed = find_resumed(config, self.processes, self._identity(), weights)
         # Adapters are part of the state, and belong to the weights that the run had started from.
         start = resumed / MODELING if resumed and config.trainable != "lora" else weights
         groups = max(self.groups.count, self.holdout.groups.count if self.holdout else 0)
@@ -76,6 +81,13 @@ class Stage:
         self.deal = Deal(
             config.micro_batch_size,
             config.micro_batch_size * config.accumulation_steps * self.engine.world.data_size,
+        )
+        self.make_batch = partial(
+            make_micro_batch,
+            micro=config.micro_batch_size,
+            length=self.data.max_length,
+            groups=self.groups,
+            cross_document=config.cross_document_attention,
         )
         self.position = Position()
         self.counters = {"tokens": 0, "skipped_steps": 0, "spikes": 0, "rollbacks": 0}
@@ -86,6 +98,9 @@ class Stage:
         self.stopping: str | None = None  # all ranks, once they know of each other
         self._saved_at, self._save_by_time = time.monotonic(), False
         self.last_save: tuple[int, Path | None] = (0, None)
+        # The figures of the last step, where a run was asked to stop while it measured on the holdout.
+        self.unmeasured: dict[str, Any] | None = None
+        self.resumed = resumed
         self._ordered_epoch = -1
         if resumed:
             self._restore(resumed)
@@ -94,52 +109,18 @@ class Stage:
         self.schedule = make_schedule(
             config.schedule, config.lr, config.min_lr_ratio, config.warmup_steps, self.total
         )
+        if resumed and (jump := check_steps(resumed, self.position.step, self.total, self.schedule, config)):
+            self._say(jump)
         preflight.check_embeddings(self.engine.embedding_norms(), self.vocabulary, start)
         shape = plan.read_shape(start)
-        self.flops_per_token = shape.flops_per_token(
+        if self.world.is_main:
+            preflight.check_room(config, shape, self.engine, self.data.max_length, self.device)
+        flops = shape.flops_per_token(
             config.trainable, plan.visible_keys(self.data, config.cross_document_attention)
         )
-        needed = plan.memory(
-            shape,
-            config,
-            self.data.max_length,
-            precision=self.engine.precision,
-            plugin=self.engine.name,
-            on_cpu=self.device.type == "cpu",
-            processes=self.world.size,
-        )
-        if self.world.is_main:
-            local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.device.type == "cpu" else 1
-            # The engine has been made: its weights and its optimizer are in memory already.
-            rest = sum(
-                size for part, size in needed.items() if part not in ("weights", "optimizer", "program")
-            )
-            preflight.check_memory(rest, device_memory(self.device) // local)
-        self.gpu = None
-        if self.device.type == "cuda":
-            self.gpu = gpu_device(torch.cuda.get_device_name(self.device), device_memory(self.device))
-        self.saver = Saver(config.save_dir, config.keep_last, config.background_save, self.world.is_main)
+        self.utilization = Utilization(flops, self.engine.precision, self.world.size, self.device)
 
     # Before the first step.
-
-    def _check_inputs(self) -> None:
-        config, vocabulary = self.config, self.vocabulary
-        if self.data.tokenizer_fingerprint != self.tokenizer.fingerprint:
-            raise UserError(
-                f"{config.dataset[0]} was prepared with another tokenizer than that of {self.origin}; "
-                f"run llmforge prepare-data with --tokenizer-dir {self.origin}."
-            )
-        if config.max_length not in (None, self.data.max_length):
-            raise UsageError(
-                f"--max-length {config.max_length} contradicts --dataset {config.dataset[0]}, "
-                f"whose rows have {self.data.max_length} tokens."
-            )
-        if not len(self.data):
-            raise UserError(f"{config.dataset[0]} has no rows.")
-        if "new-embeddings" in config.trainable and vocabulary.size == vocabulary.source:
-            raise UserError(
-                f"--trainable {config.trainable}: {self.origin} has no new tokens; use embeddings."
-            )
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -149,24 +130,25 @@ class Stage:
         }
 
     def _restore(self, path: Path) -> None:
-        states = checkpoint.read_states(path)
+        states = read_states(path)
         self.engine.load_state(path / "optimizer")
-        self.engine.restore(states["engine"])
-        self.position = Position(**states["position"])
-        if states["identity"]["dataset"] != self.data.fingerprint:
+        self.engine.restore(states.engine)
+        self.position = states.position
+        if states.identity["dataset"] != self.data.fingerprint:
             self._say("the dataset is another one: it is read from its beginning.")
             self.position.sample = 0
-        self.counters = dict(states["counters"])
-        self.guard.restore(states["guard"])
-        self.seen = unpack(states["seen_new_tokens"], len(self.seen))
+        self.counters = states.counters
+        self.guard.restore(states.guard)
+        self.seen = unpack(states.seen_new_tokens, len(self.seen))
+        self.unmeasured = states.unmeasured
         self.last_save = (self.position.step, path)
-        if states["rows_per_step"] != self.deal.rows_per_step:
+        if states.rows_per_step != self.deal.rows_per_step:
             self._say(
-                f"a step keeps the {states['rows_per_step']} rows of the checkpoint, though the flags and "
+                f"a step keeps the {states.rows_per_step} rows of the checkpoint, though the flags and "
                 f"{self.world.size} processes would make it {self.deal.rows_per_step}."
             )
-            self.deal = Deal(self.deal.micro, states["rows_per_step"])
-        before, now = states["engine"].get("description"), self.engine.describe()
+            self.deal = Deal(self.deal.micro, states.rows_per_step)
+        before, now = states.engine.get("description"), self.engine.describe()
         if before and before != now:
             self._say(f"{path} was computed by {before}; now it is {now}: the bits may come out otherwise.")
         self._say(f"resuming {path} after step {self.position.step}.")
@@ -175,28 +157,40 @@ class Stage:
 
     def run(self) -> dict[str, Any] | None:
         """Trains to the end and returns the metrics of the run; None where it was asked to stop before."""
-        config = self.config
+        config, save_dir = self.config, self.config.save_dir
+        save_dir.mkdir(parents=True, exist_ok=True)
         if self.world.is_main:
-            checkpoint.remove_partial(config.save_dir)
-            self._write_config()
-        board = config.tensorboard_dir or config.save_dir / "tensorboard"
-        start = self.position.step
-        self.monitor = (
-            Monitor(config.save_dir, board, start, config.wandb_project) if self.world.is_main else None
+            branch.remove_partial(save_dir)
+            branch.set_aside(save_dir, self.resumed)
+            write_config(config)
+        self.saver = Saver(
+            save_dir, config.keep_last, config.background_save, self.world.is_main, self.resumed
         )
+        board = config.tensorboard_dir or save_dir / "tensorboard"
+        start = self.position.step
+        self.monitor = Monitor(save_dir, board, start, config.wandb_project) if self.world.is_main else None
         self._announce()
-        with Interrupts(self), self.processes.naming_the_lost():
-            result = self._train()
-        if self.monitor:
-            self.monitor.close()
+        try:
+            with Interrupts(self), self.processes.naming_the_lost():
+                result = self._train()
+        except UserError as error:
+            if self.world.is_main and self.saver.is_gone():
+                raise self._gone() from error
+            raise
+        finally:
+            self.heartbeats.stop()
+            if self.monitor:
+                self.monitor.close()
         self.saver.close()
         return result
 
     def _train(self) -> dict[str, Any] | None:
         start, tokens_before, began = self.position.step, self.counters["tokens"], time.monotonic()
         result: StepResult | None = None
-        if self.position.step == 0 and self.holdout:
-            self._write({"step": 0, **self._measure_holdout()})
+        if self.unmeasured:
+            self._report(self.unmeasured)
+        elif self.position.step == 0 and self.holdout:
+            self._report({"step": 0})
         bar: Any = progress("training", self.total - start, "steps")
         with bar if self.world.is_main else nullcontext(lambda *_: None) as advance:
             while (
@@ -207,20 +201,21 @@ class Stage:
                 result, figures = self._step()
                 if not result.applied and self._handle_bad_step(result, figures):
                     continue
-                if self.holdout and self._measurement_is_due():
-                    figures |= self._measure_holdout()
-                self._write(figures)
+                self._report(figures)
                 advance(1, f"loss {result.loss:.4f}  {figures['tokens_per_second']:,.0f} tokens/s")
-                if self._save_is_due():
+                if self._save_is_due() and not self.stopping:
                     self._save()
         self._save(last=True)
         if self.stopping:
+            if self.last_save[1] is None:
+                self._say(f"stopped by {self.stopping} before the first step; the same command begins anew.")
+                return None
             self._say(
                 f"stopped by {self.stopping} after step {self.position.step}; --load-checkpoint latest goes on."
             )
             return None
         if self.world.is_main and self.last_save[1]:
-            checkpoint.link_model(self.last_save[1], self.config.save_dir / MODELING)
+            link_model(self.last_save[1], self.config.save_dir / MODELING)
         seconds = time.monotonic() - began
         return {
             "steps": self.position.step,
@@ -241,16 +236,7 @@ class Stage:
             byte_count += sum(int(row.seq_bytes.sum()) for row in read)
             for row in read:
                 self._see(row.input_ids)
-            config = self.config
-            batches.append(
-                make_micro_batch(
-                    read,
-                    config.micro_batch_size,
-                    self.data.max_length,
-                    self.groups,
-                    config.cross_document_attention,
-                )
-            )
+            batches.append(self.make_batch(read))
         rate = self.schedule.rate(position.step)
         result = self.engine.train_step(batches, rate, self.guard.accept)
         if self.guard.spiked:
@@ -269,22 +255,64 @@ class Stage:
             position.epoch, position.sample = position.epoch + 1, 0
         self.counters["tokens"] += result.valid_tokens
         byte_count = self._agree(byte_count)
-        return result, self._figures(result, rate, byte_count, time.monotonic() - began)
+        norms = self.engine.embedding_norms()[self.vocabulary.source :]
+        seconds = time.monotonic() - began
+        speed = result.valid_tokens / seconds
+        return result, {
+            **asdict(position),
+            "loss": result.loss,
+            **group_means(result.groups, self.groups),
+            "learning_rate": rate,
+            "gradient_norm": result.gradient_norm,
+            "applied": result.applied,
+            "tokens": result.valid_tokens,
+            "bytes": byte_count,
+            "new_row_norm": float(norms.mean()) if len(norms) else None,
+            "new_tokens_never_seen": int((~self.seen).sum()),
+            "seconds": seconds,
+            "tokens_per_second": speed,
+            **self.utilization.figures(speed),
+            "bytes_per_second": byte_count / seconds,
+            "peak_memory_bytes": self.engine.peak_memory(),
+        }
 
     def _agree(self, byte_count: int) -> int:
         """What ranks must know of each other after a step: bytes read, tokens seen, and whether to stop
         or save.
         """
-        allowed, now = self.config.seconds_allowed(), time.monotonic()
-        if allowed is not None and now - self.started >= allowed:
-            self.asked_to_stop = self.asked_to_stop or "--time-limit"
+        self._look_at_the_clock()
+        now = time.monotonic()
         save_due = self.config.save_seconds is not None and now - self._saved_at >= self.config.save_seconds
-        local = np.concatenate([[byte_count, bool(self.asked_to_stop), save_due], self.seen])
+        gone = self.world.is_main and self.saver.is_gone()
+        local = np.concatenate([[byte_count, bool(self.asked_to_stop), save_due, gone], self.seen])
         summed = self.engine.total(torch.from_numpy(local.astype(np.float64))).numpy()
-        self.stopping = (self.asked_to_stop or "another process") if summed[1] else None
+        if summed[3]:
+            raise self._gone()
+        self._stop_if(bool(summed[1]))
         self._save_by_time = bool(summed[2])
-        self.seen = summed[3:] > 0
+        self.seen = summed[4:] > 0
         return int(summed[0])
+
+    def _stop_is_asked(self) -> bool:
+        """Collective: whether any rank was asked to stop."""
+        self._look_at_the_clock()
+        asked = torch.tensor([float(bool(self.asked_to_stop))], dtype=torch.float64)
+        self._stop_if(bool(self.engine.total(asked).item()))
+        return self.stopping is not None
+
+    def _look_at_the_clock(self) -> None:
+        allowed = self.config.seconds_allowed()
+        if allowed is not None and time.monotonic() - self.started >= allowed:
+            self.asked_to_stop = self.asked_to_stop or "--time-limit"
+
+    def _stop_if(self, asked: bool) -> None:
+        self.stopping = (self.asked_to_stop or "another process") if asked else None
+
+    def _gone(self) -> UserError:
+        return UserError(
+            f"--save-dir {self.config.save_dir} was deleted or moved while the training ran; it ended after step "
+            f"{self.position.step}, as nothing can be saved."
+        )
 
     def _order(self) -> np.ndarray:
         if self._ordered_epoch != self.position.epoch:
@@ -307,8 +335,8 @@ class Stage:
         if not (self.guard.spiked and self.config.on_spike == "rollback"):
             return False
         self.saver.wait()
-        step, path = self.last_save
-        if path is None or checkpoint.damage(path):
+        path = self.saver.newest
+        if path is None or branch.damage(path):
             self._warn("there is no checkpoint yet to go back to: the step is passed over.")
             return False
         # The data between the checkpoint and the jump are passed over (PaLM, arXiv 2204.02311, section 5.1).
@@ -316,7 +344,12 @@ class Stage:
         self.engine.load_weights(path / MODELING)
         self._restore(path)
         self.counters = {**counters, "rollbacks": counters["rollbacks"] + 1}
-        self.position, self.seen = Position(step, position.epoch, position.sample), seen
+        step = self.position.step
+        self.position, self.seen, self.unmeasured = (
+            Position(step, position.epoch, position.sample),
+            seen,
+            None,
+        )
         if self.monitor:
             self.monitor.go_back(step)
         return True
@@ -332,87 +365,64 @@ class Stage:
 
     def _save(self, last: bool = False) -> None:
         position = self.position
-        if self.last_save[0] == position.step and self.last_save[1] and last:
+        if last and position.step == self.last_save[0]:
             self.saver.wait()
-            if checkpoint.damage(self.last_save[1]) is None:
+            if position.step == 0 or (self.last_save[1] and branch.damage(self.last_save[1]) is None):
                 return
         path = self.config.save_dir / f"epoch-{position.epoch}_step-{position.step}"
-        states = {
-            "position": asdict(position),
-            "identity": self._identity(),
-            "engine": {
-                "family": self.engine.family,
-                "name": self.engine.name,
-                "description": self.engine.describe(),
-                **self.engine.state(),
-            },
-            "counters": self.counters,
-            "guard": self.guard.state(),
-            "rows_per_step": self.deal.rows_per_step,
-            "processes": self.world.size,
-            "seen_new_tokens": pack(self.seen),
-            "config": self.config.to_json(),
-        }
+        text = states_text(
+            position,
+            self._identity(),
+            self.engine,
+            counters=self.counters,
+            guard=self.guard.state(),
+            rows_per_step=self.deal.rows_per_step,
+            processes=self.world.size,
+            seen_new_tokens=pack(self.seen),
+            unmeasured=self.unmeasured,
+            config=self.config.to_json(),
+        )
         identity = {"vocabulary": asdict(self.vocabulary), "tokenizer": self.tokenizer.fingerprint}
-        contents = checkpoint.Contents(self.origin, identity, states, self.schedule)
+        contents = Contents(self.model_files, identity, text, position.step, self.schedule)
+        if self.monitor:
+            self.monitor.sync()
         save = self.saver.save_last if last else self.saver.save
         save(path, self.engine.snapshot(), contents)
         self.last_save, self._saved_at = (position.step, path), time.monotonic()
+
+    def _report(self, figures: dict[str, Any]) -> None:
+        """Writes the figures of a step, measured on the holdout where that is due; where the run is asked to stop
+        meanwhile they go into the checkpoint, and the resumed run measures and writes them.
+        """
+        self.unmeasured = None
+        if self.holdout and (self.position.step == 0 or self._measurement_is_due()):
+            measured = self._measure_holdout()
+            if measured is None:
+                self.unmeasured = figures
+                return
+            figures = figures | measured
+        self._write(figures)
 
     def _measurement_is_due(self) -> bool:
         every = self.config.eval_interval
         return self.position.step == self.total or bool(every and self.position.step % every == 0)
 
-    def _measure_holdout(self) -> dict[str, Any]:
+    def _measure_holdout(self) -> dict[str, Any] | None:
         assert self.holdout is not None
         values = self.holdout.measure(
-            self.engine, self.config.micro_batch_size, self.config.cross_document_attention
+            self.engine,
+            self.config.micro_batch_size,
+            self.config.cross_document_attention,
+            self._stop_is_asked,
         )
+        if values is None:
+            return None
         self._say(f"step {self.position.step}: {values['all']:.4f} bits per byte on the holdout.")
         return {"holdout_bits_per_byte": values}
-
-    def _figures(self, result: StepResult, rate: float, byte_count: int, seconds: float) -> dict[str, Any]:
-        norms = self.engine.embedding_norms()[self.vocabulary.source :]
-        return {
-            "step": self.position.step,
-            "epoch": self.position.epoch,
-            "sample": self.position.sample,
-            "loss": result.loss,
-            **group_means(result.groups, self.groups),
-            "learning_rate": rate,
-            "gradient_norm": result.gradient_norm,
-            "applied": result.applied,
-            "tokens": result.valid_tokens,
-            "bytes": byte_count,
-            "new_row_norm": float(norms.mean()) if len(norms) else None,
-            "new_tokens_never_seen": int((~self.seen).sum()),
-            "seconds": seconds,
-            "tokens_per_second": result.valid_tokens / seconds,
-            **self._utilization(result.valid_tokens / seconds),
-            "bytes_per_second": byte_count / seconds,
-            "peak_memory_bytes": self.engine.peak_memory(),
-        }
-
-    def _utilization(self, speed: float) -> dict[str, float]:
-        """Model FLOPs per second of all processes, and their share of what known GPUs could do."""
-        flops = speed * self.flops_per_token
-        if self.gpu is None:
-            return {"model_flops_per_second": flops}
-        peak = self.gpu.peak(self.engine.precision) * self.world.size
-        return {"model_flops_per_second": flops, "model_flops_utilization": flops / peak}
 
     def _write(self, figures: Mapping[str, Any]) -> None:
         if self.monitor:
             self.monitor.write(figures)
-
-    def _write_config(self) -> None:
-        import yaml
-
-        text = yaml.safe_dump(self.config.to_json(), sort_keys=False, allow_unicode=True)
-        say("configuration:\n" + "".join(f"  {line}\n" for line in text.splitlines()).rstrip())
-        (self.config.save_dir / "config.yaml").write_text(text, encoding="utf-8")
-        if self.config.config_file:
-            write_report(self.config.config_file, text, CONFIG_FILE, "--config-file")
 
     def _announce(self) -> None:
         size, source = self.vocabulary.size, self.vocabulary.source
@@ -433,12 +443,3 @@ class Stage:
     def _warn(self, text: str) -> None:
         if self.world.is_main:
             warn(text)
-
-
-def pack(flags: np.ndarray) -> str:
-    """Booleans as hexadecimal digits."""
-    return np.packbits(flags).tobytes().hex()
-
-
-def unpack(text: str, count: int) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=count).astype(bool)

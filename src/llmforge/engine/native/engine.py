@@ -52,6 +52,8 @@ class NativeEngine:
         self.dtype = PRECISIONS[settings.precision]
         self.attention = attention.choose(self.device, self.dtype, settings.attention)
         self.causal = self._load()
+        if self.device.type == "cpu":
+            own_memory(self.causal)
         keep_less(self.causal)
         freeze(self.causal, settings.trainable)
         self.lora = Lora(self.causal, settings.lora_rank, settings.seed) if settings.trainable.lora else None
@@ -290,3 +292,11 @@ class NativeSnapshot:
 
     def write_state(self, directory: Path) -> None:
         storage.save_sharded(self.state, directory, self.group)
+
+
+def own_memory(causal: torch.nn.Module) -> None:
+    """Copies weights out of the files that transformers has mapped: files that are cut or overwritten later would end
+    the process, or change the weights that are not trained.
+    """
+    for parameter in causal.parameters():
+        parameter.data = parameter.data.clone()

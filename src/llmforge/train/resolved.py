@@ -1,0 +1,18 @@
+"""The resolved configuration of a run: shown, and written where the user wants it."""
+
+import yaml
+
+from llmforge.console import say
+from llmforge.train.config import TrainConfig
+from llmforge.train.save_dir import CONFIG_FILE
+from llmforge.workspace import write_report
+from llmforge.workspace.manifest import write_durably
+
+
+def write_config(config: TrainConfig) -> None:
+    """Prints `config` as YAML, and writes it to SAVE_DIR/config.yaml and --config-file."""
+    text = yaml.safe_dump(config.to_json(), sort_keys=False, allow_unicode=True)
+    say("configuration:\n" + "".join(f"  {line}\n" for line in text.splitlines()).rstrip())
+    write_durably(config.save_dir / "config.yaml", text.encode())
+    if config.config_file:
+        write_report(config.config_file, text, CONFIG_FILE, "--config-file")
