@@ -111,7 +111,7 @@ FAULTS: dict[Callable[[Path], None], str] = {
     config_is_no_json: "config.json",
     no_config: "config.json",
     no_weights: "no weights",
-    no_embedding: "transformers knows no",
+    no_embedding: "knows no model_type",
     claims_to_be_tied: "tied",
 }
 

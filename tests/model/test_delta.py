@@ -17,6 +17,7 @@ from llmforge.errors import UserError
 from llmforge.model import delta
 from llmforge.model.grow import grow
 from llmforge.model.initial import Growth
+from llmforge.model.weights import open_weights
 
 from .test_grow import tensors
 
@@ -79,8 +80,10 @@ def test_any_bits(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
             array = np.frombuffer(raw, kind)[: rows * 3].reshape(rows, 3)
             values[name] = array.view({"<u2": np.float16, "<u4": np.float32, "<u1": np.uint8}[kind])
         save_file(values, where / side / "model.safetensors")
-    delta.make(where / "base", where / "target", where / "delta")
-    delta.apply(where / "base", where / "delta", where / "back")
+    for name in ("delta", "back"):
+        (where / name).mkdir()
+    delta.write_delta(where / "delta", where, open_weights(where / "base"), open_weights(where / "target"))
+    delta.write_tuned(where / "back", where, where / "base", where / "delta")
     same_files(where / "target", where / "back")
 
 

@@ -196,14 +196,19 @@ def test_odd_rows_are_reported_and_left_out(
     head[used[0]], head[used[1]], head[used[2]] = np.nan, 0, head[used[3]]
     head[used[4]] *= 0.001
     save_file(values, source / "model.safetensors", metadata={"format": "pt"})
-    finished = grow(source, new_tokenizer, tmp_path / "grown", Growth())
+    with pytest.raises(UserError, match=r"lm_head\.weight holds NaN .* in 1 of 301 rows .*--mend-rows"):
+        grow(source, new_tokenizer, tmp_path / "grown", Growth())
+    finished = grow(source, new_tokenizer, tmp_path / "grown", Growth(mend_rows=True))
     report = finished.manifest.metrics["preflight"]["head"]
     assert (report["not_finite"], report["zero"], report["untrained"]) == (1, 1, 3)
     said = capsys.readouterr().err
     assert all(word in said for word in ("NaN", "zero", "untrained"))
     new = tensors(tmp_path / "grown")["lm_head.weight"]
     assert np.isfinite(new[OLD_SIZE:]).all()
-    assert np.isnan(new[used[0]]).all()
+    others = np.delete(head, [used[0], used[1]], axis=0)
+    assert np.allclose(new[used[0]], others.mean(axis=0), atol=1e-6)
+    kept = np.delete(np.arange(OLD_SIZE), used[0])
+    assert np.array_equal(new[kept], head[kept])
 
 
 def test_a_tokenizer_that_is_no_extension(

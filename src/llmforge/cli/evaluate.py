@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, Overwrite, example, paths, words
+from llmforge.cli.options import AsJson, Debug, Overwrite, TrustRemoteCode, example, paths, words
 from llmforge.console import show_json, show_table
 
 
@@ -34,6 +34,7 @@ def evaluate(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
     ] = "float32",
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -45,9 +46,11 @@ def evaluate(
     models, sources = [hub.local(path) for path in paths(model)], words(data)
     protocol = Protocol(max_length, max_documents, max_characters, batch_tokens, dtype)
     if output is None:
-        results = compare(models, sources, protocol)
+        results = compare(models, sources, protocol, trust_remote_code)
     else:
-        results = compare_to_file(models, sources, protocol, output, overwrite).manifest.metrics
+        results = compare_to_file(
+            models, sources, protocol, output, overwrite, trust_remote_code
+        ).manifest.metrics
     if as_json:
         show_json(results)
         return

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, Overwrite, example, show_finished
+from llmforge.cli.options import AsJson, Debug, Overwrite, TrustRemoteCode, example, show_finished
 
 
 @example(
@@ -35,6 +35,7 @@ def export(
             show_default=False,
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -49,7 +50,12 @@ def export(
 
     options = ExportOptions(max_shard_size, dtype, bool(verify))
     finished = export_model(
-        hub.local(checkpoint), output_dir, options, overwrite=overwrite, checksums=verify is not False
+        hub.local(checkpoint),
+        output_dir,
+        options,
+        overwrite=overwrite,
+        checksums=verify is not False,
+        trust_remote_code=trust_remote_code,
     )
     rows, metrics = finished.manifest.outputs["vocabulary"], finished.manifest.metrics
     summary = f"{rows['size']:,} ids, {metrics['rows_cut']:,} padding rows cut off"

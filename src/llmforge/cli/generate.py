@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, Overwrite, Seed, example
+from llmforge.cli.options import AsJson, Debug, Overwrite, Seed, TrustRemoteCode, example
 from llmforge.console import show, show_json, writing_results
 
 
@@ -26,6 +26,7 @@ def generate(
         Path | None, typer.Option(help="Write the text here too, and do nothing if it is there.")
     ] = None,
     seed: Seed = 0,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -37,9 +38,10 @@ def generate(
     sampling = Sampling(max_new_tokens, temperature, top_p, seed, dtype)
     directory = hub.local(model)
     if output is None:
-        text = generate_text(directory, prompt, sampling)
+        text = generate_text(directory, prompt, sampling, trust_remote_code)
     else:
-        text = generate_to_file(directory, prompt, sampling, output, overwrite).manifest.metrics["text"]
+        finished = generate_to_file(directory, prompt, sampling, output, overwrite, trust_remote_code)
+        text = finished.manifest.metrics["text"]
     if as_json:
         show_json({"prompt": prompt, "text": text})
     elif sys.stdout.isatty():

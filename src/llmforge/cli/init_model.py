@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, Overwrite, Seed, example, paths, show_finished, words
+from llmforge.cli.options import (
+    AsJson,
+    Debug,
+    Overwrite,
+    Seed,
+    TrustRemoteCode,
+    example,
+    paths,
+    show_finished,
+    words,
+)
 
 
 @example(
@@ -52,6 +62,13 @@ def init_model(
         Path | None, typer.Option(help="For donor: a model directory whose tokenizer has the new pieces.")
     ] = None,
     donor_terms: Annotated[int, typer.Option(help="For donor: how many old tokens make a new row.")] = 8,
+    mend_rows: Annotated[
+        bool,
+        typer.Option(
+            "--mend-rows",
+            help="Make old rows that hold NaN or infinity the mean of the others; they are refused otherwise.",
+        ),
+    ] = False,
     verify_corpus: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,6 +77,7 @@ def init_model(
         ),
     ] = None,
     seed: Seed = 42,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -80,7 +98,7 @@ def init_model(
     heldout = words(verify_corpus or [])
     if heldout:  # a mistake in them should show before the growing
         load_corpora(heldout, protocol.max_documents, protocol.max_characters)
-    growth = Growth(init, head_init, pad_to_multiple_of, tp, norm_correction, donor_terms, seed)
+    growth = Growth(init, head_init, pad_to_multiple_of, tp, norm_correction, donor_terms, seed, mend_rows)
     source = hub.local(source_model_and_tokenizer_path)
     finished = grow(
         source,
@@ -90,11 +108,12 @@ def init_model(
         corpus=paths(corpus or []),
         donor=hub.local(donor) if donor else None,
         overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
     )
     rows = finished.manifest.outputs["vocabulary"]
     summary = f"{rows['source']:,} ids -> {rows['size']:,} ids in {rows['padded']:,} rows, new rows by {init}"
     if heldout:
-        step_0 = compare([source, target_model_path], heldout, protocol)
+        step_0 = compare([source, target_model_path], heldout, protocol, trust_remote_code)
         finished = add_metrics(finished, step_0=step_0)
         summary += f"\n\n{markdown(step_0)}"
     show_finished(finished, as_json, summary)

@@ -13,6 +13,13 @@ from llmforge.errors import UsageError
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that llmforge made before.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python files that lie beside a model (auto_map). They can do anything that you can.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is left to chance.")]
 TokenizerScheme = Annotated[
     str | None,

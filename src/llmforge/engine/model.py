@@ -14,8 +14,8 @@ from llmforge.engine.head import chunked_cross_entropy
 from llmforge.engine.protocol import MicroBatch
 from llmforge.errors import UserError
 from llmforge.model.architecture import check_supported, decoder_layers, logits_of
-from llmforge.model.config import load_config, read_config
-from llmforge.model.weights import open_weights
+from llmforge.model.completeness import check_complete
+from llmforge.model.config import load_config, read_config, refuse_own_code
 
 
 def load_model(directory: Path, attention_name: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -56,25 +56,22 @@ def _make(directory: Path, attention_name: str, dtype: torch.dtype, how: str) ->
     # transformers renamed the argument in 4.56.
     name = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
     options = {name: dtype, "attn_implementation": attention_name}
+    refuse_own_code(directory)
     check_supported(read_config(directory), directory)
-    check_shapes(directory)
-    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    weights = check_complete(directory)
     try:
         config = load_config(directory)
         if how == "from_config":
-            model = transformers.AutoModelForCausalLM.from_config(config, **options)
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
         else:
-            model, found = transformers.AutoModelForCausalLM.from_pretrained(
-                str(directory), config=config, output_loading_info=True, **here, **options
+            for tensor in weights.tensors.values():
+                tensor.check_finite()
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                str(directory), config=config, local_files_only=True, trust_remote_code=False, **options
             )
-            if lacking := sorted(found["missing_keys"]):
-                raise UserError(
-                    f"{directory} lacks {len(lacking)} tensors of its model (the first is {lacking[0]}); "
-                    "copy it again."
-                )
     except UserError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # what transformers raises over damaged files depends on the architecture
         raise UserError(
             f"{directory} cannot be read as a causal language model: {' '.join(str(error).split())[:300]}"
         ) from error
@@ -84,26 +81,6 @@ def _make(directory: Path, attention_name: str, dtype: torch.dtype, how: str) ->
     # Rows are packed: the token that a model pads with (often eos) is one like others, and learns like others.
     model.get_input_embeddings().padding_idx = None
     return model
-
-
-def check_shapes(directory: Path) -> None:
-    """Compares the shapes of the weights of `directory` with those that its configuration asks for; libraries that
-    load them raise something else, or nothing.
-    """
-    import transformers
-
-    weights = open_weights(directory)
-    try:
-        with torch.device("meta"):
-            expected = transformers.AutoModelForCausalLM.from_config(load_config(directory)).state_dict()
-    except (OSError, ValueError, KeyError):
-        return  # what is wrong with the directory is said where it is loaded
-    for name, tensor in weights.tensors.items():
-        if name in expected and tensor.shape != tuple(expected[name].shape):
-            raise UserError(
-                f"{tensor.path}: {name} has the shape {tensor.shape}, but config.json asks for "
-                f"{tuple(expected[name].shape)}; the files do not belong together."
-            )
 
 
 class CausalLoss(torch.nn.Module):

@@ -32,7 +32,9 @@ class Protocol:
     by_category: bool = False
 
 
-def compare(models: Sequence[Path], data: Sequence[str], protocol: Protocol) -> Results:
+def compare(
+    models: Sequence[Path], data: Sequence[str], protocol: Protocol, trust_remote_code: bool = False
+) -> Results:
     """Measures every model, one in memory at a time, on every `[LABEL=]PATH` of `data`.
 
     `results[model][label]` has `bits_per_byte`, `tokens_per_character` and the counts behind them
@@ -44,7 +46,7 @@ def compare(models: Sequence[Path], data: Sequence[str], protocol: Protocol) -> 
 
     results: Results = {}
     for name, directory in zip(_names(models), models, strict=True):
-        loaded = load_model(directory, protocol.dtype)
+        loaded = load_model(directory, protocol.dtype, trust_remote_code)
         positions = int(getattr(loaded.model.config, "max_position_embeddings", protocol.max_length))
         results[name] = {}
         for corpus in corpora:
@@ -59,7 +61,12 @@ def compare(models: Sequence[Path], data: Sequence[str], protocol: Protocol) -> 
 
 
 def compare_to_file(
-    models: Sequence[Path], data: Sequence[str], protocol: Protocol, output: Path, overwrite: bool
+    models: Sequence[Path],
+    data: Sequence[str],
+    protocol: Protocol,
+    output: Path,
+    overwrite: bool,
+    trust_remote_code: bool = False,
 ) -> Finished:
     """`compare` as a step that writes its table to `output` (.json, .md); the results are its metrics."""
     if output.suffix not in SUFFIXES:
@@ -67,7 +74,7 @@ def compare_to_file(
     paths = [Path(source.partition("=")[2] or source) for source in data]
 
     def build(path: Path) -> Outcome:
-        results = compare(models, data, protocol)
+        results = compare(models, data, protocol, trust_remote_code)
         text = json.dumps(results, ensure_ascii=False, indent=2) + "\n"
         path.write_text(text if path.suffix == ".json" else markdown(results), encoding="utf-8")
         return Outcome(metrics=results)

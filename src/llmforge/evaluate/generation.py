@@ -17,14 +17,14 @@ class Sampling:
     dtype: str = "float32"
 
 
-def generate_text(directory: Path, prompt: str, sampling: Sampling) -> str:
+def generate_text(directory: Path, prompt: str, sampling: Sampling, trust_remote_code: bool = False) -> str:
     """`prompt` and what the model in `directory` says after it.
 
     Special tokens that the prompt spells are text, as everywhere; ids of padding rows are never drawn.
     """
     from llmforge.evaluate.models import load_model
 
-    loaded = load_model(directory, sampling.dtype)
+    loaded = load_model(directory, sampling.dtype, trust_remote_code)
     import torch
 
     torch.manual_seed(sampling.seed)
@@ -51,12 +51,17 @@ def generate_text(directory: Path, prompt: str, sampling: Sampling) -> str:
 
 
 def generate_to_file(
-    directory: Path, prompt: str, sampling: Sampling, output: Path, overwrite: bool
+    directory: Path,
+    prompt: str,
+    sampling: Sampling,
+    output: Path,
+    overwrite: bool,
+    trust_remote_code: bool = False,
 ) -> Finished:
     """`generate_text` as a step that writes to `output`; the text is its metric."""
 
     def build(path: Path) -> Outcome:
-        text = generate_text(directory, prompt, sampling)
+        text = generate_text(directory, prompt, sampling, trust_remote_code)
         path.write_text(text + "\n", encoding="utf-8")
         return Outcome(metrics={"text": text})
 

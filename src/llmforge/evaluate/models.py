@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from llmforge.errors import UserError
-from llmforge.model.config import load_config
+from llmforge.model.completeness import check_complete
+from llmforge.model.config import load_config, refuse_own_code
 from llmforge.tokenizer import Tokenizer, load
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,11 +34,17 @@ class Loaded:
         return start
 
 
-def load_model(directory: Path, dtype: str = "float32") -> Loaded:
-    """The model and tokenizer of `directory`, on the GPU where there is one. `dtype` is that of the weights."""
+def load_model(directory: Path, dtype: str = "float32", trust_remote_code: bool = False) -> Loaded:
+    """The model and tokenizer of `directory`, on the GPU where there is one. `dtype` is that of the weights;
+    `trust_remote_code` lets code that lies beside the model run.
+    """
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} is not a Hugging Face model directory: it has no config.json.")
+    if not trust_remote_code:
+        refuse_own_code(directory)
     tokenizer = load(directory)
+    for tensor in check_complete(directory, trust_remote_code).tensors.values():
+        tensor.check_finite()
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -45,13 +52,17 @@ def load_model(directory: Path, dtype: str = "float32") -> Loaded:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, config=load_config(directory), torch_dtype=DTYPES[dtype], local_files_only=True
+            directory,
+            config=load_config(directory, trust_remote_code),
+            torch_dtype=DTYPES[dtype],
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
         )
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # what transformers raises over damaged files depends on the architecture
         raise UserError(
-            f"{directory} cannot be loaded as a causal language model: {str(error).splitlines()[0]}"
+            f"{directory} cannot be loaded as a causal language model: {' '.join(str(error).split())[:300]}"
         ) from error
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < tokenizer.size:

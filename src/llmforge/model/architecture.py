@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmforge.errors import UserError
-from llmforge.model.config import CONFIG, TEXT_PARTS, load_config
+from llmforge.model.config import CONFIG, TEXT_PARTS, load_config, needs_own_code
 from llmforge.model.weights import Tensor, Weights
 
 # The last parts of the names that transformers' causal language models use. A checkpoint may have been saved
@@ -132,16 +132,18 @@ def _is_text_part(key: str, part: object) -> bool:
     return key in TEXT_PARTS and isinstance(part, dict)
 
 
-def find_vocabulary_tensors(weights: Weights, config: dict[str, Any]) -> VocabularyTensors:
+def find_vocabulary_tensors(
+    weights: Weights, config: dict[str, Any], trust_remote_code: bool = False
+) -> VocabularyTensors:
     """The embedding and the head among `weights`.
 
-    A model is tied when it stores no head of its own, or one that is the embedding again, byte for byte.
-    Raises `UserError` if no embedding is found, if it and the head disagree, or if the configuration calls a
+    A model is tied when its configuration says so, or its class where that is silent (Gemma's is, LLaMA's is not);
+    one of unknown class when it stores no head of its own, or one that is the embedding again, byte for byte. Raises `UserError` if no embedding is found, if it and the head disagree, or if the configuration calls a
     model tied whose head differs from its embedding.
     """
     embedding, head, bias = (_only(weights, names) for names in (EMBEDDINGS, HEADS, HEAD_BIASES))
     if embedding is None or (head is None and _might_have_another_head(weights, embedding)):
-        embedding_name, head_name = _ask_transformers(weights.directory)
+        embedding_name, head_name = _ask_transformers(weights.directory, trust_remote_code)
         embedding = _only(weights, (f"{embedding_name}.weight",))
         head, bias = (
             _only(weights, (f"{head_name}.{part}",)) if head_name else None for part in ("weight", "bias")
@@ -150,11 +152,12 @@ def find_vocabulary_tensors(weights: Weights, config: dict[str, Any]) -> Vocabul
         raise UserError(
             f"{weights.directory}: the input embedding of this architecture was not found among its weights."
         )
-    states = config.get("tie_word_embeddings")
+    states = _says_tied(weights.directory, config)
     if head is None:
         if states is False:
             raise UserError(
-                f"{weights.directory} has no head, but its {CONFIG} says that it is not tied; copy it again."
+                f"{weights.directory} has no head, but by its {CONFIG} it is not tied; copy it again, or set "
+                "tie_word_embeddings to true if it was trained so."
             )
         return VocabularyTensors(embedding, None, bias)
     if head.shape[0] != embedding.shape[0]:
@@ -166,10 +169,20 @@ def find_vocabulary_tensors(weights: Weights, config: dict[str, Any]) -> Vocabul
         return VocabularyTensors(embedding, None, bias, (head.name,))
     if states is True:
         raise UserError(
-            f"{weights.directory / CONFIG} says that it is tied, but {head.name} is not {embedding.name}; "
-            "set tie_word_embeddings to the truth first."
+            f"by {weights.directory / CONFIG} the model is tied, but {head.name} is not {embedding.name}: transformers "
+            "4 takes the embedding for both, 5 takes both as they are; set tie_word_embeddings to the truth first."
         )
     return VocabularyTensors(embedding, head, bias)
+
+
+def _says_tied(directory: Path, config: dict[str, Any]) -> bool | None:
+    """Whether the head of the model is its embedding, as transformers resolves it; None where nobody can say."""
+    if isinstance(stated := config.get("tie_word_embeddings"), bool):
+        return stated
+    if needs_own_code(config):
+        return None
+    tied = load_config(directory).get_text_config().tie_word_embeddings
+    return tied if isinstance(tied, bool) else None
 
 
 def _only(weights: Weights, endings: tuple[str, ...]) -> Tensor | None:
@@ -196,15 +209,16 @@ def _might_have_another_head(weights: Weights, embedding: Tensor) -> bool:
     )
 
 
-def _ask_transformers(directory: Path) -> tuple[str, str | None]:
+def _ask_transformers(directory: Path, trust_remote_code: bool) -> tuple[str, str | None]:
     """The names of the embedding and the head of an architecture that is not in the lists above, by building
     it without weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    made = load_config(directory, trust_remote_code)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(load_config(directory))
+            model = AutoModelForCausalLM.from_config(made, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, ImportError, OSError) as error:
         raise UserError(
             f"{directory}: transformers knows no causal language model for its {CONFIG}."

@@ -7,6 +7,7 @@ read with equal numbers; it is what we write. `load_config` is how every command
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ from llmforge.console import warn
 from llmforge.errors import UserError
 
 CONFIG = "config.json"
+MAX_BYTES = 10 << 20
+# Fields that say how large something is; the largest models have some 130 layers and a width of 20,000.
+SIZE = re.compile(
+    r"(?P<layers>num_(hidden_)?layers|n_layers?$|blocks)|size|dim|width|heads?$|experts|_embd|n_inner|d_model"
+)
+MOST_LAYERS, MOST = 10_000, 1 << 25
 TEXT_PARTS = ("text_config", "llm_config")
 GEMMA3 = ("gemma3", "gemma3_text")
 GPT_NEOX = ("gpt_neox", "gpt_neox_japanese")
@@ -39,25 +46,52 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{directory} has no {CONFIG}; give the directory of a Hugging Face model.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config, dict):
-            return config
-    except ValueError:
+        if path.stat().st_size <= MAX_BYTES:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(config, dict) and isinstance(config.get("model_type", ""), str):
+                return config
+    except (ValueError, RecursionError):
         pass
-    raise UserError(f"{path} is not a JSON object; copy the model again.")
+    raise UserError(f"{path} is not a JSON object, or its model_type is no text; copy the model again.")
 
 
-def load_config(directory: Path) -> Any:
+def needs_own_code(config: dict[str, Any]) -> bool:
+    """Whether `config` is of a model that transformers does not have itself, and whose code lies beside it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return bool(config.get("auto_map")) and config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def refuse_own_code(directory: Path) -> None:
+    """Raises `UserError` for a model that only code which lies beside it can compute."""
+    if needs_own_code(read_config(directory)):
+        raise UserError(
+            f"{directory / CONFIG}: the code of this model lies beside it (auto_map) and is not run unless you trust it: "
+            "evaluate, generate, init-model and export run it with --trust-remote-code, train has no way to."
+        )
+
+
+def load_config(directory: Path, trust_remote_code: bool = False) -> Any:
     """transformers' configuration of a model directory, the same numbers whichever version wrote the file.
 
-    Raises `UserError` where this version knows no such model, or cannot represent the configuration. No code of the
-    directory is run.
+    Raises `UserError` where this version knows no such model, or cannot represent the configuration. Code of the
+    directory (`auto_map`) is run only with `trust_remote_code`.
     """
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config = read_config(directory)
+    _check_sizes(config, directory / CONFIG)
     kind = config.get("model_type")
+    if needs_own_code(config):
+        if not trust_remote_code:
+            refuse_own_code(directory)
+        try:
+            return transformers.AutoConfig.from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=trust_remote_code
+            )
+        except Exception as error:  # whatever that code raises
+            raise UserError(f"{directory / CONFIG}: {' '.join(str(error).split())[:300]}") from error
     if kind not in CONFIG_MAPPING:
         raise UserError(
             f"{directory / CONFIG}: transformers {transformers.__version__} knows no model_type {kind!r}; "
@@ -74,10 +108,21 @@ def load_config(directory: Path) -> Any:
             f"{directory / CONFIG}: {problem}, which transformers {transformers.__version__} cannot represent; "
             "use transformers 5."
         ) from problem
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # wrong types and sizes: what is raised depends on the class
         raise UserError(f"{directory / CONFIG}: {' '.join(str(error).split())[:300]}") from error
     made._name_or_path = str(directory)
     return made
+
+
+def _check_sizes(config: dict[str, Any], path: Path) -> None:
+    """Refuses sizes that no model has, before something is made of them that takes hours and all memory."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_sizes(value, path)
+        elif isinstance(value, int) and (found := SIZE.search(key)):
+            most = MOST_LAYERS if found["layers"] else MOST
+            if not -most <= value <= most:
+                raise UserError(f"{path}: no model has a {key} of {value:,}; copy the file again.")
 
 
 def portable(config: dict[str, Any], name: Path | None = None) -> dict[str, Any]:
@@ -91,6 +136,14 @@ def portable(config: dict[str, Any], name: Path | None = None) -> dict[str, Any]
         if name:
             warn(f"{name}: {problem}, which transformers 4 cannot represent; load it with transformers 5.")
         return config
+
+
+def stating_tied(config: dict[str, Any], tied: bool) -> dict[str, Any]:
+    """`config` with the tying that it left to the class of the model, whose default versions of transformers may give
+    differently; one with parts stays as it is.
+    """
+    silent = config.get("tie_word_embeddings") is None and not any(part in config for part in TEXT_PARTS)
+    return {**config, "tie_word_embeddings": tied} if silent else config
 
 
 def _explicit_windows(config: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ tensor. Rows that only the tuned model has (a grown vocabulary) travel whole, as
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,11 @@ import numpy as np
 import xxhash
 
 from llmforge.errors import UserError
-from llmforge.model.floats import STORAGE, Array, from_float32, storage_dtype, to_float32
+from llmforge.model.completeness import check_complete
+from llmforge.model.files import copy_side_files
+from llmforge.model.floats import BYTES, STORAGE, Array, from_float32, storage_dtype, to_float32
 from llmforge.model.shards import NewTensor, room_for, write_weights
-from llmforge.model.weights import BLOCK_BYTES, BYTES, Tensor, Weights, open_weights, write_all
+from llmforge.model.weights import BLOCK_BYTES, Tensor, Weights, open_weights, write_all
 from llmforge.workspace import Finished, Outcome, Step, run_step
 
 MAKE, APPLY = "delta-make", "delta-apply"
@@ -42,7 +43,11 @@ class Entry:
 def make(base_dir: Path, target_dir: Path, output: Path, *, overwrite: bool = False) -> Finished:
     """Writes the difference of the model `target_dir` from `base_dir` as the step directory `output`."""
     step = Step(MAKE, output, {}, inputs=[base_dir, target_dir], overwrite=overwrite)
-    return run_step(step, lambda partial: _make(partial, output, base_dir, target_dir))
+
+    def build(partial: Path) -> Outcome:
+        return write_delta(partial, output, check_complete(base_dir), check_complete(target_dir))
+
+    return run_step(step, build)
 
 
 def apply(base_dir: Path, delta_dir: Path, output: Path, *, overwrite: bool = False) -> Finished:
@@ -51,11 +56,11 @@ def apply(base_dir: Path, delta_dir: Path, output: Path, *, overwrite: bool = Fa
     Raises `UserError` before anything is written if `base_dir` does not hold the weights that the delta was made from.
     """
     step = Step(APPLY, output, {}, inputs=[base_dir, delta_dir], overwrite=overwrite)
-    return run_step(step, lambda partial: _apply(partial, output, base_dir, delta_dir))
+    return run_step(step, lambda partial: write_tuned(partial, output, base_dir, delta_dir))
 
 
-def _make(partial: Path, output: Path, base_dir: Path, target_dir: Path) -> Outcome:
-    base, target = open_weights(base_dir), open_weights(target_dir)
+def write_delta(partial: Path, output: Path, base: Weights, target: Weights) -> Outcome:
+    """Writes the difference of `target` from `base`, whatever tensors they hold, to `partial`, which becomes `output`."""
     entries: dict[str, Entry] = {}
 
     def difference(tensor: Tensor) -> NewTensor:
@@ -74,7 +79,7 @@ def _make(partial: Path, output: Path, base_dir: Path, target_dir: Path) -> Outc
     shards = [[difference(target.tensors[name]) for name in shard] for shard in target.shards]
     with room_for(output, target.size):
         write_weights(partial, shards, MAKE, STEM)
-        _copy_other_files(target_dir, partial)
+        copy_side_files(target.directory, partial)
         record = {
             "base": weights_fingerprint(base),
             "tensors": {name: vars(e) for name, e in entries.items()},
@@ -88,7 +93,8 @@ def _make(partial: Path, output: Path, base_dir: Path, target_dir: Path) -> Outc
     )
 
 
-def _apply(partial: Path, output: Path, base_dir: Path, delta_dir: Path) -> Outcome:
+def write_tuned(partial: Path, output: Path, base_dir: Path, delta_dir: Path) -> Outcome:
+    """Writes the weights that `delta_dir` was made of to `partial`, which becomes `output`."""
     base, delta = open_weights(base_dir), open_weights(delta_dir, STEM)
     wanted, entries = _read_record(delta_dir, delta)
     if weights_fingerprint(base) != wanted:
@@ -118,7 +124,7 @@ def _apply(partial: Path, output: Path, base_dir: Path, delta_dir: Path) -> Outc
     shards = [[tuned(delta.tensors[name]) for name in shard] for shard in delta.shards]
     with room_for(output, delta.size):
         write_weights(partial, shards, APPLY)
-        _copy_other_files(delta_dir, partial)
+        copy_side_files(delta_dir, partial)
     return Outcome(metrics={"tensors": len(entries)})
 
 
@@ -186,15 +192,6 @@ def _read_record(delta_dir: Path, delta: Weights) -> tuple[str, dict[str, Entry]
         raise UserError(
             f"{delta_dir} is no delta (it has no {RECORD}); make one with llmforge delta make."
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise UserError(f"{path} does not fit the tensors beside it; copy the delta again.")
-
-
-def _copy_other_files(origin: Path, output: Path) -> None:
-    """Copies what is neither weights nor a record of llmforge."""
-    for file in sorted(origin.iterdir()):
-        weights = file.name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json"))
-        ours = file.name in (RECORD, "llmforge.json") or file.name.startswith(".")
-        if file.is_file() and not weights and not ours:
-            shutil.copyfile(file, output / file.name)

@@ -9,10 +9,11 @@ import numpy.typing as npt
 from llmforge.console import progress
 from llmforge.errors import UserError
 from llmforge.model.architecture import find_vocabulary_tensors
+from llmforge.model.completeness import check_complete
 from llmforge.model.config import read_config
 from llmforge.model.floats import Float32, to_float32
 from llmforge.model.rows import Bool, Mixture
-from llmforge.model.weights import Tensor, open_weights
+from llmforge.model.weights import Tensor
 from llmforge.tokenizer import Tokenizer, load
 
 BLOCK = 256
@@ -22,7 +23,7 @@ class Donor:
     """A model whose tokenizer has the new pieces; tokens are matched by their bytes, whatever its tokenizer's kind."""
 
     def __init__(self, directory: Path) -> None:
-        weights = open_weights(directory)
+        weights = check_complete(directory)
         tensors = find_vocabulary_tensors(weights, read_config(directory))
         self.directory = directory
         self.embedding = tensors.embedding

@@ -9,13 +9,14 @@ from typing import Any, BinaryIO
 from llmforge.errors import UsageError, UserError
 from llmforge.model.architecture import find_vocabulary_tensors, with_vocabulary_size
 from llmforge.model.card import write_card
-from llmforge.model.config import read_config
-from llmforge.model.files import copy_legal_files, copy_tokenizer, write_configs
-from llmforge.model.floats import NAMES, STORAGE, from_float32
+from llmforge.model.completeness import check_complete
+from llmforge.model.config import read_config, refuse_own_code, stating_tied
+from llmforge.model.files import copy_code, copy_legal_files, copy_tokenizer, write_configs
+from llmforge.model.floats import NAMES, STORAGE, all_finite, from_float32
 from llmforge.model.shards import NewTensor, packed, room_for, write_weights
 from llmforge.model.verify import verify_export
 from llmforge.model.vocabulary import Vocabulary, check_fits
-from llmforge.model.weights import Tensor, open_weights, write_all
+from llmforge.model.weights import Tensor, write_all
 from llmforge.tokenizer import load
 from llmforge.workspace import Finished, Outcome, Step, run_step
 
@@ -67,21 +68,27 @@ def export(
     *,
     overwrite: bool = False,
     checksums: bool = True,
+    trust_remote_code: bool = False,
 ) -> Finished:
     """Writes the model of `checkpoint` (see `model_directory`), its padding cut off, as the step directory `output`.
 
     With `checksums` every byte of a checkpoint that llmforge wrote is compared with what it wrote before the work begins.
-    The metrics of a verified export hold `verified`, the largest difference of a logit.
+    The metrics of a verified export hold `verified`, the largest difference of a logit. `trust_remote_code` lets the
+    code that lies beside a model run, which is needed to verify it and to tell whether its weights are complete.
     """
     model = model_directory(checkpoint)
     arguments = {"max_shard_size": options.max_shard_bytes, "dtype": options.dtype, "verify": options.verify}
     step = Step(STEP, output, arguments, inputs=[model], overwrite=overwrite, verify=checksums)
-    return run_step(step, lambda partial: _build(partial, output, model, options))
+    return run_step(step, lambda partial: _build(partial, output, model, options, trust_remote_code))
 
 
-def _build(partial: Path, output: Path, model: Path, options: ExportOptions) -> Outcome:
-    weights, config, tokenizer = open_weights(model), read_config(model), load(model)
-    tensors = find_vocabulary_tensors(weights, config)
+def _build(
+    partial: Path, output: Path, model: Path, options: ExportOptions, trust_remote_code: bool
+) -> Outcome:
+    if options.verify and not trust_remote_code:
+        refuse_own_code(model)
+    weights, config, tokenizer = check_complete(model, trust_remote_code), read_config(model), load(model)
+    tensors = find_vocabulary_tensors(weights, config, trust_remote_code)
     vocabulary = check_fits(model, tokenizer)
     if vocabulary.size > tensors.rows:
         raise UserError(
@@ -94,7 +101,7 @@ def _build(partial: Path, output: Path, model: Path, options: ExportOptions) -> 
         for name, tensor in weights.tensors.items()
         if name not in tensors.aliases
     ]
-    config = with_vocabulary_size(config, vocabulary.size)
+    config = with_vocabulary_size(stating_tied(config, tensors.tied), vocabulary.size)
     if options.dtype != "stored":
         config = {**config, "torch_dtype": options.dtype}
         config.pop("dtype", None)
@@ -102,11 +109,12 @@ def _build(partial: Path, output: Path, model: Path, options: ExportOptions) -> 
         write_weights(partial, packed(planned, options.max_shard_bytes), STEP)
         write_configs(partial, config, model)
         copy_tokenizer(model, partial)
+        copy_code(model, partial)
         copy_legal_files(model, partial)
         write_card(partial, model, output.name, exported, sum(_elements(tensor) for tensor in planned))
     metrics: dict[str, Any] = {"rows_cut": tensors.rows - vocabulary.size}
     if options.verify:
-        metrics["verified"] = verify_export(model, partial, exported)
+        metrics["verified"] = verify_export(model, partial, exported, trust_remote_code)
     return Outcome(
         outputs={"vocabulary": exported.to_json(), "tokenizer": tokenizer.fingerprint}, metrics=metrics
     )
@@ -118,11 +126,18 @@ def _exported(tensor: Tensor, rows: int, dtype: str) -> NewTensor:
     wanted = tensor.dtype if dtype == "stored" or tensor.dtype not in STORAGE else NAMES[dtype]
 
     def write(file: BinaryIO) -> None:
+        tensor.check_finite(rows)
         if wanted == tensor.dtype:
             tensor.copy_to(file, rows)
         else:
             for _, block in tensor.blocks(rows):
-                write_all(file, from_float32(block, wanted))
+                converted = from_float32(block, wanted)
+                if not all_finite(converted, wanted):
+                    raise UserError(
+                        f"{tensor.path}: {tensor.name} holds numbers that are too large for --dtype {dtype}; choose "
+                        "bfloat16."
+                    )
+                write_all(file, converted)
 
     if wanted == tensor.dtype:
         return NewTensor(tensor.name, wanted, shape, rows * tensor.row_bytes, write)

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llmforge.model.config import CONFIG, portable
+from llmforge.errors import UserError
+from llmforge.model.config import CONFIG, portable, read_config
 
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_FILES = (
@@ -21,6 +22,24 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 LEGAL_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+CODE_FILES = ("*.py",)
+# Weights in any format, state of trainings, and what would make a reader add to the weights beside it or take others.
+NOT_BESIDE_OTHER_WEIGHTS = (
+    *(
+        "*.safetensors",
+        "*.bin",
+        "*.pt",
+        "*.pth",
+        "*.gguf",
+        "*.ggml",
+        "*.h5",
+        "*.msgpack",
+        "*.onnx",
+        "*.ckpt",
+        "*.npz",
+    ),
+    *("*.index.json", "*.index.*.json", "adapter_config.json", "delta.json", "llmforge.json", ".*"),
+)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -33,7 +52,7 @@ def write_configs(output: Path, config: dict[str, Any], origin: Path) -> None:
     """
     write_json(output / CONFIG, portable(config, origin))
     if (origin / GENERATION_CONFIG).is_file():
-        shutil.copyfile(origin / GENERATION_CONFIG, output / GENERATION_CONFIG)
+        copy_file(origin / GENERATION_CONFIG, output)
         return
     ids = {
         key: config[key]
@@ -53,8 +72,38 @@ def copy_legal_files(origin: Path, output: Path) -> None:
     _copy(origin, output, LEGAL_FILES)
 
 
+def copy_code(origin: Path, output: Path) -> None:
+    """Copies the Python files of a model whose configuration names some (`auto_map`). None of them is run."""
+    if read_config(origin).get("auto_map"):
+        _copy(origin, output, CODE_FILES)
+
+
+def copy_side_files(origin: Path, output: Path) -> None:
+    """Copies every file of a model directory but weights, their indices and records."""
+    for file in sorted(origin.iterdir()):
+        if file.is_file() and not any(file.match(pattern) for pattern in NOT_BESIDE_OTHER_WEIGHTS):
+            copy_file(file, output)
+
+
+def copy_file(file: Path, output: Path) -> None:
+    """Copies `file` into the directory `output`, a link as the file that it leads to.
+
+    Raises `UserError` for a link that leads out of the directory of `file`, as what is copied may be published. In the
+    cache of the Hub, where all files are links, it may lead to the other folders of the same repository.
+    """
+    home = file.parent.resolve()
+    if home.parent.name == "snapshots":
+        home = home.parent.parent
+    if not file.resolve().is_relative_to(home):
+        raise UserError(
+            f"{file} is a link to {file.resolve()}, outside its directory, and would be copied from there; put the file "
+            "itself in its place, or take the link away."
+        )
+    shutil.copyfile(file, output / file.name)
+
+
 def _copy(origin: Path, output: Path, patterns: Iterable[str]) -> None:
     for pattern in patterns:
         for file in sorted(origin.glob(pattern)):
             if file.is_file():
-                shutil.copyfile(file, output / file.name)
+                copy_file(file, output)

@@ -14,14 +14,15 @@ from llmforge.model.architecture import (
     find_vocabulary_tensors,
     with_vocabulary_size,
 )
-from llmforge.model.config import read_config
-from llmforge.model.files import copy_legal_files, copy_tokenizer, write_configs
+from llmforge.model.completeness import check_complete
+from llmforge.model.config import read_config, stating_tied
+from llmforge.model.files import copy_code, copy_legal_files, copy_tokenizer, write_configs
 from llmforge.model.floats import Float32, from_float32
 from llmforge.model.initial import Growth, Initialiser
 from llmforge.model.rows import Filler, OldRows, look_at
 from llmforge.model.shards import NewTensor, room_for, write_weights
 from llmforge.model.vocabulary import Vocabulary
-from llmforge.model.weights import Tensor, open_weights, write_all
+from llmforge.model.weights import Tensor, write_all
 from llmforge.tokenizer import Tokenizer, load
 from llmforge.workspace import Finished, Outcome, Step, run_step
 
@@ -38,10 +39,12 @@ def grow(
     corpus: Sequence[Path] = (),
     donor: Path | None = None,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> Finished:
     """Writes the model of `source_dir`, grown to the tokenizer of `tokenizer_dir`, as the step directory `output`.
 
-    `corpus` is what `align` and `focus` learn from, `donor` a model directory for `donor`.
+    `corpus` is what `align` and `focus` learn from, `donor` a model directory for `donor`. `trust_remote_code` lets
+    the code that lies beside the source run, which tells whether its weights are complete.
     """
     growth.check_inputs(corpus, donor)
     step = Step(
@@ -54,17 +57,17 @@ def grow(
 
     def build(partial: Path) -> Outcome:
         source, target = load(source_dir), load(tokenizer_dir)
-        return _build(partial, output, Initialiser(growth, source, target, corpus, donor))
+        return _build(partial, output, Initialiser(growth, source, target, corpus, donor), trust_remote_code)
 
     return run_step(step, build)
 
 
-def _build(partial: Path, output: Path, initialiser: Initialiser) -> Outcome:
+def _build(partial: Path, output: Path, initialiser: Initialiser, trust_remote_code: bool) -> Outcome:
     growth, source, target = initialiser.growth, initialiser.source, initialiser.target
     source_dir = source.directory
-    weights, config = open_weights(source_dir), read_config(source_dir)
+    weights, config = check_complete(source_dir, trust_remote_code), read_config(source_dir)
     check_supported(config, source_dir)
-    tensors = find_vocabulary_tensors(weights, config)
+    tensors = find_vocabulary_tensors(weights, config, trust_remote_code)
     check_extends(source, target)
     vocabulary = _sizes(source_dir, tensors, source, target, growth)
     if tensors.tied and growth.head_init != "same":
@@ -77,6 +80,12 @@ def _build(partial: Path, output: Path, initialiser: Initialiser) -> Outcome:
     reports: dict[str, Any] = {}
     for name, role in tensors.names().items():
         old = look_at(weights.tensors[name], source.size)
+        if len(old.not_finite) and not growth.mend_rows:
+            raise UserError(
+                f"{weights.tensors[name].path}: {name} holds NaN or infinity in {len(old.not_finite):,} of "
+                f"{source.size:,} rows ({_named(old.not_finite.tolist(), source)}); --mend-rows makes them the mean of "
+                "the others, or get the model anew."
+            )
         if role != "head_bias":
             reports[role] = _report(name, old, source)
         grown[name] = _grown(old, vocabulary, initialiser.filler(role, old))
@@ -93,8 +102,11 @@ def _build(partial: Path, output: Path, initialiser: Initialiser) -> Outcome:
     ]
     with room_for(output, sum(tensor.size for shard in shards for tensor in shard)):
         write_weights(partial, shards, STEP)
-        write_configs(partial, with_vocabulary_size(config, vocabulary.padded), source_dir)
+        write_configs(
+            partial, with_vocabulary_size(stating_tied(config, tensors.tied), vocabulary.padded), source_dir
+        )
         copy_tokenizer(target.directory, partial)
+        copy_code(source_dir, partial)
         copy_legal_files(source_dir, partial)
     return Outcome(
         outputs={"vocabulary": vocabulary.to_json(), "tokenizer": target.fingerprint},
@@ -147,7 +159,12 @@ def _grown(old: OldRows, vocabulary: Vocabulary, filler: Filler) -> NewTensor:
     new, padding = vocabulary.size - vocabulary.source, vocabulary.padded - vocabulary.size
 
     def write(file: BinaryIO) -> None:
+        start = file.tell()
         tensor.copy_to(file, vocabulary.source)
+        for row in old.not_finite:  # few, or the source would have been refused
+            file.seek(start + int(row) * tensor.row_bytes)
+            _write(file, old.mean[None], tensor.dtype)
+        file.seek(start + vocabulary.source * tensor.row_bytes)
         for start in range(0, new, WRITTEN_ROWS):
             _write(file, filler(start, min(start + WRITTEN_ROWS, new)), tensor.dtype)
         _write(file, np.repeat(old.mean[None], padding, axis=0), tensor.dtype)
@@ -159,20 +176,20 @@ def _write(file: BinaryIO, rows: Float32, dtype: str) -> None:
     write_all(file, from_float32(rows, dtype))
 
 
+def _named(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    pieces = tokenizer.pieces()
+    return ", ".join(f"{i} {pieces[i]!r}" for i in ids[:3]) + (" ..." if len(ids) > 3 else "")
+
+
 def _report(name: str, old: OldRows, tokenizer: Tokenizer) -> Mapping[str, Any]:
     """What is odd about the old rows of `name`: said to the user, and returned for the manifest."""
-    pieces = tokenizer.pieces()
-
-    def named(ids: Sequence[int]) -> str:
-        return ", ".join(f"{i} {pieces[i]!r}" for i in ids[:3]) + (" ..." if len(ids) > 3 else "")
-
     for ids, what in (
-        (old.not_finite, "hold NaN or infinity and are left out of every mean"),
+        (old.not_finite, "held NaN or infinity and are now the mean of the others"),
         (old.zero, "are zero, which gives infinite gradients in training, and are left out of every mean"),
         (old.untrained, "look untrained (tiny, or equal to another row)"),
     ):
         if len(ids):
-            warn(f"{name}: {len(ids):,} old rows {what}: {named(ids.tolist())}")
+            warn(f"{name}: {len(ids):,} old rows {what}: {_named(ids.tolist(), tokenizer)}")
     if not len(old.not_finite) + len(old.zero) + len(old.untrained):
         say(f"{name}: {len(old.norms):,} old rows, all finite and trained, median norm {old.median_norm:.3g}")
     return {

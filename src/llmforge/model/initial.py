@@ -25,7 +25,8 @@ class Growth:
 
     `init` is one of INITS, `head_init` one of HEAD_INITS. The rows are padded to a multiple of
     `pad_to_multiple_of * tp`, the tensor-parallel size. `norm_correction` scales every new row to the median norm of
-    the old ones. `donor_terms` is the number of anchors that `donor` combines.
+    the old ones. `donor_terms` is the number of anchors that `donor` combines. `mend_rows` makes old rows that hold NaN or
+    infinity the mean of the others; without it they are refused.
     """
 
     init: str = "subtoken-mean"
@@ -35,6 +36,7 @@ class Growth:
     norm_correction: bool = False
     donor_terms: int = 8
     seed: int = 42
+    mend_rows: bool = False
 
     def __post_init__(self) -> None:
         if self.init not in INITS:

@@ -12,7 +12,8 @@ import numpy as np
 
 from llmforge.console import progress
 from llmforge.errors import DISK_FULL, UserError
-from llmforge.model.weights import BYTES, Tensor, write_all
+from llmforge.model.floats import BYTES
+from llmforge.model.weights import Tensor, write_all
 from llmforge.workspace import free_bytes
 
 
@@ -28,8 +29,15 @@ class NewTensor:
 
     @staticmethod
     def copy(tensor: Tensor) -> "NewTensor":
-        """`tensor`, byte for byte."""
-        return NewTensor(tensor.name, tensor.dtype, tensor.shape, tensor.size, tensor.copy_to)
+        """`tensor`, byte for byte; writing it raises `UserError` where it holds NaN or infinity, which is looked for then
+        so that the file is read from disk but once.
+        """
+
+        def write(file: BinaryIO) -> None:
+            tensor.check_finite()
+            tensor.copy_to(file)
+
+        return NewTensor(tensor.name, tensor.dtype, tensor.shape, tensor.size, write)
 
     @staticmethod
     def made(

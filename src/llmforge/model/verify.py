@@ -1,6 +1,6 @@
 """Whether an export computes what its checkpoint does: both read by transformers, in a process of its own.
 
-python -m llmforge.model.verify CHECKPOINT_MODEL EXPORT IDS     prints the largest difference of their logits
+python -m llmforge.model.verify CHECKPOINT_MODEL EXPORT IDS [trust-remote-code]     prints the largest difference of their logits
 """
 
 import gc
@@ -18,7 +18,9 @@ TOLERANCE = 1e-4
 SEQUENCES, LENGTH = 4, 64
 
 
-def verify_export(model: Path, exported: Path, vocabulary: Vocabulary) -> float:
+def verify_export(
+    model: Path, exported: Path, vocabulary: Vocabulary, trust_remote_code: bool = False
+) -> float:
     """The largest absolute difference of the logits of `model` and `exported` over all true ids.
 
     Both compute in float32 from weights in the dtype of the export, on random ids among which new ones are frequent.
@@ -36,6 +38,7 @@ def verify_export(model: Path, exported: Path, vocabulary: Vocabulary) -> float:
         str(model),
         str(exported),
         json.dumps(ids.tolist()),
+        *(["trust-remote-code"] if trust_remote_code else []),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -49,7 +52,9 @@ def verify_export(model: Path, exported: Path, vocabulary: Vocabulary) -> float:
     return difference
 
 
-def _logits(directory: Path, ids: list[list[int]], rows: int | None, dtype: str) -> tuple[np.ndarray, int]:
+def _logits(
+    directory: Path, ids: list[list[int]], rows: int | None, dtype: str, trust: bool
+) -> tuple[np.ndarray, int]:
     """float32 logits [sequence, position, id] of the first `rows` ids, by default of all."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -57,7 +62,11 @@ def _logits(directory: Path, ids: list[list[int]], rows: int | None, dtype: str)
     from llmforge.model.config import load_config
 
     model = AutoModelForCausalLM.from_pretrained(
-        directory, config=load_config(directory), torch_dtype=getattr(torch, dtype), local_files_only=True
+        directory,
+        config=load_config(directory, trust),
+        torch_dtype=getattr(torch, dtype),
+        local_files_only=True,
+        trust_remote_code=trust,
     )
     model = model.float().eval()
     with torch.inference_mode():
@@ -72,12 +81,13 @@ def _main() -> None:
     from llmforge.model.weights import open_weights
 
     model, exported = Path(sys.argv[1]), Path(sys.argv[2])
-    stored = find_vocabulary_tensors(open_weights(exported), read_config(exported)).embedding.dtype
+    trust = sys.argv[4:] == ["trust-remote-code"]
+    stored = find_vocabulary_tensors(open_weights(exported), read_config(exported), trust).embedding.dtype
     dtype = next(name for name, short in NAMES.items() if short == stored)
     ids = json.loads(sys.argv[3])
-    new, rows = _logits(exported, ids, None, dtype)
+    new, rows = _logits(exported, ids, None, dtype, trust)
     gc.collect()
-    old, _ = _logits(model, ids, rows, dtype)
+    old, _ = _logits(model, ids, rows, dtype, trust)
     print(float(np.abs(new - old).max()))
 
 

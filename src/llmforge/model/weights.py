@@ -11,26 +11,23 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from llmforge.errors import UserError
-from llmforge.model.floats import Array, Float32, storage_dtype, to_float32
+from llmforge.model import header
+from llmforge.model.floats import STORAGE, Array, Float32, all_finite, storage_dtype, to_float32
 
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-MAX_HEADER_BYTES = 100 << 20
+MAX_INDEX_BYTES = 100 << 20
+# How weights of other formats and other savings end; a directory that holds nothing else is told so.
+OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt")
 # Why copy_file_range may be impossible where read and write are not: other file system, old kernel, odd
 # mount.
 NOT_IN_KERNEL = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF}
 COPY_BYTES = 16 << 20
 BLOCK_BYTES = 16 << 20
-BYTES = {
-    **dict.fromkeys(("F64", "I64", "U64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
-    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
-}
 
 
 @dataclass(frozen=True)
@@ -82,6 +79,26 @@ class Tensor:
             stored = self.read(first * self.row_bytes, (first + count) * self.row_bytes).view(kind)
             yield first, to_float32(stored.reshape(count, -1), self.dtype)
 
+    def check_finite(self, stop: int | None = None) -> None:
+        """Raises `UserError` if one of the rows up to row `stop` (all by default) holds NaN or infinity."""
+        stop = self.rows if stop is None else stop
+        if self.dtype not in STORAGE or not self.row_bytes:
+            return
+        kind, bad = storage_dtype(self.dtype), []
+        step = max(1, BLOCK_BYTES // self.row_bytes)
+        for first in range(0, stop, step):
+            last = min(first + step, stop)
+            stored = self.read(first * self.row_bytes, last * self.row_bytes).view(kind)
+            if not all_finite(stored, self.dtype):
+                block = to_float32(stored.reshape(last - first, -1), self.dtype)
+                bad += [first + int(row) for row in np.flatnonzero(~np.isfinite(block).all(axis=1))]
+        if bad:
+            shown = ", ".join(map(str, bad[:3])) + (" ..." if len(bad) > 3 else "")
+            raise UserError(
+                f"{self.path}: {self.name} holds NaN or infinity in {len(bad):,} of {stop:,} rows ({shown}); "
+                "the model is damaged, or was saved in a training that failed."
+            )
+
     def copy_to(self, file: BinaryIO, stop: int | None = None) -> None:
         """Writes the bytes of the rows up to row `stop` (all by default) at the position of `file`."""
         count = self.size if stop is None else stop * self.row_bytes
@@ -108,7 +125,9 @@ class Weights:
 def open_weights(directory: Path, stem: str = "model") -> Weights:
     """The weights of a Hugging Face model directory; `UserError` if a file is missing or damaged.
 
-    `stem` begins the names of its safetensors files.
+    The files are those that transformers reads (4.51 and 5 alike): the whole safetensors file before its index, and
+    both before pickled ones. Others, of an earlier save or another format, are passed over. `stem` begins the names of
+    safetensors files.
     """
     from llmforge.model.pickled import read_pickled
 
@@ -118,10 +137,11 @@ def open_weights(directory: Path, stem: str = "model") -> Weights:
         (f"{stem}.safetensors", f"{stem}.safetensors.index.json", read_header),
         (PICKLED, PICKLED_INDEX, read_pickled),
     ):
-        if (directory / index).is_file():
+        named: dict[str, str] = {}
+        if (directory / single).is_file():
+            files = [single]
+        elif (directory / index).is_file():
             files, named = _read_index(directory / index)
-        elif (directory / single).is_file():
-            files, named = [single], {}
         else:
             continue
         shards = [read(directory / file) for file in files]
@@ -135,67 +155,43 @@ def open_weights(directory: Path, stem: str = "model") -> Weights:
             tuple(tensor.name for tensor in shard if tensors[tensor.name] is tensor) for shard in shards
         )
         return Weights(directory, tensors, own)
+    others = sorted(file.name for file in directory.iterdir() if file.suffix in OTHER_WEIGHTS)
     raise UserError(
-        f"{directory} holds no weights (neither {stem}.safetensors nor {PICKLED}, whole or with an index)."
+        f"{directory} holds no weights (neither {stem}.safetensors nor {PICKLED}, whole or with an index)"
+        + (f"; {others[0]} is none that transformers reads without being told to." if others else ".")
     )
 
 
 def _read_index(path: Path) -> tuple[list[str], dict[str, str]]:
     """(file names, file name by tensor) of an index, all of which exist."""
     try:
-        named: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = list(dict.fromkeys(named.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if path.stat().st_size > MAX_INDEX_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes")
+        named = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if not isinstance(named, dict) or not named:
+            raise ValueError("its weight_map names no tensors")
+        if wrong := [name for name, file in named.items() if not isinstance(file, str)]:
+            raise ValueError(f"its weight_map gives no file for {wrong[0]!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not an index of weights ({error}); copy the model again.") from error
+    files = sorted(set(named.values()))
     for file in files:
-        if Path(file).name != file:
+        if Path(file).name != file or "\\" in file:
             raise UserError(
-                f"{path} names {file}, which is outside its directory; this is not a Hugging Face model."
+                f"{path} names {file!r}, which is outside its directory; this is not a Hugging Face model."
             )
         if not (path.parent / file).is_file():
             raise UserError(
                 f"{path} names {file}, which is not there; copy the missing shard into {path.parent}."
             )
-    return sorted(files), named
+    return files, named
 
 
 def read_header(path: Path) -> list[Tensor]:
-    """The tensors of one safetensors file, in file order; `UserError` if it is truncated or no such file."""
-
-    def damaged(what: str) -> UserError:
-        return UserError(f"{path} is damaged ({what}); copy or download it again.")
-
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            raise damaged(f"it has {size:,} bytes, too few for its header")
-        try:
-            header: dict[str, Any] = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            tensors = [
-                Tensor(
-                    name,
-                    str(entry["dtype"]),
-                    tuple(map(int, entry["shape"])),
-                    path,
-                    8 + length + int(entry["data_offsets"][0]),
-                    int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]),
-                )
-                for name, entry in header.items()
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise damaged("its header is not that of a safetensors file") from error
-    tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
-    end = max((tensor.offset + tensor.size for tensor in tensors), default=8 + length)
-    if end > size:
-        raise damaged(f"it has {size:,} bytes and should have {end:,}")
-    for tensor in tensors:
-        if tensor.size < 0 or (
-            tensor.dtype in BYTES and math.prod(tensor.shape) * BYTES[tensor.dtype] != tensor.size
-        ):
-            raise damaged(f"the size of {tensor.name} does not follow from its shape")
-    return tensors
+    """The tensors of one safetensors file, in file order; `UserError` if it is damaged or no such file."""
+    return [
+        Tensor(name, dtype, shape, path, start, size) for name, dtype, shape, start, size in header.read(path)
+    ]
 
 
 def write_all(file: BinaryIO, data: Array) -> None:

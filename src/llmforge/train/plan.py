@@ -101,7 +101,7 @@ def read_shape(model: Path) -> Shape:
     config = load_config(model)
     try:
         with torch.device("meta"):
-            causal = AutoModelForCausalLM.from_config(config)
+            causal = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, ImportError) as error:
         raise UserError(
             f"{model}: transformers makes no causal language model of its config.json."
