@@ -206,6 +206,7 @@ def test_weights_that_transformers_converts_are_dealt_out_by_rank_0(tmp_path: Pa
     (tmp_path / "out").mkdir()
     in_two(save, model, tmp_path / "out")
     shutil.copy(model / "config.json", tmp_path / "out")
+    assert open_weights(tmp_path / "out").tensors.keys() == open_weights(model).tensors.keys()
     assert torch.equal(logits(load_model(tmp_path / "out", "eager")), logits(load_model(model, "eager")))
 
 

@@ -214,3 +214,7 @@ def test_what_is_portable_stays_as_it_is(tmp_path: Path) -> None:
         rotary_probe.make(str(tmp_path), kind, settings)
         once = portable(json.loads((tmp_path / "config.json").read_text()))
         assert portable(once) == once
+
+
+def test_the_experts_of_qwen3_moe_have_the_name_of_their_first_version() -> None:
+    assert portable({"model_type": "qwen3_moe", "num_local_experts": 4})["num_experts"] == 4

@@ -198,6 +198,8 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
         made["hidden_act"] = (
             "gelu_pytorch_tanh"  # what the released configurations meant, as transformers 5 says
         )
+    if made.get("model_type") == "qwen3_moe" and "num_local_experts" in made:
+        made["num_experts"] = made.pop("num_local_experts")
     made = _with_window_as_in_version_4(made)
     return {
         key: _portable(part) if key in TEXT_PARTS and isinstance(part, dict) else part
