@@ -298,4 +298,4 @@ def test_commands_take_names_and_manifests_keep_the_commit(llmforge, place, serv
     refused = llmforge("generate", "--model", "org/absent", "--prompt", "a", code=1, **offline)
     assert "org/absent does not exist here" in refused.stderr
     mistyped = llmforge("generate", "--model", "exported/modelling", "--prompt", "a", code=1, **online)
-    assert "exported/modelling" in mistyped.stderr
+    assert "exported/modelling is not a Hugging Face model directory: it does not exist" in mistyped.stderr

@@ -39,7 +39,8 @@ def load_model(directory: Path, dtype: str = "float32", trust_remote_code: bool 
     `trust_remote_code` lets code that lies beside the model run.
     """
     if not (directory / "config.json").is_file():
-        raise UserError(f"{directory} is not a Hugging Face model directory: it has no config.json.")
+        why = "has no config.json" if directory.exists() else "does not exist"
+        raise UserError(f"{directory} is not a Hugging Face model directory: it {why}.")
     if not trust_remote_code:
         refuse_own_code(directory)
     tokenizer = load(directory)

@@ -71,9 +71,8 @@ def run_training(config: TrainConfig) -> Finished | Stopped | None:
     end_with_launcher()
     weights = weights_to_start_from(config)
     if not (weights / "config.json").is_file():
-        raise UserError(
-            f"--pretrained {weights} is not a Hugging Face model directory: it has no config.json."
-        )
+        why = "has no config.json" if weights.exists() else "does not exist"
+        raise UserError(f"--pretrained {weights} is not a Hugging Face model directory: it {why}.")
     roots, parts = dataset_roots(config.dataset)
     emptied = [Path(config.load_checkpoint)] if config.overwrite and config.load_checkpoint else []
     check_apart(config.save_dir, [weights, *roots, *config.holdout, *emptied], "train")
