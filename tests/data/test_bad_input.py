@@ -17,10 +17,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmforge.data import reading
-from llmforge.data.options import Fields
-from llmforge.data.reading import Block, read_blocks
-from llmforge.data.sources import Chunk, find_chunks
+from llmforge.corpus import Block, Chunk, ReadOptions, find_chunks, read_blocks
 from llmforge.errors import UserError
 
 from .conftest import write_jsonl
@@ -40,7 +37,7 @@ BAD_LINES = {
     b'{"target": 5}': "'target' is not text",
     b'{"target": ["a"]}': "'target' is not text",
     b'{"target": ""}': "empty text",
-    b'{"target": "x", "category": 3}': "'category' is not text",
+    b'{"target": "x", "category": 3}': "'category' is not text (--category-field \"\" reads without it)",
     b'{"target": "\\ud800"}': "'target' holds half a surrogate pair",
     b'{"target": "a"} {"target": "b"}': "broken JSON",
     b'{"a":' * 5000: "broken JSON",
@@ -81,18 +78,21 @@ def test_a_line_of_50_mb(prepare: Prepare, tmp_path: Path) -> None:
     assert finished.manifest.metrics["fill"] > 0.99
 
 
-def test_a_line_that_is_too_long_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "LONGEST_LINE", 1000)
+def test_a_line_that_is_too_long_is_skipped(tmp_path: Path) -> None:
     lines = [*GOOD[:3], json.dumps({"target": "x" * 5000}), *GOOD[3:6]]
     for name, data in (
         ("x.jsonl", "\n".join(lines).encode()),
         ("y.jsonl.gz", gzip.compress("\n".join(lines).encode())),
     ):
         (tmp_path / name).write_bytes(data)
-        blocks = list(read_blocks(find_chunks([tmp_path / name])[0], Fields(), block_bytes=600))
+        blocks = list(
+            read_blocks(
+                find_chunks([tmp_path / name])[0], ReadOptions(max_document_bytes=1000), block_bytes=600
+            )
+        )
         assert sum(map(len, blocks)) == 6
         (bad,) = [one for block in blocks for one in block.rejected]
-        assert bad.line == 4
+        assert (bad.line, bad.reason) == (4, "the line is longer than --max-document-bytes 1000")
         assert blocks[-1].line[-1] == 7
 
 
@@ -126,8 +126,8 @@ def test_damaged_parquet_files_and_wrong_columns(prepare: Prepare, tmp_path: Pat
     }
     assert "damaged or cut off" in reasons.pop(("b.parquet", None))[0]
     assert reasons == {
-        ("c.parquet", None): ("the parquet file has no column 'target' or 'text'", 2),
-        ("d.parquet", None): ("column 'target' of the parquet file is int64, not text", 3),
+        ("c.parquet", None): ("the parquet file has no column 'target' or 'text' (it has words)", 2),
+        ("d.parquet", None): ("'target' is not text: the column is int64", 3),
         ("e.parquet", 2): ("invalid UTF-8", 1),
         ("e.parquet", 3): ("no 'target' or 'text'", 1),
     }
@@ -138,7 +138,7 @@ def test_inputs_with_nothing_in_them(
     prepare: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no \.jsonl.* file in there"):
+    with pytest.raises(UserError, match=r"no file in there that can be read \(\.jsonl"):
         prepare(tmp_path / "empty")
     (tmp_path / "empty/x.jsonl").touch()
     with pytest.raises(UserError, match="there is no document"):
@@ -149,7 +149,7 @@ def test_inputs_with_nothing_in_them(
     (tmp_path / "nothing").mkdir()
     prepare(tmp_path / "in", tmp_path / "nothing", tmp_path / "in/x.jsonl", tmp_path / "empty")
     said = capsys.readouterr().err
-    assert "nothing holds no .jsonl" in said
+    assert "nothing holds no file that can be read (.jsonl" in said
     assert "given more than once" in said
     assert not list(tmp_path.glob("out.*"))
 
@@ -243,7 +243,8 @@ def test_fuzzed_lines_never_stop_the_reader_and_never_cost_a_good_line(seed: int
     """Both ways of parsing must agree: a block with one bad line, and each of its lines alone."""
     chance = random.Random(seed)
     good = [line.encode() for line in GOOD[: chance.randint(1, 12)]]
-    bad = [mutate(chance.choice(good), chance) for _ in range(chance.randint(0, 3))] + noise
+    bad = [mutate(chance.choice(good), chance) for _ in range(chance.randint(0, 3))]
+    bad += [line.replace(b"\0", b"") for line in noise]  # a file that begins as UTF-16 is refused as a whole
     lines = b"\n".join(chance.sample([*good, *bad], len(good) + len(bad))).split(b"\n")
     blocks = read_bytes(b"\n".join(lines))
     texts = [text for block in blocks for text in block.text.to_pylist()]
@@ -260,8 +261,8 @@ def read_bytes(data: bytes) -> list[Block]:
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
         file.write(data)
         file.flush()
-        chunk = Chunk(0, file.name, file.name, ".jsonl", "c", 0, len(data), len(data))
-        return list(read_blocks(chunk, Fields()))
+        chunk = Chunk(0, file.name, file.name, ".jsonl", "", "c", 0, len(data), len(data))
+        return list(read_blocks(chunk, ReadOptions()))
 
 
 @given(st.integers(1, 30), st.integers(1, 5))
@@ -275,7 +276,7 @@ def test_chunks_divide_a_file_wherever_they_cut(count: int, chunks: int) -> None
         file.flush()
         cuts = [len(data) * i // chunks for i in range(chunks + 1)]
         parts = [
-            list(read_blocks(Chunk(i, file.name, "x", ".jsonl", "c", a, b, b - a), Fields()))
+            list(read_blocks(Chunk(i, file.name, "x", ".jsonl", "", "c", a, b, b - a), ReadOptions()))
             for i, (a, b) in enumerate(pairwise(cuts))
         ]
     texts = [text for part in parts for block in part for text in block.text.to_pylist()]

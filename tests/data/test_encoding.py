@@ -13,14 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from llmforge.corpus import Block, ReadOptions, find_chunks, read_blocks
 from llmforge.data import encoding
 from llmforge.data.dataset import PackedDataset
 from llmforge.data.encoding import Choice, Encoder, choose_backend, save_framed, save_reference
 from llmforge.data.gigatoken_encoder import BEGIN, END, GigatokenEncoder, _heap_bytes, framing_definition
-from llmforge.data.options import Fields
-from llmforge.data.reading import Block, read_blocks
 from llmforge.data.sample import sample_texts
-from llmforge.data.sources import find_chunks
 from llmforge.tokenizer import Tokenizer, load
 
 from .conftest import write_jsonl
@@ -46,7 +44,7 @@ SPELLING = ["a <s> b</s>", "<|endoftext|>", "x<|endoftext|><|endoftext|>y", "<un
 
 def block_of(directory: Path, records: list[dict[str, str]]) -> Block:
     path = write_jsonl(directory / "x.jsonl", records)
-    (block,) = read_blocks(find_chunks([path])[0], Fields())
+    (block,) = read_blocks(find_chunks([path])[0], ReadOptions())
     return block
 
 
@@ -223,7 +221,7 @@ def test_a_sample_is_of_documents_from_all_chunks_and_hardly_larger_than_asked_f
         write_jsonl(tmp_path / f"in/{name}.jsonl", [{"target": name * length} for length in lengths])
     write_jsonl(tmp_path / "in/e.jsonl", [{"target": "e" * 9_000}, {"target": "e" * 7_000}])
     write_jsonl(tmp_path / "in/f.jsonl", [{"target": ""}])
-    texts = sample_texts(find_chunks([tmp_path / "in"]), Fields(), 6 * 250)
+    texts = sample_texts(find_chunks([tmp_path / "in"]), ReadOptions(), 6 * 250)
     assert [(text[0], len(text)) for text in texts] == [*((n, 100) for n in "aabbccdd"), ("e", 7_000)]
 
 

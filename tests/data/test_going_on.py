@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from llmforge.corpus import find_chunks
 from llmforge.data.prepare import chunks_of_shard
-from llmforge.data.sources import find_chunks
 from llmforge.errors import UserError
 
 from .conftest import contents, write_jsonl
@@ -90,7 +90,7 @@ def test_what_is_finished_is_not_done_again(
 ) -> None:
     from llmforge.data import assemble, shards
 
-    monkeypatch.setattr("llmforge.data.sources.SMALLEST_CHUNK", 4000)
+    monkeypatch.setattr("llmforge.corpus.sources.SMALLEST_CHUNK", 4000)
     write_jsonl(tmp_path / "in/x.jsonl", corpus(300))
     expected = contents(prepare(tmp_path / "in", name="whole").output)
 
@@ -156,7 +156,7 @@ def test_two_runs_on_one_output_and_other_arguments_are_refused(
 def test_shards_of_many_machines_make_the_same_dataset(
     prepare: Prepare, tmp_path: Path, byte_level: Path, llama_like: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmforge.data.sources.SMALLEST_CHUNK", 4000)
+    monkeypatch.setattr("llmforge.corpus.sources.SMALLEST_CHUNK", 4000)
     for name in ("a", "b"):
         write_jsonl(tmp_path / f"in/{name}.jsonl", [*corpus(200, seed=ord(name)), {"target": ""}])
     options: dict[str, Any] = {"holdout": 0.02, "dedup": "exact"}

@@ -121,7 +121,7 @@ def test_the_fingerprint_is_that_of_the_bytes_on_disk_though_parts_are_read_once
 
 
 def test_the_number_of_workers_does_not_show(prepare: Prepare, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("llmforge.data.sources.SMALLEST_CHUNK", 4000)
+    monkeypatch.setattr("llmforge.corpus.sources.SMALLEST_CHUNK", 4000)
     for name in ("a", "b"):
         write_jsonl(tmp_path / f"in/{name}.jsonl", corpus(200, seed=ord(name)))
     one = contents(prepare(tmp_path / "in", name="one", workers=1).output)

@@ -96,14 +96,14 @@ def test_what_cannot_be_learned_from_is_said(byte_level: Path, tmp_path: Path) -
     with pytest.raises(UserError, match="does not exist"):
         learn_pieces(byte_level, [tmp_path / "nowhere"], tmp_path / "o", 5)
     for content, match in (
-        ('{"target": "a"}\n{"target"\n', r"bad\.jsonl, line 2: not JSON"),
-        ('{"body": "a"}\n', r"bad\.jsonl, line 1: neither"),
+        ('{"target": "a"}\n{"target"\n', r"bad\.jsonl, line 2: broken JSON"),
+        ('{"body": "a"}\n', r"bad\.jsonl, line 1: no 'target' or 'text'"),
         ("[1]\n", r"bad\.jsonl, line 1: not a JSON object"),
     ):
         (tmp_path / "bad.jsonl").write_text(content)
         with pytest.raises(UserError, match=match):
             learn_pieces(byte_level, [tmp_path / "bad.jsonl"], tmp_path / "o", 5)
     (tmp_path / "bad.jsonl").write_bytes(b'{"target": "\xff"}\n')
-    with pytest.raises(UserError, match=r"line 1: not UTF-8"):
+    with pytest.raises(UserError, match=r"line 1: invalid UTF-8"):
         learn_pieces(byte_level, [tmp_path / "bad.jsonl"], tmp_path / "o", 5)
     assert not (tmp_path / "o").exists()

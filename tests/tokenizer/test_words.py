@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmforge.errors import UserError
-from llmforge.tokenizer import corpus, load
+from llmforge.tokenizer import load
 from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.words import Array, Codes, Counted, count_words, cutter
 
@@ -83,22 +81,6 @@ def test_words_are_thinned_to_a_bound_without_bias() -> None:
     assert words["often"] == 500
     assert 3000 < sum(words.values()) - 500 < 5000
     assert words == as_counter(count_words(texts, by_spaces, seed=0, limit=1000)[0])
-
-
-def test_a_corpus_is_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "BATCH_BYTES", 20)
-    lines = [f"line {i} 天" for i in range(10)]
-    (tmp_path / "a.txt").write_bytes(
-        b"\xef\xbb\xbf" + "\r\n".join([*lines[:5], "", " ", *lines[5:]]).encode()
-    )
-    assert list(corpus.documents(tmp_path / "a.txt")) == lines
-    assert len(list(corpus.batches(tmp_path / "a.txt"))) > 3
-    (tmp_path / "b.txt").write_bytes("\n".join(lines).encode() + b"\n\xff")
-    with pytest.raises(UserError, match=r"b\.txt, line 11: not UTF-8"):
-        list(corpus.documents(tmp_path / "b.txt"))
-    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n{"text": "\\ud800"}\n')
-    with pytest.raises(UserError, match=r"c\.jsonl, line 2: an unpaired surrogate"):
-        list(corpus.documents(tmp_path / "c.jsonl"))
 
 
 def test_a_noncharacter_in_a_text_is_a_word_like_others(sentencepiece_bpe: Path, tmp_path: Path) -> None:

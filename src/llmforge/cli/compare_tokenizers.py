@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, TokenizerScheme, example, words
+from llmforge.cli.options import (
+    AsJson,
+    CategoryField,
+    Debug,
+    Lines,
+    MaxDocumentBytes,
+    SourceField,
+    TextField,
+    TokenizerScheme,
+    example,
+    labelled_texts,
+    reading,
+)
 from llmforge.console import show_json, show_table
 
 
@@ -18,13 +30,21 @@ def compare_tokenizers(
         list[Path], typer.Argument(help="Tokenizer (or model) directories.", metavar="DIR...")
     ],
     corpus: Annotated[
-        list[str], typer.Option(help="[LABEL=]PATH of samples: .jsonl(.gz, .zst), .txt, or directories.")
+        list[str],
+        typer.Option(
+            help="[LABEL=]PATH of samples: files (.jsonl, .json, .parquet, .txt, ...; docs/data.md), directories, or names on the Hub."
+        ),
     ],
     output: Annotated[list[Path] | None, typer.Option(help="Also write it here (.md, .json, .html).")] = None,
     max_samples: Annotated[
         int | None, typer.Option(min=1, help="Only the first samples of each label.")
     ] = None,
     tokenizer_scheme: TokenizerScheme = None,
+    text_field: TextField = None,
+    source_field: SourceField = "source",
+    category_field: CategoryField = "category",
+    lines: Lines = False,
+    max_document_bytes: MaxDocumentBytes = "256M",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -35,9 +55,10 @@ def compare_tokenizers(
     outputs = [compare_report.check_output(file) for file in output or []]
     rows = compare.compare(
         [hub.local(path, "tokenizer") for path in directories],
-        compare.labelled(words(corpus)),
+        compare.labelled(labelled_texts(corpus)),
         max_samples,
         tokenizer_scheme,
+        reading(text_field, source_field, category_field, lines, max_document_bytes),
     )
     for file in outputs:
         compare_report.write(rows, file)

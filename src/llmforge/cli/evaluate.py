@@ -5,7 +5,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, Overwrite, TrustRemoteCode, example, paths, words
+from llmforge.cli.options import (
+    AsJson,
+    CategoryField,
+    Debug,
+    Lines,
+    MaxDocumentBytes,
+    Overwrite,
+    SourceField,
+    TextField,
+    TrustRemoteCode,
+    example,
+    labelled_texts,
+    paths,
+    reading,
+)
 from llmforge.console import show_json, show_table
 
 
@@ -16,7 +30,10 @@ from llmforge.console import show_json, show_table
 def evaluate(
     model: Annotated[list[str], typer.Option(help="Model directories to compare.")],
     data: Annotated[
-        list[str], typer.Option(help="[LABEL=]PATH of .jsonl or .txt documents, or directories of them.")
+        list[str],
+        typer.Option(
+            help="[LABEL=]PATH of documents: files (.jsonl, .json, .parquet, .txt, ...; docs/data.md), directories, or names on the Hub."
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option(help="Write the table here (.json or .md), and do nothing if it is there.")
@@ -35,6 +52,11 @@ def evaluate(
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
     ] = "float32",
     trust_remote_code: TrustRemoteCode = False,
+    text_field: TextField = None,
+    source_field: SourceField = "source",
+    category_field: CategoryField = "category",
+    lines: Lines = False,
+    max_document_bytes: MaxDocumentBytes = "256M",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -43,8 +65,9 @@ def evaluate(
     from llmforge import hub
     from llmforge.evaluate.compare import Protocol, compare, compare_to_file, table
 
-    models, sources = [hub.local(path) for path in paths(model)], words(data)
-    protocol = Protocol(max_length, max_documents, max_characters, batch_tokens, dtype)
+    models, sources = [hub.local(path) for path in paths(model)], labelled_texts(data)
+    how = reading(text_field, source_field, category_field, lines, max_document_bytes)
+    protocol = Protocol(max_length, max_documents, max_characters, batch_tokens, dtype, reading=how)
     if output is None:
         results = compare(models, sources, protocol, trust_remote_code)
     else:

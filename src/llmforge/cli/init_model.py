@@ -7,14 +7,20 @@ import typer
 
 from llmforge.cli.options import (
     AsJson,
+    CategoryField,
     Debug,
+    Lines,
+    MaxDocumentBytes,
     Overwrite,
     Seed,
+    SourceField,
+    TextField,
     TrustRemoteCode,
     example,
-    paths,
+    labelled_texts,
+    reading,
     show_finished,
-    words,
+    texts,
 )
 
 
@@ -56,7 +62,9 @@ def init_model(
     ] = False,
     corpus: Annotated[
         list[str] | None,
-        typer.Option(help="Texts that align and focus learn from: .jsonl, .txt or directories."),
+        typer.Option(
+            help="Texts that align and focus learn from: files (.jsonl, .json, .parquet, .txt, ...; docs/data.md), directories, or names on the Hub."
+        ),
     ] = None,
     donor: Annotated[
         Path | None, typer.Option(help="For donor: a model directory whose tokenizer has the new pieces.")
@@ -76,6 +84,11 @@ def init_model(
             "at most 50 documents of each, 2,000 characters of each document."
         ),
     ] = None,
+    text_field: TextField = None,
+    source_field: SourceField = "source",
+    category_field: CategoryField = "category",
+    lines: Lines = False,
+    max_document_bytes: MaxDocumentBytes = "256M",
     seed: Seed = 42,
     trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
@@ -94,10 +107,11 @@ def init_model(
     from llmforge.model.initial import Growth
     from llmforge.workspace import add_metrics
 
-    protocol = Protocol(max_documents=50, max_characters=2000, by_category=True)
-    heldout = words(verify_corpus or [])
+    how = reading(text_field, source_field, category_field, lines, max_document_bytes)
+    protocol = Protocol(max_documents=50, max_characters=2000, by_category=True, reading=how)
+    heldout = labelled_texts(verify_corpus or [])
     if heldout:  # a mistake in them should show before the growing
-        load_corpora(heldout, protocol.max_documents, protocol.max_characters)
+        load_corpora(heldout, protocol.max_documents, protocol.max_characters, reading=how)
     growth = Growth(init, head_init, pad_to_multiple_of, tp, norm_correction, donor_terms, seed, mend_rows)
     source = hub.local(source_model_and_tokenizer_path)
     finished = grow(
@@ -105,8 +119,9 @@ def init_model(
         hub.local(target_tokenizer_path, "tokenizer"),
         target_model_path,
         growth,
-        corpus=paths(corpus or []),
+        corpus=texts(corpus or []),
         donor=hub.local(donor) if donor else None,
+        reading=how,
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
     )

@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, Overwrite, TokenizerScheme, example, paths, show_finished
+from llmforge.cli.options import (
+    AsJson,
+    CategoryField,
+    Debug,
+    Lines,
+    MaxDocumentBytes,
+    Overwrite,
+    SourceField,
+    TextField,
+    TokenizerScheme,
+    example,
+    reading,
+    show_finished,
+    texts,
+)
 
 
 @example(
@@ -33,6 +47,11 @@ def init_tokenizer(
         typer.Option(help="Texts that the gates are run on; else the pieces and a built-in sample."),
     ] = [],  # noqa: B006 - typer copies it
     tokenizer_scheme: TokenizerScheme = None,
+    text_field: TextField = None,
+    source_field: SourceField = "source",
+    category_field: CategoryField = "category",
+    lines: Lines = False,
+    max_document_bytes: MaxDocumentBytes = "256M",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -51,9 +70,10 @@ def init_tokenizer(
         target_tokenizer_dir,
         hub.local(expand_tokens_file, "tokenizer"),
         closure,
-        paths(verify_corpus),
+        texts(verify_corpus),
         overwrite,
         tokenizer_scheme,
+        reading(text_field, source_field, category_field, lines, max_document_bytes),
     )
     outputs, counts = finished.manifest.outputs, finished.manifest.metrics["pieces"]
     sizes = f"{outputs['source_size']:,} -> {outputs['size']:,} ids: {counts['added']:,} added"

@@ -7,13 +7,20 @@ import typer
 
 from llmforge.cli.options import (
     AsJson,
+    CategoryField,
     Debug,
+    Lines,
+    MaxDocumentBytes,
     Overwrite,
     Seed,
+    SourceField,
+    TextField,
     TokenizerScheme,
     example,
     paths,
+    reading,
     show_finished,
+    texts,
 )
 
 
@@ -30,7 +37,10 @@ def learn_pieces(
     ],
     output: Annotated[Path, typer.Option(help="The jsonl file to write: one piece a line, in merge order.")],
     corpus: Annotated[
-        list[str] | None, typer.Option(help="Texts: .jsonl, .jsonl.gz, .jsonl.zst, .txt, or directories.")
+        list[str] | None,
+        typer.Option(
+            help="Texts: files (.jsonl, .json, .parquet, .txt, ...; docs/data.md), directories, or names on the Hub."
+        ),
     ] = None,
     word_list: Annotated[
         list[str] | None,
@@ -43,6 +53,11 @@ def learn_pieces(
         int, typer.Option(min=1, help="Least frequency of a pair when it is merged.")
     ] = 2,
     max_length: Annotated[int, typer.Option(min=1, help="Most characters of a piece.")] = 16,
+    text_field: TextField = None,
+    source_field: SourceField = "source",
+    category_field: CategoryField = "category",
+    lines: Lines = False,
+    max_document_bytes: MaxDocumentBytes = "256M",
     seed: Seed = 0,
     tokenizer_scheme: TokenizerScheme = None,
     overwrite: Overwrite = False,
@@ -71,7 +86,15 @@ def learn_pieces(
     from llmforge.tokenizer.learn import learn_pieces as learn
 
     finished = learn(
-        source, paths(corpus or []), output, num_pieces, *limits, seed, overwrite, tokenizer_scheme
+        source,
+        texts(corpus or []),
+        output,
+        num_pieces,
+        *limits,
+        seed,
+        overwrite,
+        tokenizer_scheme,
+        reading(text_field, source_field, category_field, lines, max_document_bytes),
     )
     metrics = finished.manifest.metrics
     show_finished(

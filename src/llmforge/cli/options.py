@@ -1,15 +1,19 @@
 """Options that commands share, and the command class that reads flags as the ancestor's users write them."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from llmforge.console import show, show_json
 from llmforge.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmforge.corpus import ReadOptions
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that llmforge made before.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
@@ -25,6 +29,39 @@ TokenizerScheme = Annotated[
     str | None,
     typer.Option(
         help="What a file of tiktoken ranks is, where it cannot be told: llama3, glm4, qwen2, o200k_harmony, ..."
+    ),
+]
+TEXTS = "Texts"
+TextField = Annotated[
+    str | None,
+    typer.Option(
+        help="The field of a record's text, such as meta.body. Default: target, else text.",
+        rich_help_panel=TEXTS,
+    ),
+]
+SourceField = Annotated[
+    str,
+    typer.Option(
+        help='The field of text before it that is not trained on; "" is none.', rich_help_panel=TEXTS
+    ),
+]
+CategoryField = Annotated[
+    str,
+    typer.Option(
+        help='The field of the category; a document without it has that of its directory. "" is none.',
+        rich_help_panel=TEXTS,
+    ),
+]
+Lines = Annotated[
+    bool,
+    typer.Option(
+        "--lines", help="A line of .txt and .md is a document, not the file.", rich_help_panel=TEXTS
+    ),
+]
+MaxDocumentBytes = Annotated[
+    str,
+    typer.Option(
+        help="Reject documents, and lines of JSON, that are longer: 256M, 1G.", rich_help_panel=TEXTS
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -110,10 +147,59 @@ def show_finished(finished: Any, as_json: bool, summary: str = "") -> None:
 
 
 def words(values: Sequence[str]) -> list[str]:
-    """The items of options that take several words, comma-separated words, or both."""
-    return [item for value in values for item in value.split(",") if item]
+    """The items of options that take several words, comma-separated words, or both.
+
+    A word is not divided where it is the path of something as a whole, or behind `LABEL=`.
+    """
+    found: list[str] = []
+    for value in values:
+        if value and _is_path(value):
+            found.append(value)
+        else:
+            found += [item for item in value.split(",") if item]
+    return found
+
+
+def _is_path(word: str) -> bool:
+    return any(os.path.lexists(os.path.expanduser(path)) for path in (word, word.partition("=")[2]) if path)
 
 
 def paths(values: Sequence[str]) -> list[Path]:
     """`words` as paths."""
     return [Path(item).expanduser() for item in words(values)]
+
+
+def texts(values: Sequence[str]) -> list[Path]:
+    """`words` as paths of texts; a data set that is named as on the Hugging Face Hub is fetched first."""
+    return [_text(item) for item in words(values)]
+
+
+def _text(word: str) -> Path:
+    path = Path(word).expanduser()
+    if os.path.lexists(path):
+        return path
+    from llmforge.corpus.hub import local_path  # only now: its imports take time
+
+    return local_path(word)
+
+
+def labelled_texts(values: Sequence[str]) -> list[str]:
+    """The same for `[LABEL=]PATH` words."""
+    from llmforge.corpus import labelled
+    from llmforge.corpus.hub import local_path, own_name
+
+    found = []
+    for label, path in labelled(words(values)):
+        local = local_path(str(path))
+        label = label or (own_name(str(path)) if local != path else None)
+        found.append(f"{label}={local}" if label else str(local))
+    return found
+
+
+def reading(
+    text_field: str | None, source_field: str, category_field: str, lines: bool, max_document_bytes: str
+) -> "ReadOptions":
+    """How texts are read, from the options that all commands share which read some."""
+    from llmforge.corpus.options import read_options
+
+    return read_options(text_field, source_field, category_field, lines, max_document_bytes)

@@ -5,7 +5,23 @@ from typing import Annotated
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, Overwrite, Seed, example, paths, show_finished, words
+from llmforge.cli.options import (
+    AsJson,
+    CategoryField,
+    Debug,
+    Lines,
+    MaxDocumentBytes,
+    Overwrite,
+    Seed,
+    SourceField,
+    TextField,
+    example,
+    paths,
+    reading,
+    show_finished,
+    texts,
+    words,
+)
 from llmforge.console import show, show_json
 from llmforge.errors import UsageError
 
@@ -23,7 +39,7 @@ def prepare_data(
     data_input_dirs: Annotated[
         list[str],
         typer.Option(
-            help="Directories or files: .jsonl, .jsonl.gz, .jsonl.zst, .parquet; words, commas or both."
+            help="Files (.jsonl, .json, .parquet, .txt, ...; docs/data.md), directories, or names on the Hub; words, commas or both."
         ),
     ],
     tokenizer_dir: Annotated[Path, typer.Option(help="The tokenizer, or a model with its tokenizer.")],
@@ -43,12 +59,11 @@ def prepare_data(
             help="How documents share rows: best-fit (fewest rows), greedy (in order), concat (one stream)."
         ),
     ] = "best-fit",
-    text_field: Annotated[
-        str | None, typer.Option(help="The field of the text. Default: target, else text.")
-    ] = None,
-    category_field: Annotated[
-        str, typer.Option(help="The field of the category; a document without it has that of its directory.")
-    ] = "category",
+    text_field: TextField = None,
+    source_field: SourceField = "source",
+    category_field: CategoryField = "category",
+    lines: Lines = False,
+    max_document_bytes: MaxDocumentBytes = "256M",
     mix: Annotated[
         list[str],
         typer.Option(
@@ -135,8 +150,9 @@ def prepare_data(
     from llmforge.data import options as read
     from llmforge.data.workers import warm_up_for
 
+    inputs = texts(data_input_dirs)
     if not (ray or dry_run):
-        warm_up_for(paths(data_input_dirs), workers)  # first: it takes as long as the imports below
+        warm_up_for(inputs, workers)  # first: it takes as long as the imports below
     from llmforge import hub
     from llmforge.data.forecast import forecast
     from llmforge.data.jsonl import check_place, write_jsonl
@@ -151,14 +167,14 @@ def prepare_data(
     if merge and shard:
         raise UsageError("--shard makes one part and --merge joins them; give one of them.")
     options = read.PrepareOptions(
-        inputs=paths(data_input_dirs),
+        inputs=inputs,
         tokenizer_dir=hub.local(tokenizer_dir, "tokenizer"),
         output=data_output_dirs or data_arrow_output_dir or Path(),
         flat=data_output_dirs is None,
         max_length=max_length,
         bins=num_spliced_dataset_bins,
         splice=read.parse_choice("--splice", splice, SPLICES),
-        fields=read.Fields(text_field, category_field),
+        reading=reading(text_field, source_field, category_field, lines, max_document_bytes),
         mix=read.parse_mix(words(mix)),
         max_tokens=read.parse_count("--max-tokens", max_tokens),
         holdout=read.parse_share("--holdout", holdout),

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmforge.console import progress
+from llmforge.corpus import Chunk
 from llmforge.data.encoding import Choice
 from llmforge.data.holdout import write_holdout
 from llmforge.data.ledger import Ledger
@@ -18,7 +19,6 @@ from llmforge.data.options import PrepareOptions
 from llmforge.data.planning import BinFiles, category_names, place
 from llmforge.data.selection import HELD_OUT, LEFT_OUT, Selection
 from llmforge.data.shards import Summary, shard_path
-from llmforge.data.sources import Chunk
 from llmforge.data.workers import Run
 from llmforge.data.writing import DATA_FILE, ONLY_MASKED, PartSettings, part_path, write_part
 
@@ -58,7 +58,7 @@ class Assembly:
                         {"line": line, "reason": ONLY_MASKED, "category": names[category], "tokens": tokens},
                     )
         if held_out:
-            write_holdout(self.output / HOLDOUT, self.chunks, self.options.fields, held_out)
+            write_holdout(self.output / HOLDOUT, self.chunks, self.options.reading, held_out)
         fingerprints = {}
         for number, figures in enumerate(parts):
             name = (part_path(self.parts, number) / DATA_FILE).relative_to(self.output).as_posix()

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import tokenizers
 
+from llmforge.corpus import Block
 from llmforge.data.gigatoken_encoder import Framing, GigatokenEncoder, framing_definition
-from llmforge.data.reading import Block
 from llmforge.tokenizer import Tokenizer
 
 DEFINITION, FRAMED, FRAMING = "tokenizer.json", "gigatoken.json", "framing.json"

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from llmforge.corpus import find_chunks, read_blocks
 from llmforge.data.encoding import choose_backend, save_framed, save_reference
 from llmforge.data.options import PrepareOptions
 from llmforge.data.prepare import open_tokenizer
-from llmforge.data.reading import read_blocks
 from llmforge.data.shards import attempt_sample, ids_type, open_encoder
-from llmforge.data.sources import find_chunks
 from llmforge.data.splicing import splice
 from llmforge.data.workers import available_cores
 from llmforge.errors import UserError
@@ -31,18 +30,18 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
     disk.
     """
     tokenizer = open_tokenizer(options.tokenizer_dir)
-    chunks = find_chunks(options.inputs)
+    chunks = find_chunks(options.inputs, options.reading.lines)
     total = sum(chunk.size for chunk in chunks)
     count = min(len(chunks), SAMPLE_CHUNKS)
     lengths, categories, text_bytes, disk_bytes, seconds = [], Counter[str](), 0, 0.0, 0.0
     with tempfile.TemporaryDirectory(prefix="llmforge-") as directory:
         save_framed(tokenizer, Path(directory))
         save_reference(tokenizer, Path(directory))
-        choice = choose_backend(attempt_sample(directory, chunks, options.fields), tokenizer)
+        choice = choose_backend(attempt_sample(directory, chunks, options.reading), tokenizer)
         encoder = open_encoder(directory, choice.backend)  # the same one, where that is gigatoken
         for i in range(count):
             began = time.monotonic()
-            block = next(read_blocks(chunks[i * len(chunks) // count], options.fields), None)
+            block = next(read_blocks(chunks[i * len(chunks) // count], options.reading), None)
             if block is None or not len(block):
                 continue
             sample = block.head(

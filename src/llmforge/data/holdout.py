@@ -10,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from llmforge.data.options import Fields
-from llmforge.data.reading import read_blocks
-from llmforge.data.sources import Chunk
+from llmforge.corpus import Chunk, ReadOptions, read_blocks
 
 LONGEST_NAME = 120
 
 
 def write_holdout(
-    directory: Path, chunks: Sequence[Chunk], fields: Fields, lines: Mapping[int, npt.NDArray[np.uint32]]
+    directory: Path,
+    chunks: Sequence[Chunk],
+    reading: ReadOptions,
+    lines: Mapping[int, npt.NDArray[np.uint32]],
 ) -> None:
     """Reads the chunks of `lines` again (chunk number to the lines of its held-out documents) and
     writes those.
@@ -31,16 +32,16 @@ def write_holdout(
     files: dict[str, IO[str]] = {}
     try:
         for number in sorted(lines):
-            for block in read_blocks(chunks[number], fields):
+            for block in read_blocks(chunks[number], reading):
                 for i in np.flatnonzero(np.isin(block.line, lines[number])).tolist():
                     category = block.category[i].as_py()
                     if category not in files:
                         files[category] = (directory / f"{file_name(category)}.jsonl").open(
                             "w", encoding="utf-8"
                         )
-                    raw, cut = block.text[i].as_py().encode(), int(block.source_bytes[i])
-                    record = {"source": raw[:cut].decode()} if cut else {}
-                    record |= {"target": raw[cut:].decode(), "category": category}
+                    document = block.document(i, chunks[number].name)
+                    record = {"target" if s.trained else "source": s.text for s in document.segments}
+                    record["category"] = category
                     files[category].write(json.dumps(record, ensure_ascii=False) + "\n")
     finally:
         for file in files.values():

@@ -6,25 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmforge.data.sources import default_categories
+from llmforge.corpus import ReadOptions, default_categories
 from llmforge.errors import UsageError
 from llmforge.workspace import fingerprint, fingerprint_json
-
-
-@dataclass(frozen=True)
-class Fields:
-    """The names of the fields: `text` replaces `target` (or `text`) where it is given."""
-
-    text: str | None = None
-    category: str = "category"
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.text,) if self.text else ("target", "text")
-
-    @property
-    def names(self) -> list[str]:
-        return list(dict.fromkeys(["source", *self.texts, self.category]))
 
 
 @dataclass(frozen=True)
@@ -44,7 +28,7 @@ class PrepareOptions:
     max_length: int = 4096
     bins: int = 10
     splice: str = "best-fit"
-    fields: Fields = field(default_factory=Fields)
+    reading: ReadOptions = field(default_factory=ReadOptions)
     mix: dict[str, float] = field(default_factory=dict)
     max_tokens: int = 0
     holdout: float = 0.0
@@ -72,8 +56,11 @@ class PrepareOptions:
             "max_length": self.max_length,
             "num_spliced_dataset_bins": self.bins,
             "splice": self.splice,
-            "text_field": self.fields.text,
-            "category_field": self.fields.category,
+            "text_field": self.reading.text_field,
+            "source_field": self.reading.source_field,
+            "category_field": self.reading.category_field,
+            "lines": self.reading.lines,
+            "max_document_bytes": self.reading.max_document_bytes,
             "mix": self.mix,
             "max_tokens": self.max_tokens,
             "holdout": self.holdout,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from llmforge.console import progress, say, warn
+from llmforge.corpus import Chunk, find_chunks
 from llmforge.data.assemble import Assembly, lines_before, remove
 from llmforge.data.dedup import minhash_library
 from llmforge.data.encoding import Choice, choose_backend, save_framed, save_reference
@@ -32,7 +33,6 @@ from llmforge.data.shards import (
     shard_path,
     start_encoder,
 )
-from llmforge.data.sources import Chunk, find_chunks
 from llmforge.data.workers import LocalRun, RayRun, available_cores, is_small
 from llmforge.errors import InterruptionError, UserError
 from llmforge.tokenizer import Tokenizer, load_unbuilt
@@ -48,7 +48,7 @@ def prepare_data(options: PrepareOptions) -> Finished:
     """Prepares the dataset (or, with `shard`, one part of the way to it); `UserError` for what the user can
     mend.
     """
-    chunks = find_chunks(options.inputs)
+    chunks = find_chunks(options.inputs, options.reading.lines)
     workers = options.workers or (1 if is_small(options.inputs) else available_cores())
     tokenizer = open_tokenizer(options.tokenizer_dir)
     if options.dedup == "near":
@@ -199,7 +199,7 @@ class _Preparation:
         begun, choice = 0, given
         if choice is None:
             self._forget_shards()  # of a run that was killed before it had chosen
-            attempts = run_all(attempt_sample, [(encoder, self.chunks, self.options.fields)])
+            attempts = run_all(attempt_sample, [(encoder, self.chunks, self.options.reading)])
             begun = min(len(chunks), EARLY_SHARDS * self.workers)
             early = self._shards(settings, chunks[:begun], run_all)
             attempt = next(attempts)
@@ -232,7 +232,7 @@ class _Preparation:
             encoder=str(self.encoder),
             backend="gigatoken",
             ids_type=ids_type(self.tokenizer.size),
-            fields=options.fields,
+            reading=options.reading,
             seed=options.seed,
             hashes=bool(options.holdout or options.dedup),
             minhash=options.dedup == "near",

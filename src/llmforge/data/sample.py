@@ -5,24 +5,22 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from llmforge.data.options import Fields
-from llmforge.data.reading import read_blocks
-from llmforge.data.sources import Chunk
+from llmforge.corpus import Chunk, ReadOptions, read_blocks
 
 SAMPLE_CHUNKS, SAMPLE_BYTES, SAMPLE_BLOCK_BYTES = 32, 256 << 10, 64 << 10
 
 
-def sample_texts(chunks: Sequence[Chunk], fields: Fields, size: int = SAMPLE_BYTES) -> list[str]:
+def sample_texts(chunks: Sequence[Chunk], reading: ReadOptions, size: int = SAMPLE_BYTES) -> list[str]:
     """Documents from the beginnings of evenly spaced chunks, some `size` bytes, the same on every machine.
 
-    Of each chunk those that fit into what is left of its share, else the shortest: many documents say more than
-    a long one, which `tokenizers` also takes longer for.
+    Of each chunk those that fit into what is left of its share, else the beginning of the shortest: many documents
+    say more than a long one, for which `tokenizers` needs 130 bytes of memory a byte.
     """
     count = min(len(chunks), SAMPLE_CHUNKS)
     texts: list[str] = []
     for i in range(count):
         left = size // count
-        block = next(read_blocks(chunks[i * len(chunks) // count], fields, SAMPLE_BLOCK_BYTES), None)
+        block = next(read_blocks(chunks[i * len(chunks) // count], reading, SAMPLE_BLOCK_BYTES), None)
         if not block:
             continue
         lengths, taken = np.diff(block.text_offsets).tolist(), []
@@ -30,5 +28,10 @@ def sample_texts(chunks: Sequence[Chunk], fields: Fields, size: int = SAMPLE_BYT
             if length <= left:
                 taken.append(document)
                 left -= length
-        texts += block.text.take(pa.array(taken or [lengths.index(min(lengths))])).to_pylist()
+        if taken:
+            texts += block.text.take(pa.array(taken)).to_pylist()
+        else:
+            shortest = lengths.index(min(lengths))
+            begin = int(block.text_offsets[shortest])
+            texts.append(bytes(block.text_data[begin : begin + left]).decode(errors="ignore"))
     return texts

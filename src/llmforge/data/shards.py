@@ -25,14 +25,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from llmforge.corpus import Block, Chunk, ReadOptions, read_blocks
 from llmforge.data.dedup import signatures
 from llmforge.data.encoding import Attempt, Encoder
-from llmforge.data.options import Fields
 from llmforge.data.quality import Judge, QualitySettings
-from llmforge.data.reading import Block, read_blocks
 from llmforge.data.sample import sample_texts
 from llmforge.data.shuffle import Keys, derived_seed, keys
-from llmforge.data.sources import Chunk
 
 RECORD = np.dtype(
     [
@@ -56,7 +54,7 @@ class ShardSettings:
     encoder: str
     backend: str
     ids_type: str
-    fields: Fields
+    reading: ReadOptions
     seed: int
     hashes: bool = False
     minhash: bool = False
@@ -108,7 +106,7 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
         paths["minhash"].open("wb") as minhash,
         paths["rejected"].open("w", encoding="utf-8") as rejects,
     ):
-        for block in read_blocks(chunk, settings.fields):
+        for block in read_blocks(chunk, settings.reading):
             lines += block.lines
             for one in block.rejected:
                 entry = {"line": one.line, "reason": one.reason, "documents": one.documents}
@@ -205,9 +203,9 @@ def start_encoder(directory: str) -> None:
     open_encoder(directory, "gigatoken")
 
 
-def attempt_sample(directory: str, chunks: Sequence[Chunk], fields: Fields) -> Attempt:
+def attempt_sample(directory: str, chunks: Sequence[Chunk], reading: ReadOptions) -> Attempt:
     """What gigatoken makes of documents from all over `chunks`."""
-    return open_encoder(directory, "gigatoken").attempt(sample_texts(chunks, fields))
+    return open_encoder(directory, "gigatoken").attempt(sample_texts(chunks, reading))
 
 
 @lru_cache(maxsize=1)

@@ -3,11 +3,13 @@
 import gc
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmforge.console import progress
+from llmforge.corpus import ReadOptions, labelled
+from llmforge.corpus.sources import own_label
 from llmforge.errors import UsageError
 from llmforge.evaluate.texts import load_corpora
 from llmforge.hub import title
@@ -30,6 +32,7 @@ class Protocol:
     batch_tokens: int = 2048
     dtype: str = "float32"
     by_category: bool = False
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
 
 def compare(
@@ -40,7 +43,9 @@ def compare(
     `results[model][label]` has `bits_per_byte`, `tokens_per_character` and the counts behind them
     (`llmforge.evaluate.bits.Bits`).
     """
-    corpora = load_corpora(data, protocol.max_documents, protocol.max_characters, protocol.by_category)
+    corpora = load_corpora(
+        data, protocol.max_documents, protocol.max_characters, protocol.by_category, protocol.reading
+    )
     from llmforge.evaluate.bits import measure  # torch, and only once the texts are known to be readable
     from llmforge.evaluate.models import load_model
 
@@ -71,7 +76,7 @@ def compare_to_file(
     """`compare` as a step that writes its table to `output` (.json, .md); the results are its metrics."""
     if output.suffix not in SUFFIXES:
         raise UsageError(f"--output {output}: the name must end in {' or '.join(SUFFIXES)}.")
-    paths = [Path(source.partition("=")[2] or source) for source in data]
+    given = labelled(data)
 
     def build(path: Path) -> Outcome:
         results = compare(models, data, protocol, trust_remote_code)
@@ -79,7 +84,8 @@ def compare_to_file(
         path.write_text(text if path.suffix == ".json" else markdown(results), encoding="utf-8")
         return Outcome(metrics=results)
 
-    labels = [source.partition("=")[0] if "=" in source else Path(source).name for source in data]
+    labels = [label or own_label(path) for label, path in given]
+    paths = [path for _, path in given]
     arguments = {**asdict(protocol), "models": _names(models), "labels": labels}
     return run_step(
         Step("evaluate", output, arguments, [*models, *paths], overwrite=overwrite, single_file=True), build

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from llmforge.corpus import Reader, ReadOptions
 from llmforge.model.rows import Int64, Mixture
-from llmforge.model.texts import batches
 from llmforge.tokenizer import Tokenizer
 
 MAX_CHARACTERS = 100_000_000
 
 
-def align(source: Tokenizer, target: Tokenizer, corpus: Sequence[Path]) -> Mixture:
+def align(source: Tokenizer, target: Tokenizer, corpus: Sequence[Path], reading: ReadOptions) -> Mixture:
     """`align`: a new row is the mean of the old tokens that cover its place in a text, weighted by their frequency.
 
         e(t) = sum_s c(t, s) e(s) / sum_s c(t, s)
@@ -25,7 +25,7 @@ def align(source: Tokenizer, target: Tokenizer, corpus: Sequence[Path]) -> Mixtu
     old_bytes, new_bytes = (_lengths(tokenizer) for tokenizer in (source, target))
     keys = np.empty(0, np.int64)
     counts = np.empty(0, np.int64)
-    for texts in batches(corpus, MAX_CHARACTERS):
+    for texts in Reader(corpus, reading).batches(MAX_CHARACTERS):
         pairs = _overlaps(source, target, texts, old_bytes, new_bytes)
         keys, inverse = np.unique(np.concatenate([keys, pairs]), return_inverse=True)
         counts = np.bincount(inverse, np.concatenate([counts, np.ones(len(pairs), np.int64)])).astype(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from llmforge.corpus import Reader, ReadOptions
 from llmforge.model.floats import Float32
 from llmforge.model.rows import Int64, Mixture
-from llmforge.model.texts import batches
 from llmforge.tokenizer import Tokenizer
 
 MAX_CHARACTERS = 20_000_000
@@ -18,7 +18,9 @@ CANDIDATES = 512
 BLOCK = 512
 
 
-def focus(source: Tokenizer, target: Tokenizer, corpus: Sequence[Path], seed: int) -> Mixture:
+def focus(
+    source: Tokenizer, target: Tokenizer, corpus: Sequence[Path], reading: ReadOptions, seed: int
+) -> Mixture:
     """`focus`: a new row is a convex combination of the old tokens most like it in an auxiliary embedding.
 
         e(t) = sum_s a_s e(s),   a = sparsemax(cos(x(t), x(s)) over the old tokens s)
@@ -30,7 +32,7 @@ def focus(source: Tokenizer, target: Tokenizer, corpus: Sequence[Path], seed: in
     2014): no further dependency, and the same result for the same seed. Reads at most 20 million characters. A token
     that occurs fewer than 3 times gets an empty row.
     """
-    vectors, counts = cooccurrence_embedding(target, corpus, seed)
+    vectors, counts = cooccurrence_embedding(target, corpus, reading, seed)
     frequent = counts >= MIN_COUNT
     old = np.flatnonzero(frequent[: source.size])
     new = np.flatnonzero(frequent[source.size :])
@@ -70,14 +72,16 @@ def sparsemax(scores: Float32) -> tuple[np.ndarray, Float32]:
     return candidates[:support], weights.astype(np.float32)
 
 
-def cooccurrence_embedding(tokenizer: Tokenizer, corpus: Sequence[Path], seed: int) -> tuple[Float32, Int64]:
+def cooccurrence_embedding(
+    tokenizer: Tokenizer, corpus: Sequence[Path], reading: ReadOptions, seed: int
+) -> tuple[Float32, Int64]:
     """(unit vectors float32 [size, 128], occurrences int64 [size]) of the tokens of `tokenizer` in the corpus."""
     import torch
 
     size = tokenizer.size
     counts = np.zeros(size, np.int64)
     keys, together = np.empty(0, np.int64), np.empty(0, np.int64)
-    for texts in batches(corpus, MAX_CHARACTERS):
+    for texts in Reader(corpus, reading).batches(MAX_CHARACTERS):
         ids, offsets = tokenizer.encode(texts)
         counts += np.bincount(ids, minlength=size)
         document = np.repeat(np.arange(len(texts)), np.diff(offsets))

@@ -1,12 +1,14 @@
 """Growing a model to a larger tokenizer: only the embedding and the head are computed with."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from llmforge.console import say, warn
+from llmforge.corpus import ReadOptions
 from llmforge.errors import UsageError, UserError
 from llmforge.model.architecture import (
     VocabularyTensors,
@@ -38,6 +40,7 @@ def grow(
     *,
     corpus: Sequence[Path] = (),
     donor: Path | None = None,
+    reading: ReadOptions | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> Finished:
@@ -50,14 +53,15 @@ def grow(
     step = Step(
         STEP,
         output,
-        arguments=growth.__dict__,
+        arguments={**growth.__dict__, **({"reading": asdict(reading)} if corpus and reading else {})},
         inputs=[source_dir, tokenizer_dir, *corpus, *([donor] if donor else [])],
         overwrite=overwrite,
     )
 
     def build(partial: Path) -> Outcome:
         source, target = load(source_dir), load(tokenizer_dir)
-        return _build(partial, output, Initialiser(growth, source, target, corpus, donor), trust_remote_code)
+        initialiser = Initialiser(growth, source, target, corpus, donor, reading or ReadOptions())
+        return _build(partial, output, initialiser, trust_remote_code)
 
     return run_step(step, build)
 

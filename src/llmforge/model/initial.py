@@ -1,11 +1,12 @@
 """The choice among ways to make new rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from llmforge.console import say
+from llmforge.corpus import ReadOptions
 from llmforge.errors import UsageError
 from llmforge.model.align import align
 from llmforge.model.donor import Donor, orthogonal_matching_pursuit
@@ -72,6 +73,7 @@ class Initialiser:
     target: Tokenizer
     corpus: Sequence[Path]
     donor_path: Path | None
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
         self.fallbacks: dict[str, int] = {}
@@ -118,8 +120,8 @@ class Initialiser:
     @cached_property
     def _learned(self) -> Mixture:
         if self.growth.init == "align":
-            return align(self.source, self.target, self.corpus)
-        return focus(self.source, self.target, self.corpus, self.growth.seed)
+            return align(self.source, self.target, self.corpus, self.reading)
+        return focus(self.source, self.target, self.corpus, self.reading, self.growth.seed)
 
     @cached_property
     def _donor(self) -> Donor:

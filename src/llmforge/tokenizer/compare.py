@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from llmforge.corpus import Reader, ReadOptions
+from llmforge.corpus import labelled as split_labels
+from llmforge.corpus.sources import own_label
 from llmforge.errors import UserError
 from llmforge.hub import name_of, title
-from llmforge.tokenizer import corpus
 from llmforge.tokenizer.load import load
 
 BATCH = 1000
@@ -39,6 +41,7 @@ def compare(
     corpora: Mapping[str, Sequence[Path]],
     max_samples: int | None = None,
     scheme: str | None = None,
+    reading: ReadOptions | None = None,
 ) -> list[Row]:
     """Every tokenizer of `directories` on every label of `corpora`, in that order.
 
@@ -51,12 +54,15 @@ def compare(
     for label, paths in corpora.items():
         samples = characters = raw = 0
         tokens = [0] * len(tokenizers)
-        for texts in _batches(corpus.all_documents(corpus.corpus_files(paths)), max_samples):
+        reader = Reader(paths, reading or ReadOptions())
+        for texts in _batches(chain.from_iterable(reader.texts()), max_samples):
             samples += len(texts)
             characters += sum(map(len, texts))
             raw += sum(len(text.encode()) for text in texts)
             for i, tokenizer in enumerate(tokenizers):
                 tokens[i] += len(tokenizer.encode(texts)[0])
+        if max_samples is not None:
+            reader.finish()
         if not characters:
             raise UserError(f"{', '.join(map(str, paths))}: no text to compare on; check the path.")
         for i, tokenizer in enumerate(tokenizers):
@@ -68,11 +74,8 @@ def compare(
 def labelled(words: Sequence[str]) -> dict[str, list[Path]]:
     """`[LABEL=]PATH` words as paths by label; without a label it is the name of the file or directory."""
     result: dict[str, list[Path]] = {}
-    for word in words:
-        label, equals, path = word.partition("=")
-        if not equals or Path(word).exists():
-            label, path = Path(word).name.split(".")[0] or word, word
-        result.setdefault(label, []).append(Path(path).expanduser())
+    for label, path in split_labels(words):
+        result.setdefault(label or own_label(path), []).append(path)
     return result
 
 

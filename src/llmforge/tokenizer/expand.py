@@ -4,12 +4,13 @@ import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llmforge.corpus import ReadOptions
 from llmforge.errors import UserError
 from llmforge.tokenizer import sentencepiece_model as spm
 from llmforge.tokenizer.closure import Additions, ByList, ByScore, close
@@ -46,6 +47,7 @@ def init_tokenizer(
     verify_corpora: Sequence[Path] = (),
     overwrite: bool = False,
     scheme: str | None = None,
+    reading: ReadOptions | None = None,
 ) -> Finished:
     """Writes the tokenizer directory `target`: `source` and the pieces of `pieces_file`, verified.
 
@@ -55,20 +57,27 @@ def init_tokenizer(
     """
     before = load(source, scheme)
     arguments = {"closure": closure, **({"tokenizer_scheme": scheme} if scheme else {})}
+    if verify_corpora and reading:
+        arguments["reading"] = asdict(reading)
     inputs = [*tokenizer_files(source), pieces_file, *verify_corpora]
     step = Step("init-tokenizer", target, arguments, inputs, overwrite)
-    return run_step(step, lambda path: _build(path, before, pieces_file, closure, verify_corpora))
+    return run_step(step, lambda path: _build(path, before, pieces_file, closure, verify_corpora, reading))
 
 
 def _build(
-    path: Path, before: Tokenizer, pieces_file: Path, closure: bool, verify_corpora: Sequence[Path]
+    path: Path,
+    before: Tokenizer,
+    pieces_file: Path,
+    closure: bool,
+    verify_corpora: Sequence[Path],
+    reading: ReadOptions | None,
 ) -> Outcome:
     expanded = expand(before, pieces_file, closure)
     write_tokenizer(expanded.tokenizer.definition, path)
     after = load(path)
     assert after.fingerprint == expanded.tokenizer.fingerprint, "what was written reads as another tokenizer"
     wanted = [*expanded.cleaned.pieces]
-    gates = verify(before, after, wanted, expanded.additions.unreachable, verify_corpora)
+    gates = verify(before, after, wanted, expanded.additions.unreachable, verify_corpora, reading)
     added = after.size - before.size
     metrics = {
         "pieces": {**expanded.cleaned.counts, "added": added, "closure": len(expanded.additions.closure)},

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llmforge import console
+from llmforge.corpus import Reader, ReadOptions
 from llmforge.errors import UserError
-from llmforge.tokenizer import bytelevel, corpus
+from llmforge.tokenizer import bytelevel
 from llmforge.tokenizer.continued_bpe import TABLE_BITS, Learned, Rules, Words, learn, place
 from llmforge.tokenizer.files import tokenizer_files
 from llmforge.tokenizer.inside import Inside
@@ -34,6 +36,7 @@ def learn_pieces(
     seed: int = 0,
     overwrite: bool = False,
     scheme: str | None = None,
+    reading: ReadOptions | None = None,
 ) -> Finished:
     """Writes `output`, a jsonl of at most `number` new pieces in the order in which they can be merged.
 
@@ -42,7 +45,7 @@ def learn_pieces(
     more than `words.MAX_WORDS` different words, of which the rare ones are sampled.
     `scheme` says what a rank file of the source is where it cannot be told.
     """
-    arguments = {
+    arguments: dict[str, Any] = {
         "num_pieces": number,
         "script": script,
         "min_frequency": min_frequency,
@@ -50,12 +53,24 @@ def learn_pieces(
         "seed": seed,
         **({"tokenizer_scheme": scheme} if scheme else {}),
     }
-    step = Step(
-        "learn-pieces", output, arguments, [*tokenizer_files(source), *corpora], overwrite, single_file=True
-    )
+    if reading:
+        arguments["reading"] = asdict(reading)
+    inputs = [*tokenizer_files(source), *corpora]
+    step = Step("learn-pieces", output, arguments, inputs, overwrite, single_file=True)
     return run_step(
         step,
-        lambda path: _learn(path, source, corpora, number, script, min_frequency, max_length, seed, scheme),
+        lambda path: _learn(
+            path,
+            source,
+            corpora,
+            number,
+            script,
+            min_frequency,
+            max_length,
+            seed,
+            scheme,
+            reading or ReadOptions(),
+        ),
     )
 
 
@@ -69,14 +84,15 @@ def _learn(
     max_length: int,
     seed: int,
     scheme: str | None,
+    reading: ReadOptions,
 ) -> Outcome:
     tokenizer = load(source, scheme)
     inside = Inside(tokenizer)
     cut = cutter(inside, script)
-    files = corpus.corpus_files(corpora)
-    with console.progress("reading", float(sum(f.stat().st_size for f in files)), "bytes") as advance:
-        batches = (texts for file in files for texts in corpus.batches(file, advance))
-        counted, metrics = count_words(batches, cut, seed)
+    reader = Reader(corpora, reading)
+    with console.progress("reading", float(reader.size), "bytes") as advance:
+        counted, metrics = count_words(reader.texts(advance), cut, seed)
+    metrics["ledger"] = reader.account.as_json()
     if not len(counted):
         of_script = f" in the script {script}" if script else ""
         raise UserError(f"{', '.join(map(str, corpora))}: no text{of_script} to learn from.")

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from llmforge import console
+from llmforge.corpus import Reader, ReadOptions, find_chunks
 from llmforge.errors import UserError
-from llmforge.tokenizer import corpus
 from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.load import Tokenizer
 from llmforge.tokenizer.sentencepiece_model import NORMAL
@@ -57,9 +57,10 @@ def verify(
     wanted: Sequence[str],
     left_out: Mapping[str, str],
     corpora: Sequence[Path],
+    reading: ReadOptions | None = None,
 ) -> dict[str, Any]:
     """The figures of all gates; a `UserError` where one that must hold does not."""
-    documents = sample(after, wanted, corpora)
+    documents = sample(after, wanted, corpora, reading)
     ids, offsets = after.encode(documents)
     old_ids, old_offsets = before.encode(documents)
     rows = [ids[a:b] for a, b in pairwise(offsets.tolist())]
@@ -76,7 +77,9 @@ def verify(
     return gates
 
 
-def sample(after: Tokenizer, wanted: Sequence[str], corpora: Sequence[Path]) -> list[str]:
+def sample(
+    after: Tokenizer, wanted: Sequence[str], corpora: Sequence[Path], reading: ReadOptions | None = None
+) -> list[str]:
     """The texts of the gates: the built-in ones, and the corpora's or else the pieces themselves."""
     documents = list(SAMPLE)
     if not corpora:
@@ -85,13 +88,16 @@ def sample(after: Tokenizer, wanted: Sequence[str], corpora: Sequence[Path]) -> 
         texts = [spelled[ids[piece]].decode("utf-8", "ignore") for piece in wanted if piece in ids]
         joined = ["".join(texts[i : i + 50]) for i in range(0, len(texts), 50)]
         return documents + joined + [" ".join(texts[i : i + 50]) for i in range(0, len(texts), 50)]
-    files = corpus.corpus_files(corpora)
+    reading = reading or ReadOptions()
+    files = list(dict.fromkeys(chunk.path for chunk in find_chunks(corpora, reading.lines)))
     for file in files:
         left = SAMPLE_CHARACTERS / len(files)
-        for text in corpus.documents(file):
-            documents.append(text[:DOCUMENT_CHARACTERS])
+        reader = Reader([Path(file)], reading)
+        for document in reader.documents():
+            documents.append(document.text[:DOCUMENT_CHARACTERS])
             left -= len(documents[-1])
             if left <= 0:
+                reader.finish()
                 break
     return documents
 

@@ -1,0 +1,23 @@
+"""Documents: one reader of text for every command (docs/data.md). Never imports torch."""
+
+from llmforge.corpus.block import Block, Rejection
+from llmforge.corpus.document import Document, Place, Segment
+from llmforge.corpus.options import ReadOptions
+from llmforge.corpus.reader import Account, Reader, read_blocks
+from llmforge.corpus.sources import Chunk, default_categories, find_chunks, labelled
+
+__all__ = [
+    "Account",
+    "Block",
+    "Chunk",
+    "Document",
+    "Place",
+    "ReadOptions",
+    "Reader",
+    "Rejection",
+    "Segment",
+    "default_categories",
+    "find_chunks",
+    "labelled",
+    "read_blocks",
+]

@@ -1,0 +1,172 @@
+"""Reading whole inputs, document by document or in batches of texts, with the account of what was read."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llmforge.console import warn
+from llmforge.corpus.block import Block
+from llmforge.corpus.document import Document
+from llmforge.corpus.options import ReadOptions
+from llmforge.corpus.sources import Chunk, find_chunks, printable
+from llmforge.errors import UserError
+
+BLOCK_BYTES, BATCH_CHARACTERS = 8 << 20, 1 << 20
+MAX_REJECTED = 0.01
+# A `source` is taken for the name of a corpus where few short ones stand before many documents.
+NAMES_DOCUMENTS, NAMES_SHARE, NAME_BYTES = 10, 0.2, 40
+
+
+def read_blocks(chunk: Chunk, options: ReadOptions, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """The documents of `chunk` in order, some `block_bytes` of text at a time."""
+    from llmforge.corpus.formats import format_of
+
+    try:
+        yield from format_of(chunk.kind).blocks(chunk, options, block_bytes)
+    except OSError as error:
+        raise UserError(f"{chunk.name} cannot be read ({error.strerror or error}).") from None
+
+
+@dataclass
+class Account:
+    """What became of every document that was read: `rejected` by reason, and `first`, where and why the first was."""
+
+    read: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    first: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """`read`, `used` and `rejected` in documents; a line that is no document counts as one."""
+        lost = self.rejected.total()
+        return {
+            "read": self.read,
+            "used": self.read - lost,
+            "rejected": {"documents": lost, "reasons": dict(self.rejected)},
+        }
+
+
+class Reader:
+    """The documents of `inputs`, in order. What cannot be read is counted in `account`.
+
+    Where all of it was read, or after `finish`, more than `MAX_REJECTED` unusable lines are a `UserError`, and fewer are
+    said. `category` is that of documents that name none, instead of their directory's.
+    """
+
+    def __init__(self, inputs: Sequence[Path], options: ReadOptions, category: str | None = None) -> None:
+        self.inputs, self.options = list(inputs), options
+        self.chunks = find_chunks(self.inputs, options.lines)
+        if category is not None:
+            self.chunks = [replace(chunk, category=category) for chunk in self.chunks]
+        self.size = sum(chunk.size for chunk in self.chunks)
+        self.account = Account()
+        self._names = SourceNames(options)
+
+    def blocks(self) -> Iterator[tuple[Chunk, int, Block]]:
+        """(chunk, lines of its file before it, block) of all that is read."""
+        before: Counter[str] = Counter()
+        for chunk in self.chunks:
+            lines = 0
+            for block in read_blocks(chunk, self.options):
+                self._count(chunk, before[chunk.path], block)
+                lines += block.lines
+                if len(block):
+                    yield chunk, before[chunk.path], block
+            before[chunk.path] += lines
+        self.finish()
+
+    def texts(self, advance: Callable[[float], None] = lambda _: None) -> Iterator[list[str]]:
+        """The texts in lists of some megabytes; `advance` is told the bytes on disk of each."""
+        for _, _, block in self.blocks():
+            advance(float(block.size))
+            yield block.text.to_pylist()
+
+    def batches(self, max_characters: int) -> Iterator[list[str]]:
+        """The texts in lists of about a million characters, `max_characters` in all."""
+        held: list[str] = []
+        size = total = 0
+        for texts in self.texts():
+            for text in texts:
+                held.append(text)
+                size, total = size + len(text), total + len(text)
+                if size >= BATCH_CHARACTERS or total >= max_characters:
+                    yield held
+                    held, size = [], 0
+                if total >= max_characters:
+                    self.finish()
+                    return
+        if held:
+            yield held
+
+    def documents(self) -> Iterator[Document]:
+        """The documents, one by one."""
+        for chunk, before, block in self.blocks():
+            for number in range(len(block)):
+                yield block.document(number, chunk.name, before)
+
+    def finish(self) -> None:
+        """Says, or refuses, what could not be used of what was read so far."""
+        account = self.account
+        where = ", ".join(map(printable, self.inputs))
+        if not account.read:
+            raise UserError(f"{where}: there is no document in there.")
+        lost = account.rejected.total()
+        if lost > MAX_REJECTED * account.read:
+            raise UserError(
+                f"{lost:,} of {account.read:,} documents cannot be used, more than {MAX_REJECTED:.0%}; the first is "
+                f"{account.first}. Mend or remove such lines."
+            )
+        if lost:
+            warn(f"{lost:,} of {account.read:,} documents cannot be used; the first is {account.first}")
+        self._names.say()
+
+    def _count(self, chunk: Chunk, before: int, block: Block) -> None:
+        self.account.read += len(block)
+        for one in block.rejected:
+            self.account.read += one.documents
+            self.account.rejected[one.reason] += one.documents
+            if not self.account.first:
+                line = f", line {before + one.line}" if one.line else ""
+                self.account.first = f"{chunk.name}{line}: {one.reason}"
+        self._names.see(block)
+
+
+class SourceNames:
+    """Whether `source` looks like the name of where documents come from, rather than text before them."""
+
+    def __init__(self, options: ReadOptions) -> None:
+        self.field = options.source_field
+        self.documents = 0
+        self.values: Counter[str] = Counter()
+        self.plain = True  # so far every source was short
+
+    def see(self, block: Block) -> None:
+        """Looks at the first documents of a block."""
+        if not self.plain or self.documents > 1000:
+            return
+        for number in block.source_bytes.nonzero()[0][:200].tolist():
+            if block.source_bytes[number] > NAME_BYTES:
+                self.plain = False
+                return
+            self.documents += 1
+            self.values[block.source(number)] += 1
+
+    def remark(self) -> str:
+        """The sentence, or "" where nothing is odd."""
+        if not self.plain or self.documents < NAMES_DOCUMENTS:
+            return ""
+        if len(self.values) > max(1, NAMES_SHARE * self.documents):
+            return ""
+        name = self.values.most_common(1)[0][0]
+        return (
+            f"'{self.field}' has {len(self.values):,} different values in {self.documents:,} documents, such as '{name}': it "
+            "looks like the name of where a document comes from, and it stands before the text of every one; if so, "
+            'give --source-field "".'
+        )
+
+    def say(self) -> None:
+        """Says `remark`, once."""
+        if remark := self.remark():
+            warn(remark)
+            self.plain = False

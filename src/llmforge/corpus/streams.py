@@ -1,0 +1,163 @@
+"""The bytes of a file, decompressed where it is compressed, and its whole lines; memory is bounded whatever it holds."""
+
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import zstandard
+
+from llmforge.corpus.block import Rejection
+from llmforge.corpus.sources import Chunk
+from llmforge.errors import UserError
+
+COMPRESSIONS = (".gz", ".zst")
+# Four bytes of zstd can stand for 128 KiB, so that this many can stand for 256 MiB; of gzip for 8.
+PIECE_BYTES = 8 << 10
+# Text shrinks to a third or a tenth. What grows more than this, beyond the first of these bytes, was made to.
+LARGEST_RATIO, UNCHECKED_BYTES = 200, 64 << 20
+LARGEST_WINDOW = 128 << 20
+SKIPPED_AT_ONCE = 8 << 20
+DAMAGE = (EOFError, zlib.error, zstandard.ZstdError)
+
+
+@contextmanager
+def open_chunk(chunk: Chunk) -> Iterator[tuple[IO[bytes], Any]]:
+    """The file of a chunk, whose position tells how much was read on disk, and the stream of its bytes.
+
+    `UserError` where the file begins as UTF-16 does.
+    """
+    with open(chunk.path, "rb") as file:
+        stream: Any = file
+        if chunk.compression:
+            stream = io.BufferedReader(_Decompressed(file, chunk), 1 << 20)
+        if not chunk.start:
+            try:
+                head = stream.peek(64)[:64]
+            except DAMAGE:
+                head = b""  # whoever reads it meets the same error, and counts it
+            # Text in UTF-16 has a zero byte in its first line end or letter; a few stray bytes have none.
+            if head.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in head:
+                raise UserError(f"{chunk.name} is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8).")
+        yield file, stream
+
+
+class _Decompressed(io.RawIOBase):
+    """A gzip or zstd file, of any number of members or frames; `EOFError` where the last one is cut off."""
+
+    def __init__(self, file: IO[bytes], chunk: Chunk) -> None:
+        self.file, self.chunk = file, chunk
+        self.decoder: Any = None
+        self.compressed = self.plain = b""
+        self.read_bytes = self.made_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.plain:
+            if not self.compressed:
+                self.compressed = self.file.read(PIECE_BYTES)
+                self.read_bytes += len(self.compressed)
+            if not self.compressed:
+                if self.decoder is not None:
+                    raise EOFError("the end is missing")
+                return 0
+            if self.decoder is None and self.chunk.compression == ".gz" and self.read_bytes:
+                self.compressed = self.compressed.lstrip(b"\0") if self.made_bytes else self.compressed
+                if not self.compressed:
+                    continue  # gzip allows zeros behind its last member
+            self.decoder = self.decoder or self._new_decoder()
+            self.plain = self.decoder.decompress(self.compressed)
+            self.compressed = b""
+            self.made_bytes += len(self.plain)
+            if self.decoder.eof:
+                self.compressed, self.decoder = self.decoder.unused_data, None
+            if self.made_bytes > max(UNCHECKED_BYTES, LARGEST_RATIO * self.read_bytes):
+                raise UserError(
+                    f"{self.chunk.name}: {self.read_bytes:,} bytes of it expand to more than {LARGEST_RATIO} times as "
+                    "many, as a decompression bomb does; if it is a text, decompress it first."
+                )
+        size = min(len(buffer), len(self.plain))
+        buffer[:size], self.plain = self.plain[:size], self.plain[size:]
+        return size
+
+    def _new_decoder(self) -> Any:
+        if self.chunk.compression == ".gz":
+            return zlib.decompressobj(wbits=31)
+        return zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
+
+
+def read(stream: Any, size: int) -> tuple[bytes, str]:
+    """Up to `size` bytes, fewer at the end of the file; with them what is wrong with the file there, if
+    anything.
+
+    `read1` hands over what was decompressed before the damage; `read` would throw it away.
+    """
+    parts, got = [], 0
+    try:
+        while got < size and (part := stream.read1(size - got)):
+            parts.append(part)
+            got += len(part)
+    except DAMAGE as error:
+        return b"".join(parts), f"the compressed file is damaged or cut off ({str(error).rstrip('.')})"
+    return b"".join(parts), ""
+
+
+def line_blocks(
+    chunk: Chunk, block_bytes: int, longest: int, too_long: str
+) -> Iterator[tuple[bytes | Rejection, int]]:
+    """Blocks of whole lines, or a `Rejection` (line 1: one line, 0: the rest of the file) where something is
+    lost; a line of more than `longest` bytes is, for the reason `too_long`.
+
+    With each, how many bytes of the chunk were read so far, on disk.
+    """
+    with open_chunk(chunk) as (file, stream):
+        # How many bytes of this chunk are still unread, where it is part of a plain file.
+        left = None if chunk.compression else chunk.stop - chunk.start
+        if left is not None and chunk.start:
+            stream.seek(chunk.start - 1)
+            left -= _skip_line(stream) - 1  # a line that began before belongs to the chunk before
+        held: list[bytes] = []
+        size = 0
+        while left is None or left > 0:
+            data, damage = read(stream, block_bytes if left is None else min(block_bytes, left))
+            if left is not None:
+                left -= len(data)
+                if left <= 0 and not data.endswith(b"\n"):
+                    data += stream.readline(longest + 1)
+            position = file.tell() - chunk.start
+            end = data.rfind(b"\n") + 1
+            held.append(data[:end] if end else data)
+            size += len(data)
+            if end:
+                yield b"".join(held), position
+                held, size = [data[end:]], len(data) - end
+            if damage:  # what follows the last newline is not a whole line
+                yield Rejection(0, damage), position
+                return
+            if not data:
+                break
+            if size > longest:
+                held, size = [], 0
+                skipped = _skip_line(stream)
+                left = None if left is None else left - skipped
+                yield Rejection(1, f"the line is {too_long}"), position
+        if size:
+            yield b"".join(held), position
+
+
+def _skip_line(stream: Any) -> int:
+    """Reads past the next newline; how many bytes that were. A damaged file ends there: its next reader meets the
+    damage again.
+    """
+    skipped = 0
+    try:
+        while part := stream.readline(SKIPPED_AT_ONCE):
+            skipped += len(part)
+            if part.endswith(b"\n"):
+                break
+    except DAMAGE:
+        pass
+    return skipped
