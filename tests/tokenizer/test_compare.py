@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llmforge.corpus import ReadOptions
 from llmforge.errors import UserError
 from llmforge.tokenizer import load
 from llmforge.tokenizer.compare import compare, labelled, short_names
@@ -22,7 +23,7 @@ def corpora(tmp_path: Path) -> dict[str, list[Path]]:
 
 
 def test_figures(byte_level: Path, sentencepiece_bpe: Path, corpora: dict[str, list[Path]]) -> None:
-    rows = compare([byte_level, sentencepiece_bpe], corpora)
+    rows = compare([byte_level, sentencepiece_bpe], corpora, reading=ReadOptions(lines=True))
     assert [(row.tokenizer, row.label) for row in rows] == [
         (name, label) for name in ("bytes", "bpe") for label in ("en", "zh")
     ]

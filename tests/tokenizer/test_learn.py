@@ -78,11 +78,13 @@ def test_script_length_and_frequency(byte_level: Path, tmp_path: Path) -> None:
 
 
 def test_compressed_text_and_source_are_read(byte_level: Path, tmp_path: Path) -> None:
-    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+    texts = tmp_path / "in"
+    texts.mkdir()
+    with gzip.open(texts / "a.jsonl.gz", "wt") as file:
         file.write(json.dumps({"source": "问", "target": "答答"}) + "\n")
-    (tmp_path / "b.txt").write_text("问答\n")
-    (tmp_path / "c.jsonl").write_text(json.dumps({"text": "问答"}) + "\n")
-    finished = learn_pieces(byte_level, [tmp_path], tmp_path / "out" / "pieces.jsonl", 10, min_frequency=2)
+    (texts / "b.txt").write_text("问答\n")
+    (texts / "c.jsonl").write_text(json.dumps({"text": "问答"}) + "\n")
+    finished = learn_pieces(byte_level, [texts], tmp_path / "out" / "pieces.jsonl", 10, min_frequency=2)
     assert finished.manifest.metrics["documents"] == 3
     assert {"piece": "问答", "frequency": 3} in read(finished.output)
 
