@@ -19,7 +19,7 @@ BLOCK = 512
 
 
 def focus(
-    source: Tokenizer, target: Tokenizer, corpus: Sequence[Path], reading: ReadOptions, seed: int
+    source: Tokenizer, target: Tokenizer, corpus: Sequence[Path], seed: int, reading: ReadOptions = ReadOptions()
 ) -> Mixture:
     """`focus`: a new row is a convex combination of the old tokens most like it in an auxiliary embedding.
 
@@ -32,7 +32,7 @@ def focus(
     2014): no further dependency, and the same result for the same seed. Reads at most 20 million characters. A token
     that occurs fewer than 3 times gets an empty row.
     """
-    vectors, counts = cooccurrence_embedding(target, corpus, reading, seed)
+    vectors, counts = cooccurrence_embedding(target, corpus, seed, reading)
     frequent = counts >= MIN_COUNT
     old = np.flatnonzero(frequent[: source.size])
     new = np.flatnonzero(frequent[source.size :])
@@ -73,7 +73,7 @@ def sparsemax(scores: Float32) -> tuple[np.ndarray, Float32]:
 
 
 def cooccurrence_embedding(
-    tokenizer: Tokenizer, corpus: Sequence[Path], reading: ReadOptions, seed: int
+    tokenizer: Tokenizer, corpus: Sequence[Path], seed: int, reading: ReadOptions = ReadOptions()
 ) -> tuple[Float32, Int64]:
     """(unit vectors float32 [size, 128], occurrences int64 [size]) of the tokens of `tokenizer` in the corpus."""
     import torch

@@ -121,7 +121,7 @@ class Initialiser:
     def _learned(self) -> Mixture:
         if self.growth.init == "align":
             return align(self.source, self.target, self.corpus, self.reading)
-        return focus(self.source, self.target, self.corpus, self.reading, self.growth.seed)
+        return focus(self.source, self.target, self.corpus, self.growth.seed, self.reading)
 
     @cached_property
     def _donor(self) -> Donor:
