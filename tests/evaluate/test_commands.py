@@ -55,11 +55,11 @@ def test_documents_and_characters_can_be_limited(llmforge, tiny_model, tmp_path)
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2: not JSON"),
-        ("a.jsonl", b'{"text": 1}\n', 'a.jsonl, line 1: needs an object with a string "target" or "text"'),
-        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl, line 1: not UTF-8"),
-        ("a.jsonl", b"\n", "there is no document with text in it"),
-        ("a.csv", b"a", "is not a .jsonl or .txt file"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2: broken JSON"),
+        ("a.jsonl", b'{"text": 1}\n', "a.jsonl, line 1: 'text' is not text"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl, line 1: invalid UTF-8"),
+        ("a.jsonl", b"\n", "there is no document in there"),
+        ("a.csv", b"a", "is not a file that can be read here"),
     ],
 )
 def test_wrong_data_is_named(llmforge, tiny_model, tmp_path, name, content, sentence):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmforge.corpus import ReadOptions
 from llmforge.errors import UsageError, UserError
 from llmforge.model.align import align
 from llmforge.model.donor import pursue
@@ -83,9 +84,9 @@ def test_focus_finds_tokens_that_are_used_alike(
     file = tmp_path / "alike.txt"
     file.write_text("\n".join(lines))
     assert new in target.encode(lines)[0]
-    vectors, counts = cooccurrence_embedding(target, [file], 0)
+    vectors, counts = cooccurrence_embedding(target, [file], 0, ReadOptions(lines=True))
     assert counts[new] > 50
-    mixture = focus(source, target, [file], 0)
+    mixture = focus(source, target, [file], 0, ReadOptions(lines=True))
     window = slice(mixture.offsets[new - OLD_SIZE], mixture.offsets[new - OLD_SIZE + 1])
     assert mixture.weights[window].sum() == pytest.approx(1, abs=1e-4)
     assert mixture.ids[window][mixture.weights[window].argmax()] == old
@@ -173,7 +174,7 @@ def test_broken_corpora(
         grow(tiny_model(), new_tokenizer, tmp_path / "grown", Growth(init="align"), corpus=[file])
     assert not (tmp_path / "grown").exists()
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(UserError, match="no text"):
+    with pytest.raises(UserError, match="there is no document"):
         grow(
             tmp_path / "source",
             new_tokenizer,

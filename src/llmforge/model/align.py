@@ -12,7 +12,9 @@ from llmforge.tokenizer import Tokenizer
 MAX_CHARACTERS = 100_000_000
 
 
-def align(source: Tokenizer, target: Tokenizer, corpus: Sequence[Path], reading: ReadOptions = ReadOptions()) -> Mixture:
+def align(
+    source: Tokenizer, target: Tokenizer, corpus: Sequence[Path], reading: ReadOptions = ReadOptions()
+) -> Mixture:
     """`align`: a new row is the mean of the old tokens that cover its place in a text, weighted by their frequency.
 
         e(t) = sum_s c(t, s) e(s) / sum_s c(t, s)

@@ -19,7 +19,11 @@ BLOCK = 512
 
 
 def focus(
-    source: Tokenizer, target: Tokenizer, corpus: Sequence[Path], seed: int, reading: ReadOptions = ReadOptions()
+    source: Tokenizer,
+    target: Tokenizer,
+    corpus: Sequence[Path],
+    seed: int,
+    reading: ReadOptions = ReadOptions(),
 ) -> Mixture:
     """`focus`: a new row is a convex combination of the old tokens most like it in an auxiliary embedding.
 
