@@ -330,7 +330,7 @@ class Trial:
         equal(torch.tensor(done.gradient_norm), norm, "gradient norm")
 
     def resume(self) -> None:
-        from llmforge.train.checkpoint import finish_model
+        from llmforge.train.checkpoint import finish_model, hold_files
 
         whole = self._engine(self.grown)
         whole.train_step([packed()], 1e-3, lambda *_: True)
@@ -341,7 +341,9 @@ class Trial:
         snapshot.write_model(self.trained)
         snapshot.write_state(state)
         manifest = json.loads((self.grown / "llmforge.json").read_text())["outputs"]
-        finish_model(self.trained, self.grown, {key: manifest[key] for key in ("vocabulary", "tokenizer")})
+        finish_model(
+            self.trained, hold_files(self.grown), {key: manifest[key] for key in ("vocabulary", "tokenizer")}
+        )
         again = self._engine(self.trained)
         again.load_state(state)
         again.restore(whole.state())
