@@ -83,7 +83,11 @@ def read_command(command: list[str]) -> tuple[TrainConfig, list[Path]]:
             f'"{command[0]}" cannot be launched on hosts; only train can: launch ... -- train ...'
         )
     context = load_command("train").make_context("llmforge launch -- train", command[1:])
-    flags = {name: value for name, value in context.params.items() if name not in ("as_json", "debug")}
+    flags = {
+        name: value
+        for name, value in context.params.items()
+        if name not in ("as_json", "stopped_exit_code", "debug")
+    }
     config = read_flags(**flags)
     checkpoint = config.load_checkpoint if config.load_checkpoint != "latest" else None
     from llmforge import hub

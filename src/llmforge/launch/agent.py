@@ -11,6 +11,7 @@ Everything that the command starts carries LLMFORGE_JOB in its environment, by w
 """
 
 import contextlib
+import ctypes
 import fcntl
 import glob
 import json
@@ -28,6 +29,7 @@ from typing import Any
 LOST_SECONDS = 30.0
 TERM_SECONDS = 3.0
 SIOCGIFADDR = 0x8915
+PR_SET_PDEATHSIG = 1
 NOTHING = b"\n"
 
 
@@ -121,7 +123,9 @@ def interface_to(master: str) -> str | None:
 def run(words: list[str], job: str) -> int:
     """Runs `words` until it ends or is ended; its exit code as a shell gives it."""
     child = subprocess.Popen(
-        [word.encode("utf-8", "surrogateescape") for word in words], stdin=subprocess.DEVNULL
+        [word.encode("utf-8", "surrogateescape") for word in words],
+        stdin=subprocess.DEVNULL,
+        preexec_fn=end_with_parent,  # where this agent is killed, torchrun ends, and with it its workers
     )
     orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     signal.signal(signal.SIGTERM, lambda *_: orders.put(b"stop\n"))
@@ -144,6 +148,11 @@ def run(words: list[str], job: str) -> int:
     sweep(job)
     code = child.wait()
     return code if code >= 0 else 128 - code
+
+
+def end_with_parent() -> None:
+    """Lets the kernel kill this process when its parent ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def listen(orders: queue.SimpleQueue[bytes]) -> None:
