@@ -2,7 +2,12 @@
 
 import ast
 import json
+import os
+import pty
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -263,3 +268,110 @@ def test_trust_remote_code_is_always_passed() -> None:
                 assert value is not None, f"{where} leaves trust_remote_code to transformers"
                 assert not (isinstance(value, ast.Constant) and value.value is not False), where
     assert calls >= 8
+
+
+HOSTILE = "import pathlib\npathlib.Path({mark!r}).touch()\nraise SystemExit('ran')\n"
+
+
+@pytest.fixture(scope="module")
+def hostile_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that can be read only by running its own code, which leaves the file `ran` beside it."""
+    model = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("hostile") / "model"))
+    auto = {
+        "AutoConfig": "code.Config",
+        "AutoModelForCausalLM": "code.Model",
+        "AutoTokenizer": ["code.Tokenizer", "code.Tokenizer"],
+    }
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((model / name).read_text())
+        content["auto_map"] = auto
+        if name == "config.json":
+            content["model_type"] = "hostile"
+        (model / name).write_text(json.dumps(content))
+    (model / "code.py").write_text(HOSTILE.format(mark=str(model.parent / "ran")))
+    (model / "custom_generate").mkdir()
+    shutil.copy(model / "code.py", model / "custom_generate" / "generate.py")
+    return model
+
+
+def on_a_terminal(*words: object, timeout: float = 120) -> tuple[int, str]:
+    """(exit code, what was printed) of the command on a pseudo-terminal where someone answers `y` to everything."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmforge", *map(str, words)],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        close_fds=True,
+    )
+    os.close(slave)
+    os.write(master, b"y\n" * 20)
+    printed = b""
+    while True:
+        try:
+            some = os.read(master, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not some:
+            break
+        printed += some
+    os.close(master)
+    return process.wait(timeout), printed.decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "generate",
+        pytest.param("evaluate", marks=pytest.mark.slow),
+        "init-model",
+        pytest.param("export", marks=pytest.mark.slow),
+        pytest.param("export --verify", marks=pytest.mark.slow),
+        pytest.param("train", marks=pytest.mark.slow),
+        pytest.param("plan", marks=pytest.mark.slow),
+        pytest.param("prepare-data", marks=pytest.mark.slow),
+        pytest.param("compare-tokenizers", marks=pytest.mark.slow),
+    ],
+)
+def test_code_beside_a_model_never_runs(
+    command: str, hostile_model: Path, tiny_tokenizer: Path, tmp_path: Path, llmforge: Callable[..., Any]
+) -> None:
+    text = tmp_path / "text.jsonl"
+    line = {"source": "", "target": "the cat sat on the mat", "text": "the cat", "category": "a"}
+    text.write_text(json.dumps(line) + "\n")
+    out = tmp_path / "out"
+    words: dict[str, tuple[object, ...]] = {
+        "generate": ("--model", hostile_model, "--prompt", "the"),
+        "evaluate": ("--model", hostile_model, "--data", f"t={text}"),
+        "init-model": (
+            *("--source-model-and-tokenizer-path", hostile_model),
+            *("--target-tokenizer-path", tiny_tokenizer, "--target-model-path", out),
+        ),
+        "export": ("--checkpoint", hostile_model, "--output-dir", out),
+        "export --verify": ("--checkpoint", hostile_model, "--output-dir", out),
+        "prepare-data": (
+            *("--data-input-dirs", text, "--tokenizer-dir", hostile_model),
+            *("--data-output-dir", out, "--max-length", 16),
+        ),
+        "compare-tokenizers": ("--tokenizer", hostile_model, "--data", f"t={text}"),
+    }
+    if command in ("train", "plan"):
+        data = tmp_path / "data"
+        llmforge(
+            *("prepare-data", "--data-input-dirs", text, "--tokenizer-dir", tiny_tokenizer),
+            *("--data-output-dir", data, "--max-length", 16),
+        )
+        words[command] = ("--pretrained", hostile_model, "--dataset", data)
+        words["train"] = (*words[command], "--save-dir", out)
+    code, printed = on_a_terminal(*command.split(), *words[command])
+    assert not (hostile_model.parent / "ran").exists(), printed
+    assert "Do you wish to run" not in printed
+    assert "Traceback" not in printed
+    said = " ".join(printed.split())
+    if command in ("generate", "evaluate", "export --verify", "train", "plan"):
+        assert code == 1, printed
+        assert "lies beside it" in said
+    if command in ("init-model", "export"):
+        assert code == 0, printed
+        assert "lies beside it" in said
+        assert (out / "code.py").read_bytes() == (hostile_model / "code.py").read_bytes()
