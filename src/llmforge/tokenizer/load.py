@@ -158,7 +158,9 @@ def folding_normalizer(tokenizer: Tokenizer) -> Any:
     folding = [s for s in _steps(tokenizer.definition.json["normalizer"]) if s["type"] not in spacing]
     if not folding:
         return None
-    bare = {**bare_json(tokenizer), "normalizer": {"type": "Sequence", "normalizers": folding}}
+    model = {"type": "BPE", "vocab": {}, "merges": []}  # the real one takes a second to build
+    normalizer = {"type": "Sequence", "normalizers": folding}
+    bare = {**bare_json(tokenizer), "normalizer": normalizer, "model": model}
     return backend_of(bare, tokenizer.directory).normalizer
 
 
