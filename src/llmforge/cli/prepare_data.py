@@ -59,6 +59,14 @@ def prepare_data(
             help="How documents share rows: best-fit (fewest rows), greedy (in order), concat (one stream)."
         ),
     ] = "best-fit",
+    documents_per_row: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1,
+            help="1: a row is one document or a part of one, as models with state between positions need; 0: no limit.",
+        ),
+    ] = 0,
     text_field: TextField = None,
     source_field: SourceField = "source",
     category_field: CategoryField = "category",
@@ -158,7 +166,7 @@ def prepare_data(
     from llmforge.data.jsonl import check_place, write_jsonl
     from llmforge.data.prepare import prepare_data
     from llmforge.data.report import forecast_text, summary_text
-    from llmforge.data.splicing import SPLICES
+    from llmforge.data.splicing import ONE, SPLICES
 
     if (data_output_dirs is None) == (data_arrow_output_dir is None):
         raise UsageError(
@@ -166,6 +174,11 @@ def prepare_data(
         )
     if merge and shard:
         raise UsageError("--shard makes one part and --merge joins them; give one of them.")
+    splice = read.parse_choice("--splice", splice, SPLICES)
+    if documents_per_row and splice != SPLICES[0]:
+        raise UsageError(
+            f"--splice {splice} joins documents in rows, and --documents-per-row 1 does not; give one."
+        )
     options = read.PrepareOptions(
         inputs=inputs,
         tokenizer_dir=hub.local(tokenizer_dir, "tokenizer"),
@@ -173,7 +186,7 @@ def prepare_data(
         flat=data_output_dirs is None,
         max_length=max_length,
         bins=num_spliced_dataset_bins,
-        splice=read.parse_choice("--splice", splice, SPLICES),
+        splice=ONE if documents_per_row else splice,
         reading=reading(text_field, source_field, category_field, lines, max_document_bytes),
         mix=read.parse_mix(words(mix)),
         max_tokens=read.parse_count("--max-tokens", max_tokens),

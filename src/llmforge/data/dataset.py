@@ -47,7 +47,7 @@ class PackedDataset:
 
     `directories`: outputs of prepare-data, their `arrow` directories, or single parts. `rows` is their
     number, `tokens` all of their tokens, `valid_tokens` those that a loss is taken over (unmasked, and not
-    the first of their piece), `bytes` the UTF-8 bytes of unmasked text. Raises `UserError` for what is no
+    the first of their piece), `bytes` the UTF-8 bytes of unmasked text, `documents_per_row` the most that a row has. Raises `UserError` for what is no
     dataset, and for datasets of different tokenizers. `max_length` is the largest of theirs.
     """
 
@@ -77,6 +77,11 @@ class PackedDataset:
             self._batches += batches
             self._bucket_rows.append(sum(len(batch) for batch in batches))
         self._length = sum(self._bucket_rows)
+        # As the rows have it, whatever the manifest says.
+        self.documents_per_row = max(
+            (int(np.diff(batch.offsets["seq_lengths"]).max()) for batch in self._batches if len(batch)),
+            default=0,
+        )
         self._ends = np.cumsum([len(batch) for batch in self._batches], dtype=np.int64)
 
     def __len__(self) -> int:

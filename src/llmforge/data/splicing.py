@@ -3,8 +3,9 @@
     best-fit   pieces by falling length, each into the fullest row that still has room (arXiv:2404.10830);
     fewest rows greedy     in order; a piece that does not fit closes the row
     concat     one stream cut every `max_length` tokens; every row full, documents cut wherever a row ends
+    one        every piece is a row, for models that cannot keep documents of a row apart
 
-best-fit and greedy cut only the documents that are longer than a row.
+best-fit, greedy and one cut only the documents that are longer than a row.
 """
 
 from bisect import bisect_left, insort
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 SPLICES = ("best-fit", "greedy", "concat")
+ONE = "one"  # --documents-per-row 1
 Int64 = npt.NDArray[np.int64]
 
 
@@ -37,6 +39,8 @@ def splice(lengths: Int64, max_length: int, kind: str) -> Rows:
     if kind == "concat":
         return _concat(lengths, max_length)
     document, start, length = cut(lengths, max_length)
+    if kind == ONE:
+        return Rows(document, start, length, np.arange(1, len(length) + 1))
     row = _best_fit(length, max_length) if kind == "best-fit" else _greedy(length, max_length)
     order = np.argsort(row, kind="stable")
     counts = np.bincount(row, minlength=0)

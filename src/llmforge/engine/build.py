@@ -8,9 +8,10 @@ from typing import Any, cast
 import torch
 
 from llmforge.console import say
-from llmforge.engine import attention
+from llmforge.engine import attention, packing
 from llmforge.engine.colossal import rules
 from llmforge.engine.memory import free_memory
+from llmforge.engine.model import find_way
 from llmforge.engine.protocol import Engine, World
 from llmforge.engine.settings import PRECISIONS, Settings
 from llmforge.engine.trainable import parse
@@ -98,9 +99,18 @@ def engine_family(plugin: str) -> str:
 
 
 def build_engine(
-    config: Any, model: Path, vocabulary: Any, groups: int, device: torch.device, world: World
+    config: Any,
+    model: Path,
+    vocabulary: Any,
+    groups: int,
+    device: torch.device,
+    world: World,
+    length: int,
+    documents_per_row: int,
 ) -> Engine:
-    """The engine of `config` (a `TrainConfig`), with the weights of the model directory `model`."""
+    """The engine of `config` (a `TrainConfig`), with the weights of the model directory `model`, for rows of `length`
+    tokens and at most `documents_per_row` documents.
+    """
     from llmforge.engine.native import NativeEngine
     from llmforge.engine.native.parallel import DDPEngine, FSDPEngine
 
@@ -130,12 +140,15 @@ def build_engine(
         noise=config.neft_alpha if config.use_neft else 0.0,
         device=str(device),
     )
+    plugin = config.plugin
+    if not colossal:
+        parameters = count_parameters(model)
+        plugin = choose_plugin(plugin, world, device, parameters, lora=config.trainable == "lora")
+    kernel = attention.NAMES[attention.choose(device, PRECISIONS[precision], settings.attention)]
+    packing.check_rows(find_way(model, kernel), plugin, length, documents_per_row, tell=world.is_main)
     if colossal:
         from llmforge.engine.colossal.build import build
 
         return cast(Engine, build(config, settings, world))
     engines = {"native": NativeEngine, "ddp": DDPEngine, "fsdp": FSDPEngine}
-    plugin = choose_plugin(
-        config.plugin, world, device, count_parameters(model), lora=config.trainable == "lora"
-    )
     return cast(Engine, engines[plugin](settings, world))

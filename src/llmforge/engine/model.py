@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from llmforge.engine import attention
+from llmforge.engine import attention, attention_check, packing
 from llmforge.engine.head import chunked_cross_entropy
 from llmforge.engine.protocol import MicroBatch
 from llmforge.errors import UserError
@@ -20,15 +20,32 @@ from llmforge.model.config import load_config, read_config, refuse_own_code
 
 def load_model(directory: Path, attention_name: str, dtype: torch.dtype = torch.float32) -> Any:
     """The causal model of a Hugging Face directory, in `dtype` on the CPU. No code of the directory is run."""
-    return _make(directory, attention_name, dtype, "from_pretrained")
+    way = find_way(directory, attention_name)
+    model = _make(directory, way.name, dtype, "from_pretrained")
+    packing.install(model, way)
+    return model
 
 
 def empty_model(directory: Path, attention_name: str) -> Any:
     """The same in float32 without weights: its parameters are on the meta device. Buffers, which are computed
     rather than loaded, have their values.
     """
+    way = find_way(directory, attention_name)
     with parameters_on_meta():
-        return _make(directory, attention_name, torch.float32, "from_config")
+        model = _make(directory, way.name, torch.float32, "from_config")
+    packing.install(model, way)
+    return model
+
+
+def find_way(directory: Path, attention_name: str) -> packing.Way:
+    """How rows with several documents are computed, which is compared with transformers before any weight is read."""
+    attention.register()
+    check_supported(read_config(directory), directory)
+    try:
+        config = load_config(directory)
+    except (OSError, ValueError, KeyError):
+        return packing.Way(attention_name)  # what is wrong with the directory is said where it is loaded
+    return attention_check.find_way(config, attention_name)
 
 
 @contextmanager
@@ -104,7 +121,7 @@ class CausalLoss(torch.nn.Module):
             input_ids=batch.input_ids,
             position_ids=batch.positions,
             use_cache=False,
-            documents=attention.Documents(batch.lengths, batch.input_ids.device),
+            documents=attention.Documents(batch.lengths, batch.input_ids.device, batch.padded),
         ).last_hidden_state
         return self.head(hidden.flatten(0, 1), batch.targets.flatten())
 

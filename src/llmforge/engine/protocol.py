@@ -22,8 +22,8 @@ class MicroBatch:
     `targets[i, j]` is the token that position j predicts, `IGNORED` where there is nothing to learn: padding,
     tokens of `source`, and (unless documents see each other) the last token of every document. `positions`
     restart with every document. `groups[i, j]` numbers the group to which the loss of position j is reported.
-    `lengths[i]` are the lengths of the documents of row i, padding included as a last one; they sum to
-    `length`.
+    `lengths[i]` are the lengths of the documents of row i, padding included as a last one where `padded[i]`; they
+    sum to `length`.
     """
 
     input_ids: torch.Tensor
@@ -31,6 +31,7 @@ class MicroBatch:
     positions: torch.Tensor
     groups: torch.Tensor
     lengths: tuple[tuple[int, ...], ...]
+    padded: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)

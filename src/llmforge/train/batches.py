@@ -60,7 +60,7 @@ def make_micro_batch(
     targets = np.full((micro, length), IGNORED, dtype=np.int64)
     positions = np.tile(np.arange(length, dtype=np.int64), (micro, 1))
     group = np.zeros((micro, length), dtype=np.int64)
-    lengths = []
+    lengths, padded = [], [False] * micro
     for i in range(micro):
         if i >= len(rows):
             lengths.append((length,))
@@ -82,8 +82,14 @@ def make_micro_batch(
         positions[i, :size] -= np.repeat(starts, document_lengths)
         positions[i, size:] -= size
         targets[i, starts[1:] - 1] = IGNORED
-        lengths.append((*map(int, document_lengths), *((length - size,) if size < length else ())))
+        padded[i] = size < length
+        lengths.append((*map(int, document_lengths), *((length - size,) if padded[i] else ())))
     as_tensor = torch.from_numpy
     return MicroBatch(
-        as_tensor(input_ids), as_tensor(targets), as_tensor(positions), as_tensor(group), tuple(lengths)
+        as_tensor(input_ids),
+        as_tensor(targets),
+        as_tensor(positions),
+        as_tensor(group),
+        tuple(lengths),
+        tuple(padded),
     )

@@ -77,7 +77,9 @@ class Stage:
         # Adapters are part of the state, and belong to the weights that the run had started from.
         start = resumed / MODELING if resumed and config.trainable != "lora" else weights
         groups = max(self.groups.count, self.holdout.groups.count if self.holdout else 0)
-        self.engine = build_engine(config, start, self.vocabulary, groups, self.device, self.world)
+        self.engine = build_engine(
+            config, start, self.vocabulary, groups, self.device, self.world, *self._rows()
+        )
         self.deal = Deal(
             config.micro_batch_size,
             config.micro_batch_size * config.accumulation_steps * self.engine.world.data_size,
@@ -121,6 +123,11 @@ class Stage:
         self.utilization = Utilization(flops, self.engine.precision, self.world.size, self.device)
 
     # Before the first step.
+
+    def _rows(self) -> tuple[int, int]:
+        """The longest row, and the most documents that one has, of all that the engine will see."""
+        datasets = [self.data, *([self.holdout.data] if self.holdout else [])]
+        return max(d.max_length for d in datasets), max(d.documents_per_row for d in datasets)
 
     def _identity(self) -> dict[str, Any]:
         return {
