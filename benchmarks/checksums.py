@@ -1,6 +1,6 @@
 """How fast outputs are verified: bytes from memory and from the disk, beside reading the same files and nothing else.
 
-    python benchmarks/checksums.py [DIRECTORY]    # writes 2 GB there (default: a temporary directory)
+python benchmarks/checksums.py [DIRECTORY]    # writes 2 GB there (default: a temporary directory)
 """
 
 import os
