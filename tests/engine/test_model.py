@@ -60,6 +60,7 @@ def test_models_with_other_parts_are_refused_with_what_is_supported(tiny_model: 
             r"parts besides its text model \(vision_config\)",
         ),
         ({"is_encoder_decoder": True}, "is no decoder alone"),
+        ({"model_type": "falcon", "alibi": True}, "adds the ALiBi of a falcon model twice"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**about, **changes}))
         with pytest.raises(UserError, match=f"{said}.*supported are LLaMA"):

@@ -79,7 +79,7 @@ ENCODERS = {
 OTHER_PARTS = ("vision_config", "audio_config", "encoder", "speech_config")
 SUPPORTED = (
     "LLaMA, Mistral, Mixtral, Qwen2, Qwen3, Qwen3-MoE, Gemma 1 to 3 (text), Phi-3, Phi, SmolLM3, OLMo, GLM-4, Granite, "
-    "Cohere, StarCoder2, StableLM, Falcon, GPT-2, GPT-J, GPT-NeoX, OPT, Bloom, DeepSeek-V3, GPT-OSS and their kin "
+    "Cohere, StarCoder2, StableLM, Falcon (without ALiBi), GPT-2, GPT-J, GPT-NeoX, OPT, Bloom, DeepSeek-V3, GPT-OSS and their kin "
     "(docs/models.md)"
 )
 
@@ -240,6 +240,11 @@ def same_bytes(one: Tensor, other: Tensor) -> bool:
 def check_supported(config: dict[str, Any], directory: Path) -> None:
     """Raises `UserError` unless `config`, as in the file, is that of a causal language model of text alone."""
     kind = config.get("model_type")
+    if kind == "falcon" and config.get("alibi"):
+        raise UserError(
+            f"{directory}: transformers adds the ALiBi of a falcon model twice in its eager attention and once in sdpa, so "
+            f"that it cannot be compared; supported are {SUPPORTED}."
+        )
     others = [name for name in OTHER_PARTS if config.get(name)]
     if not others and kind not in ENCODERS and not config.get("is_encoder_decoder"):
         return
