@@ -160,7 +160,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return SOURCES[request.param](tmp_path_factory.mktemp("sources") / request.param)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(texts=TEXTS)
 def test_what_is_learned_is_taken_and_reached(source: Path, texts: list[str]) -> None:
     with tempfile.TemporaryDirectory() as work:
