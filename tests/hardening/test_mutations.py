@@ -119,6 +119,7 @@ NAMES = (*NAMES, "grown", "data", "run", "exported", "delta")
 
 def at(words: str, out: Path) -> list[str]:
     """The words of a command with the names of the project as paths below `out`; `NEW` is a new path there."""
+
     def placed(position: int, word: str) -> str:
         if position and word.split("/")[0] in (*NAMES, "NEW"):  # the first word is the command
             return str(out / word)

@@ -259,3 +259,25 @@ def test_run_does_not_go_on_with_a_training_that_its_time_limit_stopped(training
     assert state["reason"] == "--time-limit"
     assert 0 < state["step"] < state["total"]
     assert Path(state["checkpoint"]).is_dir()
+
+
+def test_a_launched_training_is_resumed_and_told_from_a_stopped_one(tmp_path):
+    from llmforge.cli.recipe import _for_training
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "r.yaml").write_text(
+        f"steps: [{{launch: {{nproc-per-node: 2, command: [train, --save-dir, {tmp_path / 'run'}]}}}}]"
+    )
+    (command,) = read_recipe(tmp_path / "r.yaml", [])
+    train = ["--", "train", "--save-dir", str(tmp_path / "run")]
+    assert command == ["launch", "--nproc-per-node", "2", *train]
+    assert _for_training(command) == [
+        *("launch", "--stopped-exit-code", "75", "--nproc-per-node", "2"),
+        *(*train, "--load-checkpoint", "latest"),
+    ]
+
+
+def test_the_exit_code_of_a_stopped_training_is_launch_s_to_give(llmforge):
+    done = llmforge("launch", "--", "train", "--stopped-exit-code", 7, "--save-dir", "x", code=2)
+    assert "give it before the --" in done.stderr

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmforge.cli.options import Debug, example
+from llmforge.cli.options import Debug, StoppedExitCode, example
 from llmforge.train.config import TrainConfig
 
 Launcher = Literal["auto", "torchrun", "colossalai"]
@@ -45,6 +45,7 @@ def launch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the exact commands and contact no host.")
     ] = False,
+    stopped_exit_code: StoppedExitCode = 0,
     debug: Debug = False,
 ) -> None:
     """Start a training on all hosts of a hostfile: check every host first, end all when one ends badly."""
@@ -68,6 +69,8 @@ def launch(
         python=python,
         dry_run=dry_run,
     ).run()
+    if stopped_exit_code and not dry_run and not is_finished(config.save_dir):
+        raise typer.Exit(stopped_exit_code)
 
 
 def read_command(command: list[str]) -> tuple[TrainConfig, list[Path]]:
@@ -83,6 +86,8 @@ def read_command(command: list[str]) -> tuple[TrainConfig, list[Path]]:
             f'"{command[0]}" cannot be launched on hosts; only train can: launch ... -- train ...'
         )
     context = load_command("train").make_context("llmforge launch -- train", command[1:])
+    if context.params["stopped_exit_code"]:
+        raise UsageError("--stopped-exit-code is an option of launch itself: give it before the --.")
     flags = {
         name: value
         for name, value in context.params.items()
@@ -100,6 +105,13 @@ def read_command(command: list[str]) -> tuple[TrainConfig, list[Path]]:
         checkpoint,
     ]
     return config, [Path(path) for path in named if path]
+
+
+def is_finished(save_dir: Path) -> bool:
+    """Whether the training in `save_dir`, which the hosts share with this machine, has done its last step."""
+    from llmforge.workspace import manifest_path
+
+    return manifest_path(save_dir).is_file()
 
 
 def check_model(config: TrainConfig, processes: int) -> None:

@@ -64,6 +64,14 @@ MaxDocumentBytes = Annotated[
         help="Reject documents, and lines of JSON, that are longer: 256M, 1G.", rich_help_panel=TEXTS
     ),
 ]
+StoppedExitCode = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=255,
+        help="Exit code where a signal or --time-limit stopped the training before its last step.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 

@@ -68,8 +68,9 @@ def run_recipe(commands: list[list[str]], dry_run: bool, debug: bool) -> None:
         say(f"\n[{number}/{len(commands)}] {shlex.join(['llmforge', *command])}")
         if dry_run:
             continue
-        began = time.monotonic()
-        words = [*command, *_for_training(command), *(["--debug"] if debug else [])]
+        began, at = time.monotonic(), len(_name(command).split())
+        words = _for_training(command)
+        words = [*words[:at], "--debug", *words[at:]] if debug else words
         ended = run_child([sys.executable, "-m", "llmforge", *words])
         _check_end(ended, f"step {number} ({_name(command)})")
         say(f"[{number}/{len(commands)}] {_name(command)}: {time.monotonic() - began:.0f} s")
@@ -106,15 +107,20 @@ def _show_outputs(commands: list[list[str]]) -> None:
 
 
 def _for_training(command: list[str]) -> list[str]:
-    """`train` writes in place for weeks and waits to be told to go on with what it began; a recipe always goes on.
-    A training that was stopped before its end has to be told from one that is finished.
+    """The command with what a recipe adds to a training, launched or not.
+
+    `train` writes in place for weeks and waits to be told to go on with what it began; a recipe always goes on. A
+    training that was stopped before its end has to be told from one that is finished.
     """
-    if command[0] != "train":
-        return []
-    words = [] if "--stopped-exit-code" in command else ["--stopped-exit-code", str(STOPPED)]
+    if command[0] not in ("train", "launch"):
+        return command
+    if "--stopped-exit-code" not in command:
+        command = [command[0], "--stopped-exit-code", str(STOPPED), *command[1:]]
     save_dir = Path(command[command.index("--save-dir") + 1]) if "--save-dir" in command else None
     begun = save_dir is not None and (save_dir / "run.json").is_file()
-    return [*words, "--load-checkpoint", "latest"] if begun and "--load-checkpoint" not in command else words
+    return (
+        [*command, "--load-checkpoint", "latest"] if begun and "--load-checkpoint" not in command else command
+    )
 
 
 def _variables(path: Path, given: Any) -> dict[str, str]:
@@ -166,6 +172,8 @@ def _words(path: Path, number: int, step: Any, variables: dict[str, str]) -> lis
             words += [f"--{dashed}={text}" for text in texts]
         else:
             words += [f"--{dashed}", *texts]
+    if any(text.startswith("-") for text in places):  # as in the command of launch
+        return [*words, "--", *places]
     at = len(str(name).split())
     return [*words[:at], *places, *words[at:]]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from llmforge.cli.options import Debug, example, paths, show_finished
+from llmforge.cli.options import Debug, StoppedExitCode, example, paths, show_finished
 from llmforge.console import show_json
 from llmforge.train.config import TrainConfig, dashed, default_of, hints, make_config, optional
 
@@ -79,18 +79,10 @@ def _signature() -> inspect.Signature:
         )
     config = Annotated[Optional[Path], typer.Option(help="YAML file of these flags.", show_default=False)]  # noqa: UP045
     as_json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-    stopped = Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=255,
-            help="Exit code where a signal or --time-limit stopped the training before its last step.",
-        ),
-    ]
     for name, annotation, default in (
         ("config", config, None),
         ("as_json", as_json, False),
-        ("stopped_exit_code", stopped, 0),
+        ("stopped_exit_code", StoppedExitCode, 0),
         ("debug", Debug, False),
     ):
         parameters.append(
