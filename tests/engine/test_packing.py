@@ -78,7 +78,6 @@ PACKED: dict[str, tuple[str, dict[str, Any]]] = {
 ONE_BY_ONE: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("Bloom", {}),
     "mpt": ("Mpt", {"d_model": 64, "n_heads": 4, "n_layers": 2}),
-    "falcon with alibi": ("Falcon", {"alibi": True}),
     "gpt-j": ("GPTJ", {"rotary_dim": 8}),
     "opt": ("OPT", {"word_embed_proj_dim": 64, "ffn_dim": 96}),
 }
