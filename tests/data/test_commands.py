@@ -11,6 +11,7 @@ from llmforge.data.dataset import PackedDataset
 from llmforge.data.forecast import forecast
 from llmforge.data.options import PrepareOptions, parse_count, parse_mix, parse_shard, parse_share
 from llmforge.errors import UsageError
+from llmforge.tokenizer import load
 
 from .conftest import write_jsonl
 from .test_prepare import corpus
@@ -107,6 +108,29 @@ def test_the_inspection_counts_every_row_and_shows_masks(
     assert "samples are ids" not in text + page
     assert "samples are ids; --tokenizer-dir" in llmforge("inspect-data", output).stdout
     assert "error: " in llmforge("inspect-data", tmp_path / "in", code=1).stderr
+
+
+def test_one_document_per_row(llmforge: Any, tmp_path: Path, byte_level: Path) -> None:
+    """A row is one document or a part of one, no token is lost, and manifest and inspection say so."""
+    write_jsonl(tmp_path / "in/x.jsonl", corpus(40))
+    words = ["prepare-data", "--data-input-dirs", tmp_path / "in", "--tokenizer-dir", byte_level]
+    words += ["--max-length", 64, "--num-spliced-dataset-bins", 2, "--data-output-dirs", tmp_path / "out"]
+    refused = llmforge(*words, "--documents-per-row", 1, "--splice", "concat", code=2)
+    assert "--splice concat joins documents in rows" in refused.stderr
+    forecasted = json.loads(llmforge(*words, "--documents-per-row", 1, "--dry-run", "--json").stdout)
+    done = json.loads(llmforge(*words, "--documents-per-row", 1, "--json").stdout)
+    ledger, dataset = done["metrics"]["ledger"], PackedDataset([tmp_path / "out"])
+    rows = dataset.rows(range(len(dataset)))
+    lengths = [len(load(byte_level).encode([one["target"]])[0]) + 1 for one in corpus(40)]
+    assert ledger["written"] == ledger["read"] == {"documents": 40, "tokens": sum(lengths)}
+    assert sum(len(row.input_ids) for row in rows) == sum(lengths)
+    assert all(len(row.seq_lengths) == 1 for row in rows)
+    assert len(rows) == forecasted["rows"] == sum(-(-length // 64) for length in lengths)
+    manifest = json.loads((tmp_path / "out/llmforge.json").read_text())
+    assert manifest["arguments"]["documents_per_row"] == 1
+    assert "and one document" in llmforge("inspect-data", tmp_path / "out").stdout
+    assert json.loads(llmforge("inspect-data", tmp_path / "out", "--json").stdout)["documents_per_row"] == 1
+    assert "documents_per_row" in llmforge(*words, code=1).stderr
 
 
 @pytest.mark.parametrize(

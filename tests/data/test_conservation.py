@@ -33,6 +33,7 @@ RECORD = st.fixed_dictionaries(
     max_length=st.integers(2, 70),
     bins=st.integers(1, 5),
     splice=st.sampled_from(SPLICES),
+    documents_per_row=st.sampled_from([0, 1]),
     llama=st.booleans(),
     holdout=st.sampled_from([0.0, 0.2]),
 )
@@ -44,6 +45,7 @@ def test_nothing_is_lost(
     max_length: int,
     bins: int,
     splice: str,
+    documents_per_row: int,
     llama: bool,
     holdout: float,
 ) -> None:
@@ -63,7 +65,8 @@ def test_nothing_is_lost(
         ] += 1
         options = PrepareOptions(
             [Path(scratch) / "in"], directory, Path(scratch) / "out",
-            max_length=max_length, bins=bins, splice=splice, holdout=holdout, max_rejected=1.0, workers=1,
+            max_length=max_length, bins=bins, splice=splice, documents_per_row=documents_per_row,
+            holdout=holdout, max_rejected=1.0, workers=1,
         )  # fmt: skip
         finished = prepare_data(options)
         ledger = finished.manifest.metrics["ledger"]
@@ -75,6 +78,7 @@ def test_nothing_is_lost(
         assert 0 < len(row.input_ids) == len(row.labels) == row.seq_lengths.sum() <= max_length
         assert (row.labels[row.labels != -100] == row.input_ids[row.labels != -100]).all()
         first = np.cumsum(row.seq_lengths) - row.seq_lengths
+        assert len(row.seq_lengths) == 1 or not documents_per_row
         assert (np.delete(row.labels, first) != -100).any(), "a row in which nothing can be trained"
         assert len(row.seq_categories) == len(row.seq_bytes) == len(row.seq_lengths)
     everything = Counter(i for ids, n in wanted.items() for i in ids for _ in range(n))

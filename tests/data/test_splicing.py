@@ -7,16 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmforge.data.splicing import SPLICES, cut, splice
+from llmforge.data.splicing import ONE, SPLICES, cut, splice
 
 LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=60)
 
 
-@given(LENGTHS, st.integers(2, 40), st.sampled_from(SPLICES))
+@given(LENGTHS, st.integers(2, 40), st.sampled_from([*SPLICES, ONE]))
 @settings(max_examples=400, deadline=None)
 def test_every_token_is_in_exactly_one_row(lengths: list[int], max_length: int, kind: str) -> None:
     rows = splice(np.array(lengths), max_length, kind)
     begins = np.append(0, rows.ends)
+    if kind == ONE:
+        assert rows.ends.tolist() == [*range(1, len(rows.length) + 1)]
     assert begins[-1] == len(rows.length)
     assert all(0 < rows.length[a:b].sum() <= max_length for a, b in pairwise(begins))
     for document, length in enumerate(lengths):
@@ -69,3 +71,12 @@ def test_greedy_and_concat_keep_the_order_and_none_depends_on_chance(kind: str) 
     assert (rows.ends == again.ends).all()
     if kind != "best-fit":
         assert (np.diff(rows.document) >= 0).all()
+
+
+def test_one_document_per_row_loses_no_token() -> None:
+    """A document longer than a row is cut in parts, of which none is one token alone."""
+    rows = splice(np.array([5, 40, 33, 16]), 16, ONE)
+    parts = list(zip(rows.document.tolist(), rows.start.tolist(), rows.length.tolist(), strict=True))
+    cuts = [(0, 0, 5), (1, 0, 16), (1, 16, 16), (1, 32, 8), (2, 0, 16), (2, 16, 15), (2, 31, 2), (3, 0, 16)]
+    assert parts == cuts
+    assert rows.ends.tolist() == [*range(1, len(cuts) + 1)]

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from llmforge.data.splicing import ONE, splice
 from llmforge.engine import attention, attention_check, packing
 from llmforge.engine.attention import NAMES, Documents, Terms, by_flex, by_sdpa
 from llmforge.engine.model import load_model
@@ -236,14 +235,3 @@ def test_what_a_plugin_cannot_compute_is_refused() -> None:
     packing.check_rows(growing, "native", 256, 2, tell=False)
     with pytest.raises(UserError, match="--max-length 256"):
         packing.check_rows(growing, "native", 512, 2, tell=False)
-
-
-def test_one_document_per_row_loses_no_token() -> None:
-    import numpy as np
-
-    lengths = np.array([5, 40, 33, 16])
-    rows = splice(lengths, 16, ONE)
-    assert rows.ends.tolist() == list(range(1, len(rows.length) + 1))
-    assert [int(rows.length[rows.document == i].sum()) for i in range(4)] == [5, 40, 33, 16] or sum(
-        rows.length
-    ) >= lengths.sum()

@@ -166,7 +166,7 @@ def prepare_data(
     from llmforge.data.jsonl import check_place, write_jsonl
     from llmforge.data.prepare import prepare_data
     from llmforge.data.report import forecast_text, summary_text
-    from llmforge.data.splicing import ONE, SPLICES
+    from llmforge.data.splicing import SPLICES
 
     if (data_output_dirs is None) == (data_arrow_output_dir is None):
         raise UsageError(
@@ -186,7 +186,8 @@ def prepare_data(
         flat=data_output_dirs is None,
         max_length=max_length,
         bins=num_spliced_dataset_bins,
-        splice=ONE if documents_per_row else splice,
+        splice=splice,
+        documents_per_row=documents_per_row,
         reading=reading(text_field, source_field, category_field, lines, max_document_bytes),
         mix=read.parse_mix(words(mix)),
         max_tokens=read.parse_count("--max-tokens", max_tokens),

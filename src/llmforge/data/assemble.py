@@ -130,7 +130,7 @@ class Assembly:
             str(self.bins),
             names,
             self.options.max_length,
-            self.options.splice,
+            self.options.rows_by,
             str(self.encoder),
             self.ids_type,
         )

@@ -1,5 +1,6 @@
 """What a preparation would give, from a sample: tokens, rows, size, time. Writes nothing."""
 
+import math
 import tempfile
 import time
 from collections import Counter
@@ -64,8 +65,10 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
     factor = max(1.0, total / disk_bytes)
     tokens = round(sampled * factor)
     tokens = min(tokens, options.max_tokens or tokens)
-    rows = splice(all_lengths, options.max_length, options.splice)
-    fill = sampled / (len(rows.ends) * options.max_length) if sampled > 64 * options.max_length else 1.0
+    rows = splice(all_lengths, options.max_length, options.rows_by)
+    # A few documents leave their last row empty, which says nothing of a large corpus; one document a row fills none.
+    enough = sampled > 64 * options.max_length or options.documents_per_row
+    row = sampled / len(rows.ends) if enough else options.max_length  # tokens
     workers = options.workers or available_cores()
     around = AROUND_ENCODING[choice.backend]
     return {
@@ -76,7 +79,7 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
         "backend": choice.backend,
         "tokens": tokens,
         "max_length": options.max_length,
-        "rows": -(-tokens // max(1, int(options.max_length * fill))),
+        "rows": math.ceil(tokens / row),
         "output_bytes": round(tokens * BYTES_PER_TOKEN + len(all_lengths) * factor * 24),
         "working_bytes": round(sampled * factor * np.dtype(ids_type(tokenizer.size)).itemsize),
         "workers": workers,

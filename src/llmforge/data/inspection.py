@@ -66,6 +66,7 @@ def inspect_dataset(
         "fingerprint": dataset.fingerprint,
         "tokenizer": dataset.tokenizer_fingerprint,
         "max_length": dataset.max_length,
+        "documents_per_row": dataset.documents_per_row,
         "rows": rows,
         "tokens": total,
         "bytes": dataset.bytes,

@@ -72,8 +72,10 @@ def _sample_html(sample: Mapping[str, Any]) -> str:
 
 
 def _headline(found: Mapping[str, Any]) -> str:
+    most = found["documents_per_row"]
     return (
-        f"{found['rows']:,} rows of at most {found['max_length']:,} tokens, {found['tokens']:,} tokens, fill "
+        f"{found['rows']:,} rows of at most {found['max_length']:,} tokens and "
+        f"{'one document' if most == 1 else f'{most:,} documents'}, {found['tokens']:,} tokens, fill "
         f"{found['fill']:.2%}, {found['bytes_per_token']:.2f} bytes of text per token, {len(found['buckets'])} buckets"
     )
 

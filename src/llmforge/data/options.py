@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.corpus import ReadOptions, default_categories
+from llmforge.data.splicing import ONE
 from llmforge.errors import UsageError
 from llmforge.workspace import fingerprint, fingerprint_json
 
@@ -18,7 +19,7 @@ class PrepareOptions:
     `flat`: the parts lie in `output` itself rather than in its `arrow` (the ancestor's
     --data-arrow-output-dir). `mix`: category to weight; `max_tokens` 0: all. `dedup`: "", "exact" or "near".
     `shard`: (number from 0, of how many). `workers` 0: one per core. `ray`: "local" or the address of a
-    cluster. `cache_dir`: where the shards lie while the work goes on, instead of beside the output.
+    cluster. `documents_per_row` 1: a row is a document or a part of one, whatever `splice`; 0: no limit. `cache_dir`: where the shards lie while the work goes on, instead of beside the output.
     """
 
     inputs: list[Path]
@@ -28,6 +29,7 @@ class PrepareOptions:
     max_length: int = 4096
     bins: int = 10
     splice: str = "best-fit"
+    documents_per_row: int = 0
     reading: ReadOptions = field(default_factory=ReadOptions)
     mix: dict[str, float] = field(default_factory=dict)
     max_tokens: int = 0
@@ -46,6 +48,11 @@ class PrepareOptions:
     cache_dir: Path | None = None
     overwrite: bool = False
 
+    @property
+    def rows_by(self) -> str:
+        """How `splice` makes rows."""
+        return ONE if self.documents_per_row else self.splice
+
     def arguments(self, tokenizer_fingerprint: str) -> dict[str, Any]:
         """What decides the bytes of the dataset, besides its inputs."""
         leaked = [fingerprint(path) for path in self.decontaminate]
@@ -56,6 +63,7 @@ class PrepareOptions:
             "max_length": self.max_length,
             "num_spliced_dataset_bins": self.bins,
             "splice": self.splice,
+            "documents_per_row": self.documents_per_row,
             "text_field": self.reading.text_field,
             "source_field": self.reading.source_field,
             "category_field": self.reading.category_field,

@@ -13,7 +13,8 @@ def summary_text(manifest: Manifest) -> str:
         return f"{made['documents']:,} documents, {made['tokens']:,} tokens; --merge makes the dataset of all shards"
     metrics, ledger = manifest.metrics, manifest.metrics["ledger"]
     lines = [
-        f"{metrics['rows']:,} rows of at most {manifest.outputs['max_length']:,} tokens, "
+        f"{metrics['rows']:,} rows of at most {manifest.outputs['max_length']:,} tokens"
+        f"{' and one document' if manifest.arguments['documents_per_row'] else ''}, "
         f"{metrics['tokens']:,} tokens, "
         f"fill {metrics['fill']:.2%}, encoded with {metrics['encoder']['backend']}",
         f"{'':24}{'documents':>14}{'tokens':>18}",
