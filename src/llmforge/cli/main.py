@@ -46,7 +46,9 @@ def main() -> None:
         if isinstance(error, OSError) and error.strerror:
             name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
             _stop(f"{name}{error.strerror[0].lower()}{error.strerror[1:]}.", 1)
-        if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # of Path.resolve, before Python 3.13
+        if isinstance(error, RuntimeError) and "Symlink loop" in str(
+            error
+        ):  # of Path.resolve, before Python 3.13
             _stop(f"{error}: a link that leads to itself.", 1)
         if isinstance(error, MemoryError):
             _stop("out of memory.", 1)

@@ -3,7 +3,7 @@
 from llmforge.corpus.block import Block, Rejection
 from llmforge.corpus.document import Document, Place, Segment
 from llmforge.corpus.options import ReadOptions
-from llmforge.corpus.reader import Account, Reader, read_blocks
+from llmforge.corpus.reader import Account, Reader, SourceNames, read_blocks
 from llmforge.corpus.sources import Chunk, default_categories, find_chunks, labelled
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Reader",
     "Rejection",
     "Segment",
+    "SourceNames",
     "default_categories",
     "find_chunks",
     "labelled",

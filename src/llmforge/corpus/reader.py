@@ -1,7 +1,7 @@
 """Reading whole inputs, document by document or in batches of texts, with the account of what was read."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ BLOCK_BYTES, BATCH_CHARACTERS = 8 << 20, 1 << 20
 MAX_REJECTED = 0.01
 # A `source` is taken for the name of a corpus where few short ones stand before many documents.
 NAMES_DOCUMENTS, NAMES_SHARE, NAME_BYTES = 10, 0.2, 40
+NAMES_SEEN, NAMES_SEEN_AT_ONCE = 1000, 200
 
 
 def read_blocks(chunk: Chunk, options: ReadOptions, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
@@ -137,36 +138,38 @@ class SourceNames:
 
     def __init__(self, options: ReadOptions) -> None:
         self.field = options.source_field
-        self.documents = 0
-        self.values: Counter[str] = Counter()
-        self.plain = True  # so far every source was short
+        self.values: Counter[str] = Counter()  # how many documents each source stands before
+        self.said = False
 
     def see(self, block: Block) -> None:
-        """Looks at the first documents of a block."""
-        if not self.plain or self.documents > 1000:
-            return
-        for number in block.source_bytes.nonzero()[0][:200].tolist():
-            if block.source_bytes[number] > NAME_BYTES:
-                self.plain = False
-                return
-            self.documents += 1
-            self.values[block.source(number)] += 1
+        """Looks at the first documents of a block; one in which a source is long says nothing about names."""
+        numbers = block.source_bytes.nonzero()[0][:NAMES_SEEN_AT_ONCE]
+        if (block.source_bytes[numbers] <= NAME_BYTES).all():
+            self.add(Counter(map(block.source, numbers.tolist())))
+
+    def add(self, values: Mapping[str, int]) -> None:
+        """Takes in the `values` of other documents."""
+        if self.values.total() < NAMES_SEEN:
+            self.values.update(values)
 
     def remark(self) -> str:
         """The sentence, or "" where nothing is odd."""
-        if not self.plain or self.documents < NAMES_DOCUMENTS:
+        documents = self.values.total()
+        if documents < NAMES_DOCUMENTS:
             return ""
-        if len(self.values) > max(1, NAMES_SHARE * self.documents):
+        if len(self.values) > max(1, NAMES_SHARE * documents):
             return ""
         name = self.values.most_common(1)[0][0]
+        different = f"{len(self.values):,} different values" if len(self.values) > 1 else "one value"
         return (
-            f"'{self.field}' has {len(self.values):,} different values in {self.documents:,} documents, such as '{name}': it "
-            "looks like the name of where a document comes from, and it stands before the text of every one; if so, "
+            f"'{self.field}' has {different} in {documents:,} documents, such as '{name}': it looks like "
+            "the name of where a document comes from, and it stands before the text of every one; if so, "
             'give --source-field "".'
         )
 
     def say(self) -> None:
         """Says `remark`, once."""
-        if remark := self.remark():
+        remark = self.remark()
+        if remark and not self.said:
             warn(remark)
-            self.plain = False
+            self.said = True

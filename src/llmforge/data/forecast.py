@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmforge.corpus import find_chunks, read_blocks
+from llmforge.corpus import SourceNames, find_chunks, read_blocks
 from llmforge.data.encoding import choose_backend, save_framed, save_reference
 from llmforge.data.options import PrepareOptions
 from llmforge.data.prepare import open_tokenizer
@@ -35,6 +35,7 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
     total = sum(chunk.size for chunk in chunks)
     count = min(len(chunks), SAMPLE_CHUNKS)
     lengths, categories, text_bytes, disk_bytes, seconds = [], Counter[str](), 0, 0.0, 0.0
+    names = SourceNames(options.reading)
     with tempfile.TemporaryDirectory(prefix="llmforge-") as directory:
         save_framed(tokenizer, Path(directory))
         save_reference(tokenizer, Path(directory))
@@ -45,6 +46,7 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
             block = next(read_blocks(chunks[i * len(chunks) // count], options.reading), None)
             if block is None or not len(block):
                 continue
+            names.see(block)
             sample = block.head(
                 max(1, int(len(block) * min(1.0, SAMPLE_BYTES[choice.backend] / block.text_bytes)))
             )
@@ -58,6 +60,7 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
                 categories[name] += tokens
             text_bytes += sample.text_bytes
             disk_bytes += sample.size
+    names.say()
     if not lengths:
         raise UserError(f"{', '.join(map(str, options.inputs))}: no document in the sample can be used.")
     all_lengths = np.concatenate(lengths).astype(np.int64)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from llmforge.console import progress, say, warn
-from llmforge.corpus import Chunk, find_chunks
+from llmforge.corpus import Chunk, SourceNames, find_chunks
 from llmforge.data.assemble import Assembly, lines_before, remove
 from llmforge.data.dedup import minhash_library
 from llmforge.data.encoding import Choice, choose_backend, save_framed, save_reference
@@ -244,6 +244,7 @@ class _Preparation:
     def _collect(self, chunks: Sequence[Chunk], shards: Iterator[Summary]) -> list[Summary]:
         """The summaries of `chunks`, with a line of progress."""
         summaries: list[Summary] = []
+        names = SourceNames(self.options.reading)
         total = sum(chunk.size for chunk in chunks) / 1e6
         began, documents, tokens, size = time.monotonic(), 0, 0, 0.0
         with progress("encode", total, "MB") as advance:
@@ -257,6 +258,8 @@ class _Preparation:
                 if self.options.stop_on_bad_line and summary.rejected:
                     where = _first_bad(chunks, summaries)
                     raise UserError(f"{where}; mend it, or drop --on-bad-line stop.")
+                names.add(summary.sources)
+        names.say()
         return summaries
 
     def _check_rejected(self, chunks: Sequence[Chunk], summaries: Sequence[Summary]) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from llmforge.corpus import Block, Chunk, ReadOptions, read_blocks
+from llmforge.corpus import Block, Chunk, ReadOptions, SourceNames, read_blocks
 from llmforge.data.dedup import signatures
 from llmforge.data.encoding import Attempt, Encoder
 from llmforge.data.quality import Judge, QualitySettings
@@ -63,7 +63,9 @@ class ShardSettings:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a shard holds. `bytes` are of text; `read` is the chunk's share of the bytes on disk."""
+    """What a shard holds. `bytes` are of text; `read` is the chunk's share of the bytes on disk; `sources` are
+    `SourceNames.values` of its first documents.
+    """
 
     number: int
     documents: int = 0
@@ -75,6 +77,7 @@ class Summary:
     first_rejected: str = ""
     categories: list[str] = field(default_factory=list)
     verdicts: list[str] = field(default_factory=list)
+    sources: dict[str, int] = field(default_factory=dict)
 
 
 def ids_type(size: int) -> str:
@@ -95,6 +98,7 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
     verdicts: dict[str, int] = {}
     start = documents = size = lines = rejected = 0
     first_rejected = ""
+    names = SourceNames(settings.reading)
     paths = {
         suffix: shard_path(directory, chunk.number, suffix)
         for suffix in ("ids", "records", "hashes", "minhash", "rejected")
@@ -115,6 +119,7 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
                 rejected += one.documents
             if not len(block):
                 continue
+            names.see(block)
             block, key = _in_key_order(block, settings.seed, chunk.number)
             encoded = encoder.encode(block)
             table = np.zeros(len(block), RECORD)
@@ -148,6 +153,7 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
         first_rejected,
         list(categories),
         list(verdicts),
+        dict(names.values),
     )
     _write_json(shard_path(directory, chunk.number, "json"), asdict(summary))
     return summary
