@@ -8,8 +8,13 @@ import torch
 
 from llmforge.engine import attention, attention_check, packing
 from llmforge.engine.attention import NAMES, Documents, Terms, by_flex, by_sdpa
+from llmforge.engine.build import build_engine
+from llmforge.engine.colossal import rules
 from llmforge.engine.model import load_model
+from llmforge.engine.protocol import World
 from llmforge.errors import UserError
+from llmforge.model import Vocabulary
+from llmforge.train.config import TrainConfig
 
 CPU = torch.device("cpu")
 WINDOW = 8
@@ -227,11 +232,46 @@ def test_what_a_plugin_cannot_compute_is_refused() -> None:
     alone = packing.Way("eager", packed=False, differs="BloomAttention")
     packing.check_rows(alone, "ddp", 512, 9, tell=False)
     packing.check_rows(alone, "fsdp", 512, 1, tell=False)
-    with pytest.raises(UserError, match=r"BloomAttention.*--plugin fsdp"):
-        packing.check_rows(alone, "fsdp", 512, 2, tell=False)
+    for plugin in ("fsdp", *rules.PLUGINS):
+        if plugin in packing.CALLS_AGAIN:
+            packing.check_rows(alone, plugin, 512, 2, tell=False)
+            continue
+        with pytest.raises(UserError) as refused:
+            packing.check_rows(alone, plugin, 512, 2, tell=False)
+        assert str(refused.value) == (
+            "BloomAttention is not what llmforge's kernels compute, so documents are computed one at a time, which "
+            f"--plugin {plugin} cannot; use ddp or zero2, or prepare the data with --documents-per-row 1."
+        )
     with pytest.raises(UserError, match=r"MambaBlock.*--documents-per-row 1"):
         packing.check_rows(packing.Way("eager", False, state="MambaBlock"), "native", 512, 2, tell=False)
     growing = packing.Way(NAMES["sdpa"], growing=256, kind="dynamic")
     packing.check_rows(growing, "native", 256, 2, tell=False)
     with pytest.raises(UserError, match="--max-length 256"):
         packing.check_rows(growing, "native", 512, 2, tell=False)
+
+
+def test_a_training_says_which_class_takes_documents_one_at_a_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A warning where it costs time, nothing where a row has one document, a refusal under a plugin that cannot."""
+    saved(tmp_path, *ONE_BY_ONE["bloom"])
+    capsys.readouterr()  # transformers has its progress bar there
+    vocabulary = Vocabulary(BASE["vocab_size"], BASE["vocab_size"], BASE["vocab_size"])
+
+    def build(plugin: str, documents_per_row: int, processes: int = 1) -> str:
+        flags = {"plugin": plugin, "mixed_precision": "fp32"}
+        config = TrainConfig(pretrained=tmp_path, dataset=[tmp_path], save_dir=tmp_path / "run", **flags)
+        world = World(0, processes, 0, processes)
+        build_engine(config, tmp_path, vocabulary, 2, CPU, world, 64, documents_per_row)
+        return capsys.readouterr().err
+
+    warning = build("native", 5)
+    assert "warning: " in warning
+    assert "BloomAttention" in warning or "BloomForCausalLM" in warning
+    assert "one at a time" in warning
+    assert "up to 5 forward passes" in warning
+    assert not build("native", 1)
+    with pytest.raises(
+        UserError, match=r"Bloom\w+ is not .* --plugin fsdp cannot; use ddp or zero2, or prepare"
+    ):
+        build("fsdp", 5, processes=2)

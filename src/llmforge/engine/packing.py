@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from llmforge.console import say
+from llmforge.console import warn
 from llmforge.engine.attention import Documents
 from llmforge.errors import UserError
 
@@ -123,7 +123,8 @@ def check_rows(way: Way, plugin: str, length: int, documents_per_row: int, *, te
             + ("ddp or zero2." if grows else "ddp or zero2, or prepare the data with --documents-per-row 1.")
         )
     if tell and alone:
-        say(
-            f"{way.differs} is not what llmforge's kernels compute: transformers' {way.name} attention takes "
-            "documents one at a time."
+        warn(
+            f"{way.differs} is not what llmforge's kernels compute, so transformers' own {way.name} attention computes "
+            f"the documents of a row one at a time: the same values, but slower, as a row is up to {documents_per_row} "
+            "forward passes instead of one."
         )
