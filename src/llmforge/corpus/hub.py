@@ -7,6 +7,8 @@ calls a snapshot, so manifests name the data set and its commit.
 import json
 import os
 import re
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ NAME = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+?))?"
     r"(:((?P<config>[\w.-]+):)?(?P<split>[A-Za-z]\w*)(\[:(?P<most>\d+)\])?)?"
 )
+COMMIT = re.compile("[0-9a-f]{40}")
+SECONDS = 5.0  # for the Hub to answer a question
 
 
 def local_path(text: str) -> Path:
@@ -48,23 +52,28 @@ def _fetched(
     text: str, name: str, revision: str | None, config: str | None, split: str | None, most: str | None
 ) -> Path:
     split = split or "train"
-    commit = _commit(text, name, revision)
+    snapshots = _cache() / f"datasets--{name.replace('/', '--')}" / "snapshots"
     file = f"{config or 'default'}-{split}{f'-{most}' if most else ''}.jsonl"
-    target = _cache() / f"datasets--{name.replace('/', '--')}" / "snapshots" / commit / file
+    commit = (
+        revision
+        if revision and COMMIT.fullmatch(revision)
+        else _commit(text, name, revision, snapshots, file)
+    )
+    target = snapshots / commit / file
     if target.is_file():
         return target
+    if why := _offline():
+        raise _absent(text, why)
+    rows = _rows(text, name, commit, config, split)
+    say(f"fetching {text} to {target}")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        rows = _rows(text, name, commit, config, split)
-        say(f"fetching {text} to {target}")
         with (
             partial.open("w", encoding="utf-8") as out,
             progress(f"fetching {name}", None, "rows") as advance,
         ):
-            for number, row in enumerate(rows):
-                if most and number >= int(most):
-                    break
+            for row in islice(rows, int(most) if most else None):
                 out.write(json.dumps(row, ensure_ascii=True, default=str) + "\n")
                 advance(1)
         partial.replace(target)
@@ -78,40 +87,71 @@ def _cache() -> Path:
     return Path(home).expanduser() / "llmforge" / "datasets"
 
 
-def _commit(text: str, name: str, revision: str | None) -> str:
-    """The commit of a revision; without a connection, the one that was fetched before where there is one alone."""
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+def _commit(text: str, name: str, revision: str | None, snapshots: Path, file: str) -> str:
+    """The commit of a branch or tag; without an answer of the Hub the one whose `file` was fetched before, if it is one
+    alone and no revision was asked for.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-    known = sorted((_cache() / f"datasets--{name.replace('/', '--')}" / "snapshots").glob("*"))
-    if revision and re.fullmatch("[0-9a-f]{40}", revision):
-        return revision
+    # The errors of the library with which it speaks HTTP, which depends on its version.
+    no_answer = (*HfHubHTTPError.__bases__, OSError, ValueError)
+    why = _offline()
     try:
-        return str(huggingface_hub.HfApi().dataset_info(name, revision=revision).sha)
-    except RepositoryNotFoundError:
+        if not why:
+            return str(HfApi().dataset_info(name, revision=revision, timeout=SECONDS).sha)
+    except (RepositoryNotFoundError, HFValidationError):
         raise UserError(
             f"{text} does not exist, neither as a path nor as a data set on the Hub; check the name."
         ) from None
     except HfHubHTTPError as error:
         raise UserError(f"{text}: the Hub refuses it ({_line(error)}).") from None
-    except (OfflineModeIsEnabled, OSError, Exception) as error:
-        if len(known) == 1 and not revision:
-            return known[0].name
-        raise UserError(
-            f"{text} does not exist as a path, and the Hub cannot be reached to look for a data set of this name "
-            f"({type(error).__name__}); check the path, or fetch it where there is a connection."
-        ) from None
+    except no_answer as error:
+        why = f"the Hub cannot be reached ({_line(error)})"
+    known = [path.parent.name for path in snapshots.glob(f"*/{file}")]
+    if len(known) == 1 and not revision:
+        say(f"{text}: commit {known[0][:12]}, which was fetched before, as {why}.")
+        return known[0]
+    raise _absent(text, why)
 
 
-def _rows(text: str, name: str, commit: str, config: str | None, split: str) -> Any:
+def _offline() -> str:
+    """The variable that forbids to ask the Hub, as a clause; "" where none does."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    datasets_offline = os.environ.get("HF_DATASETS_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
+    return "HF_DATASETS_OFFLINE is set" if datasets_offline else ""
+
+
+def _absent(text: str, why: str) -> UserError:
+    return UserError(
+        f"{text} does not exist as a path, and was not fetched to {_cache()} as a data set; {why}: check the path, or "
+        "fetch it where the Hub can be reached."
+    )
+
+
+def _rows(text: str, name: str, commit: str, config: str | None, split: str) -> Iterator[Any]:
+    """The rows, as they come; errors of the connection are `InterruptionError`s."""
     import datasets
+    from huggingface_hub.errors import HfHubHTTPError
 
+    failures = (*HfHubHTTPError.__bases__, OSError, RuntimeError, datasets.exceptions.DatasetsError)
     try:
-        return datasets.load_dataset(name, config, split=split, revision=commit, streaming=True)
+        found = datasets.load_dataset(name, config, split=split, revision=commit, streaming=True)
     except ValueError as error:
         raise UserError(f"{text}: {_line(error)}; name it as ORG/NAME:CONFIG:SPLIT.") from None
-    except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except failures as error:
         raise InterruptionError(f"{text} cannot be fetched ({_line(error)}).") from None
+
+    def rows() -> Iterator[Any]:
+        try:
+            yield from found
+        except failures as error:
+            raise InterruptionError(f"{text} cannot be fetched further ({_line(error)}).") from None
+
+    return rows()
 
 
 def _line(error: Exception) -> str:
