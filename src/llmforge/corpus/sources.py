@@ -179,6 +179,11 @@ def _data_files(root: Path, passed_over: list[tuple[str, Path]]) -> list[Path]:
     for directory, below, names in os.walk(root, onerror=stop, followlinks=True):
         about = os.stat(directory)
         way = [*above.pop(directory, []), (about.st_dev, about.st_ino)]
+        if "dataset_dict.json" in names and len(below) > 1:
+            splits = ", ".join(printable(name) for name in sorted(below))
+            warn(
+                f"{printable(directory)} holds splits, and all are read: {splits}; give one by its directory to read it alone"
+            )
         visible = []
         for name in sorted(below):
             path = Path(directory, name)
@@ -213,6 +218,8 @@ def _unread(path: Path) -> str:
         return "a link to nothing" if path.is_symlink() else f"cannot be read ({error.strerror})"
     if kind != stat.S_IFREG:
         return f"a {SPECIAL.get(kind, 'special file')}"
+    if path.match("cache-*.arrow") and (path.parent / "state.json").exists():
+        return "a result that `datasets` keeps beside a data set"
     if suffixes(path.name)[0] or _is_description(path):
         return ""
     return path.suffix.lower() or "without a suffix"
