@@ -1,5 +1,8 @@
 """Packed rows of the models people use: transformers' own values of each document, or a refusal in a sentence."""
 
+import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,126 +19,9 @@ from llmforge.errors import UserError
 from llmforge.model import Vocabulary
 from llmforge.train.config import TrainConfig
 
+from .packed_rows import BASE, ONE_BY_ONE, PACKED, SIZES, STATE, WINDOW, largest_difference, rows_of, saved
+
 CPU = torch.device("cpu")
-WINDOW = 8
-BASE = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-MIXED = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
-YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "rope_theta": 5e5,
-    "original_max_position_embeddings": 16,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-}
-PACKED: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {}),
-    "llama, wide heads": ("Llama", {"head_dim": 32}),
-    "llama, yarn": ("Llama", {"rope_parameters": YARN}),
-    "llama 3": ("Llama", {"rope_parameters": LLAMA3}),
-    "mistral": ("Mistral", {"sliding_window": WINDOW}),
-    "mixtral": ("Mixtral", {"sliding_window": WINDOW, "num_local_experts": 4}),
-    "qwen2": ("Qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
-    "phi-3": ("Phi3", {"sliding_window": WINDOW}),
-    "gemma 2": (
-        "Gemma2",
-        {"head_dim": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": None, **MIXED},
-    ),
-    "gemma 3": ("Gemma3Text", {"head_dim": 16, **MIXED}),
-    "gpt-oss": ("GptOss", {"head_dim": 16, "num_local_experts": 4, **MIXED}),
-    "starcoder2": ("Starcoder2", {"sliding_window": WINDOW}),
-    "exaone 4": ("Exaone4", MIXED),
-    "cohere 2": ("Cohere2", {"logit_scale": 1.0, **MIXED}),
-    "olmo 3": ("Olmo3", MIXED),
-    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
-    "granite": ("Granite", {"attention_multiplier": 0.5}),
-    "deepseek v3": (
-        "DeepseekV3",
-        {
-            "num_key_value_heads": 4,
-            "q_lora_rank": 16,
-            "kv_lora_rank": 16,
-            "qk_rope_head_dim": 8,
-            "qk_nope_head_dim": 8,
-            "v_head_dim": 12,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "n_group": 1,
-            "topk_group": 1,
-            "moe_intermediate_size": 32,
-            "first_k_dense_replace": 1,
-        },
-    ),
-}
-ONE_BY_ONE: dict[str, tuple[str, dict[str, Any]]] = {
-    "bloom": ("Bloom", {}),
-    "mpt": ("Mpt", {"d_model": 64, "n_heads": 4, "n_layers": 2}),
-    "gpt-j": ("GPTJ", {"rotary_dim": 8}),
-    "opt": ("OPT", {"word_embed_proj_dim": 64, "ffn_dim": 96}),
-}
-STATE: dict[str, tuple[str, dict[str, Any]]] = {
-    "mamba": ("Mamba", {}),
-    "lfm2": ("Lfm2", {"layer_types": ["conv", "full_attention"]}),
-    "qwen3-next": (
-        "Qwen3Next",
-        {
-            "head_dim": 16,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 32,
-            "shared_expert_intermediate_size": 32,
-            "linear_num_value_heads": 4,
-            "linear_num_key_heads": 2,
-            "linear_key_head_dim": 16,
-            "linear_value_head_dim": 16,
-            "layer_types": ["linear_attention", "full_attention"],
-        },
-    ),
-}
-
-
-def saved(directory: Path, kind: str, fields: dict[str, Any]) -> Any:
-    """A model whose attention matters, as a directory; in float32 with transformers' `eager` attention."""
-    import transformers
-
-    config = getattr(transformers, f"{kind}Config", None)
-    if config is None:
-        pytest.skip(f"this transformers has no {kind}")
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(
-        config(**{**BASE, **fields}), attn_implementation="eager"
-    )
-    with torch.no_grad():
-        attention_check._strengthen(model)
-    model.save_pretrained(directory)
-    return model.eval()
-
-
-def largest_difference(ours: Any, reference: Any, sizes: tuple[int, ...]) -> float:
-    ids = torch.randint(1, 100, (1, sum(sizes)))
-    positions = torch.cat([torch.arange(n) for n in sizes])[None]
-    with torch.no_grad():
-        got = ours.base_model(
-            input_ids=ids, position_ids=positions, use_cache=False, documents=Documents((sizes,), CPU)
-        ).last_hidden_state
-        parts = [
-            reference.base_model(input_ids=part, use_cache=False).last_hidden_state
-            for part in ids.split(list(sizes), 1)
-        ]
-    expected = torch.cat(parts, dim=1)
-    return float((got - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -143,15 +29,51 @@ def test_documents_in_a_row_have_the_values_of_transformers(name: str, tmp_path:
     reference = saved(tmp_path, *PACKED[name])
     ours = load_model(tmp_path, NAMES["sdpa"]).eval()
     assert packing.way_of(ours).packed, packing.way_of(ours)
-    # Shorter than the window, as long, one longer, and much longer.
-    assert largest_difference(ours, reference, (3, WINDOW, WINDOW + 1, 40, 1)) < 1e-4
+    assert largest_difference(ours, reference, SIZES) < 1e-4
 
 
 @pytest.mark.parametrize("name", ONE_BY_ONE)
 def test_attention_that_is_not_ours_is_computed_by_transformers(name: str, tmp_path: Path) -> None:
     reference = saved(tmp_path, *ONE_BY_ONE[name])
     ours = load_model(tmp_path, NAMES["sdpa"]).eval()
-    assert largest_difference(ours, reference, (3, WINDOW, WINDOW + 1, 40, 1)) < 1e-4
+    assert largest_difference(ours, reference, SIZES) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma 2", "gpt-oss", "stablelm"])
+def test_gradients_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    reference = saved(tmp_path, *{**PACKED, **ONE_BY_ONE}[name])
+    ours = load_model(tmp_path, NAMES["sdpa"]).eval()
+    ids, target = torch.randint(1, 100, (1, sum(SIZES))), torch.randn(1, sum(SIZES), BASE["hidden_size"])
+    for hidden in rows_of(ours, reference, ids, SIZES):
+        (hidden * target).sum().backward()
+    for (where, mine), theirs in zip(ours.named_parameters(), reference.parameters(), strict=True):
+        if theirs.grad is not None:
+            error = (mine.grad - theirs.grad).abs().max() / theirs.grad.abs().max().clamp(min=1e-3)
+            assert error < 1e-3, where
+
+
+@pytest.mark.slow
+def test_every_kind_of_attention_in_transformers_4() -> None:
+    """Transformers' own values, or a refusal in a sentence; by other values than them no model is trained."""
+    python = os.environ.get("LLMFORGE_PYTHON_TRANSFORMERS4")
+    if not python:
+        if os.environ.get("CI") == "true":
+            pytest.fail("LLMFORGE_PYTHON_TRANSFORMERS4 must name an interpreter with transformers 4.51.3")
+        pytest.skip("LLMFORGE_PYTHON_TRANSFORMERS4 is not set")
+    script = Path(__file__).with_name("packed_rows.py")
+    source = str(Path(packing.__file__).parents[2])
+    done = subprocess.run(
+        [python, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source}
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["transformers"].startswith("4.")
+    refused = {name: value for name, value in found["cases"].items() if isinstance(value, str)}
+    computed = {name: value for name, value in found["cases"].items() if name not in refused}
+    assert {name: value for name, value in computed.items() if not value < 1e-4} == {}
+    assert len(computed) >= 20
+    assert set(refused) == {"gemma 3"}, refused
+    assert "does not give hidden states apart from its head" in refused["gemma 3"]
 
 
 @pytest.mark.parametrize("name", STATE)

@@ -131,7 +131,8 @@ def _compare(reference: Any, name: str) -> Way:
         if together > 10 * TOLERANCE and error <= _allowed(reference, name, ids, alone):
             return Way(name, growing=growing, kind=kind)
     # One document at a time needs transformers' own attention to be as `eager` has it, nothing more.
-    for own in ("sdpa", "eager"):
+    # Not all versions of transformers refuse `sdpa` here for a class without it; all do when they read the weights.
+    for own in ("sdpa", "eager") if reference._supports_sdpa else ("eager",):
         try:
             if _relative(_alone(_copy(reference, own), ids, rows), alone) <= TOLERANCE:
                 return Way(own, packed=False, state=state, differs=differs, growing=growing, kind=kind)
@@ -178,9 +179,12 @@ def _state(model: Any) -> str | None:
     for hook in hooks:
         hook.remove()
     for module in called:
-        convolves = any(isinstance(child, CONVOLUTIONS) for child in module.children())
-        if convolves or (STATE.search(type(module).__name__) and any(True for _ in module.parameters())):
+        if any(isinstance(child, CONVOLUTIONS) for child in module.children()):
             return type(module).__name__
+    for module in called:
+        name = type(module).__name__
+        if STATE.search(name) and not name.endswith("Norm") and any(True for _ in module.parameters()):
+            return name
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
     named = [kind for kind in kinds if STATE.search(str(kind)) or kind == "conv"]
     if named or getattr(model, "_is_stateful", False):
