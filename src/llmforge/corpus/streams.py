@@ -118,7 +118,9 @@ def line_blocks(
         left = None if chunk.compression else chunk.stop - chunk.start
         if left is not None and chunk.start:
             stream.seek(chunk.start - 1)
-            left -= _skip_line(stream) - 1  # a line that began before belongs to the chunk before
+            # A line that began before belongs to the chunk before; where it goes on, so does all of this chunk.
+            skipped, ended = _skip_line(stream, left)
+            left = left - (skipped - 1) if ended else 0
         held: list[bytes] = []
         size = 0
         while left is None or left > 0:
@@ -141,23 +143,25 @@ def line_blocks(
                 break
             if size > longest:
                 held, size = [], 0
-                skipped = _skip_line(stream)
+                skipped, _ = _skip_line(stream, left)
                 left = None if left is None else left - skipped
                 yield Rejection(1, f"the line is {too_long}"), position
         if size:
             yield b"".join(held), position
 
 
-def _skip_line(stream: Any) -> int:
-    """Reads past the next newline; how many bytes that were. A damaged file ends there: its next reader meets the
-    damage again.
+def _skip_line(stream: Any, most: int | None) -> tuple[int, bool]:
+    """Reads past the next newline, at most `most` bytes: how many bytes that were, and whether there was one. A damaged
+    file ends there: its next reader meets the damage again.
     """
     skipped = 0
     try:
-        while part := stream.readline(SKIPPED_AT_ONCE):
+        while part := stream.readline(
+            min(SKIPPED_AT_ONCE, SKIPPED_AT_ONCE if most is None else most - skipped)
+        ):
             skipped += len(part)
             if part.endswith(b"\n"):
-                break
+                return skipped, True
     except DAMAGE:
         pass
-    return skipped
+    return skipped, False

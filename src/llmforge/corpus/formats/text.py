@@ -57,6 +57,9 @@ def _line_documents(chunk: Chunk, options: ReadOptions, block_bytes: int) -> Ite
             line = data[starts[number] : ends[number]].removesuffix(b"\r")
             if not line.strip():
                 continue
+            if len(line) > options.max_document_bytes:
+                rejected.append(Rejection(before + 1 + number, f"the line is {options.too_long}"))
+                continue
             if not whole_is_text and (fault := _fault(line)):
                 rejected.append(Rejection(before + 1 + number, fault))
                 continue
