@@ -9,6 +9,8 @@ import pytest
 
 from llmforge.data.dataset import PackedDataset
 from llmforge.data.forecast import forecast
+from llmforge.data.inspection import inspect_dataset
+from llmforge.data.inspection_text import as_text
 from llmforge.data.options import PrepareOptions, parse_count, parse_mix, parse_shard, parse_share
 from llmforge.errors import UsageError
 from llmforge.tokenizer import load
@@ -117,7 +119,10 @@ def test_one_document_per_row(llmforge: Any, tmp_path: Path, byte_level: Path) -
     words += ["--max-length", 64, "--num-spliced-dataset-bins", 2, "--data-output-dirs", tmp_path / "out"]
     refused = llmforge(*words, "--documents-per-row", 1, "--splice", "concat", code=2)
     assert "--splice concat joins documents in rows" in refused.stderr
-    forecasted = json.loads(llmforge(*words, "--documents-per-row", 1, "--dry-run", "--json").stdout)
+    options = PrepareOptions(
+        [tmp_path / "in"], byte_level, tmp_path / "other", max_length=64, documents_per_row=1, workers=1
+    )
+    forecasted = forecast(options)
     done = json.loads(llmforge(*words, "--documents-per-row", 1, "--json").stdout)
     ledger, dataset = done["metrics"]["ledger"], PackedDataset([tmp_path / "out"])
     rows = dataset.rows(range(len(dataset)))
@@ -128,8 +133,9 @@ def test_one_document_per_row(llmforge: Any, tmp_path: Path, byte_level: Path) -
     assert len(rows) == forecasted["rows"] == sum(-(-length // 64) for length in lengths)
     manifest = json.loads((tmp_path / "out/llmforge.json").read_text())
     assert manifest["arguments"]["documents_per_row"] == 1
-    assert "and one document" in llmforge("inspect-data", tmp_path / "out").stdout
-    assert json.loads(llmforge("inspect-data", tmp_path / "out", "--json").stdout)["documents_per_row"] == 1
+    found = inspect_dataset([tmp_path / "out"])
+    assert found["documents_per_row"] == 1
+    assert "at most 64 tokens and one document, " in as_text(found)
     assert "documents_per_row" in llmforge(*words, code=1).stderr
 
 
