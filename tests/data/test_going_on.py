@@ -15,13 +15,15 @@ import pytest
 from llmforge.corpus import find_chunks
 from llmforge.data.prepare import chunks_of_shard
 from llmforge.errors import UserError
+from llmforge.workspace.places import LOCK_TEXT
 
 from .conftest import contents, write_jsonl
 from .test_prepare import corpus
 
 Prepare = Callable[..., Any]
 SMALL_CHUNKS = (
-    "import sys; from llmforge.data import sources, writing; sources.SMALLEST_CHUNK = 60_000;"
+    "import sys; from llmforge.corpus import sources; from llmforge.data import writing;"
+    "sources.SMALLEST_CHUNK = 60_000;"
     "writing.WINDOW_TOKENS = 20_000; from llmforge.cli.main import main; main()"
 )
 
@@ -142,8 +144,8 @@ def test_two_runs_on_one_output_and_other_arguments_are_refused(
     import fcntl
 
     write_jsonl(tmp_path / "in/x.jsonl", corpus(20))
-    (tmp_path / ".out.partial").mkdir()
-    holder = os.open(tmp_path / ".out.partial", os.O_RDONLY)
+    (tmp_path / ".out.lock").write_bytes(LOCK_TEXT)
+    holder = os.open(tmp_path / ".out.lock", os.O_RDWR)
     fcntl.flock(holder, fcntl.LOCK_EX)
     with pytest.raises(UserError, match="another llmforge is writing"):
         prepare(tmp_path / "in")
