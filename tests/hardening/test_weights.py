@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llmforge.errors import UserError
@@ -204,6 +204,7 @@ FIELDS = st.sampled_from(
     st.one_of(ANYTHING, st.fixed_dictionaries({"weight_map": st.dictionaries(NAMES, ANYTHING, max_size=2)})),
     st.dictionaries(FIELDS, ANYTHING, min_size=1, max_size=3),
 )
+@example(header={}, data=b"", index={"weight_map": {}}, fields={"transformers_weights": [0]})
 def test_any_header_index_and_configuration_is_read_or_refused(
     tiny_model: Path, tmp_path: Path, header: object, data: bytes, index: object, fields: dict[str, Any]
 ) -> None:

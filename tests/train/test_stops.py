@@ -238,11 +238,11 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    # One weight so large that the forward pass overflows.
+    # Weights so large that the forward pass overflows; infinite ones are refused before it.
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model, broken, ignore=shutil.ignore_patterns("llmforge.json"))
     tensors = load_file(broken / "model.safetensors")
-    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = float("inf")
+    tensors["model.layers.0.mlp.up_proj.weight"][0] = 3e38
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="3 steps in a row"):
         train(pretrained=broken, max_bad_steps=3, micro_batch_size=2)

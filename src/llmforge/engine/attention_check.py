@@ -93,7 +93,13 @@ def _make(config: Any, name: str) -> Any:
     import transformers
 
     config = copy.deepcopy(config)
-    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=name).float().eval()
+    return (
+        transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation=name, trust_remote_code=False
+        )
+        .float()
+        .eval()
+    )
 
 
 def _strengthen(model: Any) -> None:

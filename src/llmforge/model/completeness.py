@@ -99,7 +99,7 @@ def _check_reading(directory: Path, config: dict[str, Any], weights: Weights) ->
             "installed; merge it into them first, or move it away."
         )
     stated = config.get("transformers_weights")
-    if stated and {stated} != {tensor.path.name for tensor in weights.tensors.values()}:
+    if stated and [stated] != sorted({tensor.path.name for tensor in weights.tensors.values()}):
         raise UserError(
             f"{directory / CONFIG} names {stated!r} as its weights, which transformers 4 passes over; give that file "
             "the name model.safetensors and take transformers_weights out."
