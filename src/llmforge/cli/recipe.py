@@ -92,7 +92,8 @@ def _check_end(ended: Ended, step: str) -> None:
 
 
 def _name(command: list[str]) -> str:
-    return " ".join(command[:2]) if not command[1:2] or not command[1].startswith("-") else command[0]
+    """The command's own words, without its options and arguments."""
+    return " ".join(command[:2]) if command[0] == "delta" else command[0]
 
 
 def _show_outputs(commands: list[list[str]]) -> None:
