@@ -15,6 +15,9 @@ from llmforge.errors import UserError
 from llmforge.launch.hosts import Ssh, read_hostfile
 
 
+COLOSSALAI_RUN = bool(find_spec("colossalai") and find_spec("fabric"))
+
+
 @pytest.fixture
 def hostfile(tmp_path: Path) -> Any:
     def write(text: str) -> Path:
@@ -177,12 +180,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "torchrun",
+        pytest.param(
+            "colossalai",
+            marks=pytest.mark.skipif(not COLOSSALAI_RUN, reason="needs ColossalAI and fabric"),
+        ),
+    ],
+)
 def test_nothing_runs_on_when_the_launcher_is_killed(
-    workplace: Path, flags: list[str], tmp_path: Path
+    launcher: str, workplace: Path, flags: list[str], tmp_path: Path
 ) -> None:
     save_dir = tmp_path / "s"
-    command = ["launch", "--nproc-per-node", "2", "--master-port", free_port(), "--", *flags]
-    launcher = subprocess.Popen(
+    command = ["launch", "--nproc-per-node", "2", "--master-port", free_port(), "--launcher", launcher]
+    command += ["--", *flags]
+    process = subprocess.Popen(
         [
             sys.executable,
             "-m",
@@ -200,9 +214,10 @@ def test_nothing_runs_on_when_the_launcher_is_killed(
     deadline = time.monotonic() + 120
     while not (save_dir / "metrics.jsonl").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
-    launcher.kill()
-    launcher.wait()
-    while workers(save_dir) and time.monotonic() < deadline + 20:
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while workers(save_dir) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert (save_dir / "metrics.jsonl").is_file()
     assert workers(save_dir) == []

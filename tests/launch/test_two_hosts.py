@@ -185,8 +185,9 @@ def test_hosts_that_are_not_ready_are_named_before_anything_starts(
     reason="needs ColossalAI, fabric, and root, to give its ssh client another ~/.ssh/config",
 )
 @pytest.mark.slow
-def test_through_colossalai_a_worker_that_dies_ends_the_job_with_its_hosts_name(
-    hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
+@pytest.mark.parametrize("dies", ["worker", "launcher"])
+def test_through_colossalai_a_worker_or_the_launcher_that_dies_ends_the_job_everywhere(
+    dies: str, hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
     (home / ".ssh").mkdir(parents=True)
@@ -221,6 +222,14 @@ def test_through_colossalai_a_worker_that_dies_ends_the_job_with_its_hosts_name(
         assert time.monotonic() < deadline, launched.kill() or launched.communicate()
         time.sleep(0.1)
     workers = [pid for pid in hosts.processes("forge-two") if "RANK=1" in environment(pid)]
+    if dies == "launcher":
+        launched.kill()
+        launched.wait()
+        deadline = time.monotonic() + 20
+        while job_processes(save_dir):
+            assert time.monotonic() < deadline, job_processes(save_dir)
+            time.sleep(0.1)
+        return
     os.kill(workers[0], signal.SIGKILL)
     out, _ = launched.communicate(timeout=60)
     assert launched.returncode == 1

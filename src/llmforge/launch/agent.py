@@ -1,4 +1,5 @@
-"""What runs on every host: answers the check, or runs one command and ends it when it is told to.
+"""What runs on every host: answers the check, or runs one command, or guards what another launcher starts, and ends it
+when it is told to.
 
 The source of this file is sent over ssh and executed there, so that a host without llmforge, or with another version
 of it, can say so itself; hence the standard library alone. Standard input carries one JSON request, and then lines:
@@ -43,12 +44,10 @@ def main() -> None:
     if request["action"] == "check":
         print(json.dumps(check(request)), flush=True)
         return
-    if request["action"] == "stop":
-        stop(request["job"])
-        return
-    if request["action"] == "sweep":
-        sweep(request["job"])
-        return
+    if request["action"] == "guard":
+        guard(request["job"])
+        sys.stdout.flush()
+        os._exit(0)  # as below
     os.environ["LLMFORGE_JOB"] = request["job"]
     os.chdir(request["directory"])
     if "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface_to(request["master"])):
@@ -148,6 +147,24 @@ def run(words: list[str], job: str) -> int:
     sweep(job)
     code = child.wait()
     return code if code >= 0 else 128 - code
+
+
+def guard(job: str) -> None:
+    """Watches over what another program starts here for the job: the orders are the same, and so is their end."""
+    orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=listen, args=(orders,), daemon=True).start()
+    order = NOTHING
+    while order in (NOTHING, b"beat\n", b"stop\n"):
+        try:
+            order = orders.get(timeout=LOST_SECONDS)
+        except queue.Empty:
+            break
+        if order == b"stop\n":
+            stop(job)
+    sweep(job)
+    if order != b"kill\n":  # nobody has ended that program, so it may still have been starting something
+        time.sleep(1.0)
+        sweep(job)
 
 
 def end_with_parent() -> None:

@@ -18,15 +18,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from llmforge.console import say
 from llmforge.errors import UsageError, UserError
-from llmforge.launch.hosts import Host
-from llmforge.launch.job import SETTLE_SECONDS, Asked, Job, signals_as_requests
+from llmforge.launch.hosts import Host, local_host
+from llmforge.launch.job import BEAT_SECONDS, SETTLE_SECONDS, Asked, Job, signals_as_requests
 from llmforge.launch.remote import Remote
 
 # What ssh and a login shell need, besides what is passed on anyway.
@@ -99,7 +98,11 @@ def show(job: Job, remote: Remote, hostfile: Path | None) -> str:
 
 def run(job: Job, remote: Remote) -> None:
     """Runs the job to its end; `UserError` names the host whose command failed first, where that is known."""
-    with tempfile.TemporaryDirectory(prefix="llmforge-") as directory, signals_as_requests() as asked:
+    with (
+        tempfile.TemporaryDirectory(prefix="llmforge-") as directory,
+        signals_as_requests() as asked,
+        guarded(job, remote) as tell,
+    ):
         hostfile = Path(directory) / "hostfile"
         names = {called(host): host.name for host in job.hosts}
         hostfile.write_text("".join(f"{name}\n" for name in names))
@@ -116,12 +119,11 @@ def run(job: Job, remote: Remote) -> None:
             Reader(started.stderr, sys.stderr, remote.environment),
         ]
         try:
-            failed = wait(job, remote, started, readers, asked)
+            failed = wait(started, readers, asked, tell)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(started.pid, signal.SIGKILL)
             started.wait()
-            on_all_hosts("sweep", job, remote)
     if failed:
         raise UserError(
             f"the command on {names.get(failed, failed)} failed; the job was ended on every host (its lines above say why)."
@@ -155,10 +157,10 @@ class Reader:
 
 
 def wait(
-    job: Job, remote: Remote, started: "subprocess.Popen[bytes]", readers: list[Reader], asked: Asked
+    started: "subprocess.Popen[bytes]", readers: list[Reader], asked: Asked, tell: Callable[[bytes], None]
 ) -> str | None:
     """Waits for the end, or for the first failure. The host that failed first, if one did."""
-    told = False
+    told, beat = False, 0.0
     while started.poll() is None and asked() < 2:
         first = min((r for r in readers if r.failed), key=lambda r: r.failed_at, default=None)
         if first and time.monotonic() - first.failed_at > SETTLE_SECONDS:
@@ -166,7 +168,10 @@ def wait(
         if asked() and not told:
             say("asked to stop: the training saves and ends; ask again to end it at once.")
             told = True
-            on_all_hosts("stop", job, remote)
+            tell(b"stop\n")
+        if time.monotonic() - beat > BEAT_SECONDS:
+            beat = time.monotonic()
+            tell(b"beat\n")
         asked.wait(0.1)
     if started.poll() is not None:
         for reader in readers:
@@ -174,19 +179,39 @@ def wait(
     return min((r for r in readers if r.failed), key=lambda r: r.failed_at, default=readers[0]).failed
 
 
-def on_all_hosts(action: str, job: Job, remote: Remote) -> None:
-    """`stop` or `sweep` on every host, by agents of our own."""
+@contextlib.contextmanager
+def guarded(job: Job, remote: Remote) -> Iterator[Callable[[bytes], None]]:
+    """An agent of our own on every host and on this machine: what `colossalai run` starts there ends with this block,
+    and at once where this process, or the connection to it, ends first. Yields what tells all of them an order.
+    """
+    hosts = [*job.hosts, *([] if any(host.is_local for host in job.hosts) else [local_host()])]
+    agents = [
+        subprocess.Popen(
+            remote.command(host),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for host in hosts
+    ]
 
-    def do(number: int) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(
-                remote.command(job.hosts[number]),
-                input=remote.request(action, job=job.name),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=SWEEP_SECONDS,
-                start_new_session=True,
-            )
+    def tell(order: bytes) -> None:
+        for agent in agents:
+            with contextlib.suppress(OSError):  # it has ended, and with it what it guarded
+                assert agent.stdin is not None
+                agent.stdin.write(order)
+                agent.stdin.flush()
 
-    with ThreadPoolExecutor(len(job.hosts)) as pool:
-        list(pool.map(do, range(len(job.hosts))))
+    tell(remote.request("guard", job=job.name))
+    try:
+        yield tell
+    finally:
+        tell(b"kill\n")
+        deadline = time.monotonic() + SWEEP_SECONDS
+        for agent in agents:
+            try:
+                agent.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                agent.kill()
+                agent.wait()
