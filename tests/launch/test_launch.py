@@ -14,7 +14,6 @@ import pytest
 from llmforge.errors import UserError
 from llmforge.launch.hosts import Ssh, read_hostfile
 
-
 COLOSSALAI_RUN = bool(find_spec("colossalai") and find_spec("fabric"))
 
 

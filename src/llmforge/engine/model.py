@@ -100,6 +100,14 @@ def _make(directory: Path, attention_name: str, dtype: torch.dtype, how: str) ->
     return model
 
 
+def own_memory(causal: torch.nn.Module) -> None:
+    """Copies weights out of the files that transformers has mapped: files that are cut or overwritten later would end
+    the process, or change the weights that are not trained.
+    """
+    for parameter in causal.parameters():
+        parameter.data = parameter.data.clone()
+
+
 class CausalLoss(torch.nn.Module):
     """A causal model with its loss: the only module that data-parallel wrappers see, so that the head runs
     inside them.

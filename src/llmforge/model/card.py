@@ -77,7 +77,11 @@ def _source_model(ancestor: Ancestor) -> str | None:
 def _section(ancestor: Ancestor) -> list[str]:
     manifest = ancestor.manifest
     assert manifest is not None
-    outputs = {key: value for key, value in manifest.outputs.items() if key not in ("files", "fingerprint")}
+    outputs = {
+        key: value
+        for key, value in manifest.outputs.items()
+        if key not in ("files", "checksums", "fingerprint")
+    }
     rows = [
         ("fingerprint", ancestor.fingerprint),
         *_flat("", manifest.arguments),

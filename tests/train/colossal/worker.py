@@ -8,6 +8,8 @@ of what needs a GPU ("with").
 
 import contextlib
 import json
+import os
+import shutil
 import sys
 import traceback
 from datetime import timedelta
@@ -120,6 +122,25 @@ def fused_norms(everywhere: bool = True) -> Any:
 
 def fused_norms_on_one_rank() -> Any:
     return fused_norms(everywhere=False)
+
+
+def lost_source() -> Any:
+    """The model that the training started from is cut and deleted when the first checkpoint is to be saved."""
+    from llmforge.train.saver import Saver
+
+    save = Saver.save
+
+    def lose(self: Any, path: Path, snapshot: Any, contents: Any) -> None:
+        source = self.save_dir.with_name("source")
+        dist.barrier()
+        if self.is_main and source.exists():
+            for file in source.glob("*.safetensors"):
+                os.truncate(file, 0)  # reading a mapped page of it would be SIGBUS
+            shutil.rmtree(source)
+        dist.barrier()
+        save(self, path, snapshot, contents)
+
+    return replaced(Saver, "save", lose)
 
 
 def run(case: dict[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ from llmforge.engine.colossal.parts import Cut, Part
 from llmforge.engine.colossal.snapshot import ColossalSnapshot, state_file
 from llmforge.engine.colossal.weights import Names, Weights
 from llmforge.engine.lora import Lora
-from llmforge.engine.model import CausalLoss, enable_recomputation, load_model, noise_hook
+from llmforge.engine.model import CausalLoss, enable_recomputation, load_model, noise_hook, own_memory
 from llmforge.engine.processes import TIMEOUT
 from llmforge.engine.protocol import Accept, LossSums, MicroBatch, StepResult, World
 from llmforge.engine.settings import PRECISIONS, Settings
@@ -82,6 +82,8 @@ class ColossalEngine(ABC):
         self.attention = attention.choose(self.device, self.dtype, settings.attention)
         held = torch.float32 if self.holds_float32 else self.dtype
         self.causal = load_model(settings.model, attention.NAMES[self.attention], held)
+        if self.device.type == "cpu":
+            own_memory(self.causal)
         freeze(self.causal, settings.trainable)
         self.fused_norms = fuse_norms(
             self.causal, self.device, self.host, tell=world.is_main and not rehearse

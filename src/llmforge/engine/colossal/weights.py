@@ -116,10 +116,14 @@ class Weights:
                 part.master().copy_(self.cut.of(part, weights[name]))
 
     def untrained(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """On the main rank, what is not trained, as the directory has it: here it was rounded. Files are mapped, not
-        read.
+        """On the main rank, what is not trained, as the directory has it: here it was rounded. Copied, as the files
+        may be cut, changed or deleted while the run goes on.
         """
         if not self.world.is_main:
             return {}
         trained = {name for names in self.handed for name, _ in names}
-        return {name: weights[name].float() for name in self.names.saved if name not in trained}
+        return {
+            name: weights[name].to(torch.float32, copy=True)
+            for name in self.names.saved
+            if name not in trained
+        }

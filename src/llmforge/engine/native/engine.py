@@ -12,7 +12,7 @@ import torch
 from llmforge.engine import attention, storage
 from llmforge.engine.devices import keep_freed_memory
 from llmforge.engine.lora import Lora
-from llmforge.engine.model import CausalLoss, enable_recomputation, load_model, noise_hook
+from llmforge.engine.model import CausalLoss, enable_recomputation, load_model, noise_hook, own_memory
 from llmforge.engine.native.lean import keep_less
 from llmforge.engine.processes import agree
 from llmforge.engine.protocol import Accept, LossSums, MicroBatch, StepResult, World
@@ -292,11 +292,3 @@ class NativeSnapshot:
 
     def write_state(self, directory: Path) -> None:
         storage.save_sharded(self.state, directory, self.group)
-
-
-def own_memory(causal: torch.nn.Module) -> None:
-    """Copies weights out of the files that transformers has mapped: files that are cut or overwritten later would end
-    the process, or change the weights that are not trained.
-    """
-    for parameter in causal.parameters():
-        parameter.data = parameter.data.clone()
