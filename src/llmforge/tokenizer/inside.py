@@ -12,10 +12,8 @@ from typing import Any
 import regex
 
 from llmforge.tokenizer import bytelevel
-from llmforge.tokenizer.load import Tokenizer, backend_of, bare_backend, folding_normalizer
+from llmforge.tokenizer.load import NO_MODEL, Tokenizer, backend_of, bare_backend, folding_normalizer
 from llmforge.tokenizer.sentencepiece_model import NORMAL, SPACE
-
-_NO_MODEL = {"type": "BPE", "vocab": {}, "merges": []}
 
 
 class Inside:
@@ -41,7 +39,7 @@ class Inside:
 
     @cached_property
     def _without_model(self) -> Any:
-        definition = {**self.definition, "model": _NO_MODEL, "added_tokens": []}
+        definition = {**self.definition, "model": NO_MODEL, "added_tokens": []}
         return backend_of(definition, self.tokenizer.directory)
 
     @cached_property
@@ -96,7 +94,7 @@ class Inside:
     def encode(self, pieces: Sequence[str]) -> list[list[int]]:
         """The ids of each piece. Part of a character is no text: of it only the merges can tell."""
         texts = [self._text(piece) for piece in pieces]
-        backend = backend_of(self.definition, self.tokenizer.directory)
+        backend = backend_of(self.definition, self.tokenizer.directory, self.tokenizer.backend.model)
         whole = backend.encode_batch_fast([t for t in texts if t is not None], add_special_tokens=False)
         parts = [piece for piece, text in zip(pieces, texts, strict=True) if text is None]
         bare = (

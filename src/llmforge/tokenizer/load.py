@@ -20,6 +20,7 @@ from llmforge.tokenizer.sentencepiece_model import SPACE
 from llmforge.workspace import fingerprint_json
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+NO_MODEL: dict[str, Any] = {"type": "BPE", "vocab": {}, "merges": []}
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,19 @@ class Tokenizer:
         return str(self.backend.decode([int(i) for i in ids], skip_special_tokens=False))
 
     def pieces(self) -> list[str]:
-        """Pieces by id, as they stand in `tokenizer.json`; "" where an id is unused."""
+        """Pieces by id, as they stand in `tokenizer.json`; "" where an id is unused. Not to be changed."""
+        return self._pieces
+
+    @cached_property
+    def _pieces(self) -> list[str]:
         return pieces_of(self.definition.json)
 
-    def token_bytes(self) -> list[bytes]:
-        """By id, the UTF-8 bytes that a token stands for in text; b"" for special tokens and unused ids."""
-        result = [self._bytes_of(piece) for piece in self.pieces()]
+    def token_bytes(self, first: int = 0) -> list[bytes]:
+        """By id, from `first` on, the UTF-8 bytes that a token stands for in text; b"" for special tokens and unused ids."""
+        result = [self._bytes_of(piece) for piece in self.pieces()[first:]]
         for token in self.definition.json["added_tokens"]:
-            result[token["id"]] = b"" if token["special"] else token["content"].encode()
+            if token["id"] >= first:
+                result[token["id"] - first] = b"" if token["special"] else token["content"].encode()
         return result
 
     def _bytes_of(self, piece: str) -> bytes:
@@ -126,10 +132,21 @@ def from_definition(definition: Definition) -> Tokenizer:
     )
 
 
-def backend_of(definition: dict[str, Any], name: object) -> tokenizers.Tokenizer:
-    """The `tokenizers` object of a `tokenizer.json`: nothing cut or padded, special tokens read as text."""
+def backend_of(definition: dict[str, Any], name: object, model: Any = None) -> tokenizers.Tokenizer:
+    """The `tokenizers` object of a `tokenizer.json`: nothing cut or padded, special tokens read as text.
+
+    `model` is that of another object, which it then shares: a hundred thousand pieces take most of a second to build.
+    """
+    added = definition["added_tokens"] if model else []
+    if model:
+        definition = {**definition, "model": NO_MODEL, "added_tokens": []}
     with reporting(name):
         backend = tokenizers.Tokenizer.from_str(json.dumps(definition, ensure_ascii=False))
+    if model:
+        backend.model = model
+        backend.add_tokens(
+            [tokenizers.AddedToken(**{k: v for k, v in t.items() if k != "id"}) for t in added]
+        )
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
@@ -158,9 +175,8 @@ def folding_normalizer(tokenizer: Tokenizer) -> Any:
     folding = [s for s in _steps(tokenizer.definition.json["normalizer"]) if s["type"] not in spacing]
     if not folding:
         return None
-    model = {"type": "BPE", "vocab": {}, "merges": []}  # the real one takes a second to build
     normalizer = {"type": "Sequence", "normalizers": folding}
-    bare = {**bare_json(tokenizer), "normalizer": normalizer, "model": model}
+    bare = {**bare_json(tokenizer), "normalizer": normalizer, "model": NO_MODEL}
     return backend_of(bare, tokenizer.directory).normalizer
 
 
@@ -177,7 +193,7 @@ def _steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 def bare_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     """The tokenizer's model alone: it encodes words that are spelled as pieces."""
-    return backend_of(bare_json(tokenizer), tokenizer.directory)
+    return tokenizers.Tokenizer(tokenizer.backend.model)
 
 
 def bare_json(tokenizer: Tokenizer) -> dict[str, Any]:

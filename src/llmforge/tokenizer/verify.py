@@ -60,7 +60,7 @@ def verify(
     reading: ReadOptions | None = None,
 ) -> dict[str, Any]:
     """The figures of all gates; a `UserError` where one that must hold does not."""
-    documents = sample(after, wanted, corpora, reading)
+    documents = sample(before, after, wanted, corpora, reading)
     ids, offsets = after.encode(documents)
     old_ids, old_offsets = before.encode(documents)
     rows = [ids[a:b] for a, b in pairwise(offsets.tolist())]
@@ -78,14 +78,18 @@ def verify(
 
 
 def sample(
-    after: Tokenizer, wanted: Sequence[str], corpora: Sequence[Path], reading: ReadOptions | None = None
+    before: Tokenizer,
+    after: Tokenizer,
+    wanted: Sequence[str],
+    corpora: Sequence[Path],
+    reading: ReadOptions | None = None,
 ) -> list[str]:
     """The texts of the gates: the built-in ones, and the corpora's or else the pieces themselves."""
     documents = list(SAMPLE)
     if not corpora:
-        spelled = after.token_bytes()
-        ids = {piece: i for i, piece in enumerate(after.pieces())}
-        texts = [spelled[ids[piece]].decode("utf-8", "ignore") for piece in wanted if piece in ids]
+        new = after.pieces()[before.size :]
+        spelled = dict(zip(new, after.token_bytes(before.size), strict=True))
+        texts = [spelled[piece].decode("utf-8", "ignore") for piece in wanted if piece in spelled]
         joined = ["".join(texts[i : i + 50]) for i in range(0, len(texts), 50)]
         return documents + joined + [" ".join(texts[i : i + 50]) for i in range(0, len(texts), 50)]
     reading = reading or ReadOptions()
@@ -180,8 +184,7 @@ def drift(
     old_rows: Sequence[np.ndarray],
 ) -> dict[str, Any]:
     """Documents in the source's language whose tokens changed, and any that changed with no new piece."""
-    spelled = after.token_bytes()
-    new_text = "".join(raw.decode("utf-8", "ignore") for raw in spelled[before.size :])
+    new_text = "".join(raw.decode("utf-8", "ignore") for raw in after.token_bytes(before.size))
     letters = {c for c in new_text if _is_letter(c)}
     own = [_share(text, letters) <= OTHER_LANGUAGE for text in documents]
     changed = [not np.array_equal(new, old) for new, old in zip(rows, old_rows, strict=True)]
