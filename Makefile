@@ -1,6 +1,6 @@
 # make demo    the whole job on SmolLM2-135M, on a CPU (examples/smollm2-zh)
 # make test    lint, then every test, in environments that it makes itself
-# make lint    ruff and mypy
+# make lint    ruff, mypy and import-linter
 # make stress  kills, signals and full disks over all commands, then FUZZ_MINUTES of fuzzing; figures in docs/reliability.md
 # make clean   what the above made, but for fetched inputs
 
@@ -24,7 +24,7 @@ demo: $(VENV)/demo.stamp
 
 test: lint $(VENVC)/stamp
 	LLMFORGE_PYTHON_TRANSFORMERS4=$(abspath $(VENVC))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
-	OMP_NUM_THREADS=1 $(VENVC)/bin/python -m pytest tests/train/colossal tests/launch -k colossal
+	OMP_NUM_THREADS=1 $(VENVC)/bin/python -m pytest tests/backends/colossalai tests/launch -k colossal
 
 test-fast: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m "not slow and not stress"
@@ -37,6 +37,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import transformers
 
-from llmforge.engine import attention, attention_check, packing
-from llmforge.engine.attention import NAMES, Documents
+from llmforge.backends.common import attention, attention_check, packing
+from llmforge.backends.common.attention import NAMES, Documents
 
 KINDS = ("Llama", "Mistral", "Gemma3Text", "Qwen3Moe", "DeepseekV3", "Bloom", "Mamba")
 LENGTH, TIMES = 512, 9

@@ -16,7 +16,7 @@ FILES, SIZE = 4, 512 << 20
 def main() -> None:
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as place:
         os.environ["XDG_CACHE_HOME"] = place
-        from llmforge.workspace import checksums
+        from llmforge.steps import checksums
 
         files = [Path(place) / f"model-{number}.safetensors" for number in range(FILES)]
         for file in files:

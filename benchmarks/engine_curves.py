@@ -74,24 +74,24 @@ def make_model(path: Path) -> None:
 
 
 def make_engine(plugin: str, precision: str, layout: dict[str, int], model: Path) -> Any:
-    from llmforge.engine.colossal import compat
-    from llmforge.engine.processes import world_from_environment
-    from llmforge.engine.settings import Settings
-    from llmforge.engine.trainable import parse
+    from llmforge.backends.colossalai import compat
+    from llmforge.backends.common.processes import world_from_environment
+    from llmforge.backends.common.settings import Settings
+    from llmforge.backends.common.trainable import parse
 
     settings = Settings(
         model=model, precision=precision, trainable=parse("all"), old_rows=OLD, rows=330, groups=2, seed=0
     )
     world = world_from_environment()
     if plugin == "ddp":
-        from llmforge.engine.native.parallel import DDPEngine
+        from llmforge.backends.torch.parallel import DDPEngine
 
         return DDPEngine(settings, world)
     compat.install()
-    from llmforge.engine.colossal.engine import Layout
-    from llmforge.engine.colossal.gemini import GeminiEngine
-    from llmforge.engine.colossal.hybrid import HybridEngine
-    from llmforge.engine.colossal.plain import TorchDDPEngine, ZeroEngine
+    from llmforge.backends.colossalai.engine import Layout
+    from llmforge.backends.colossalai.gemini import GeminiEngine
+    from llmforge.backends.colossalai.hybrid import HybridEngine
+    from llmforge.backends.colossalai.plain import TorchDDPEngine, ZeroEngine
 
     kinds = {
         "torch_ddp": TorchDDPEngine,
@@ -123,7 +123,7 @@ def work(model: Path, steps: int, output: Path) -> None:
     """One process of several: all runs of its number of processes."""
     import torch
 
-    from llmforge.engine.processes import join_processes, leave_processes
+    from llmforge.backends.common.processes import join_processes, leave_processes
 
     world = join_processes(torch.device("cpu"))
     curves = {}

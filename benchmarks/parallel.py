@@ -33,10 +33,10 @@ def child(plugin: str, work: Path, rows: int, steps: int, memory: bool) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from llmforge.engine.native import NativeEngine, Settings
-    from llmforge.engine.native.parallel import DDPEngine, FSDPEngine
-    from llmforge.engine.processes import join_processes, leave_processes
-    from llmforge.engine.trainable import parse
+    from llmforge.backends.common.processes import join_processes, leave_processes
+    from llmforge.backends.common.trainable import parse
+    from llmforge.backends.torch import NativeEngine, Settings
+    from llmforge.backends.torch.parallel import DDPEngine, FSDPEngine
     from llmforge.train.batches import Groups, make_micro_batch
 
     world = join_processes(torch.device("cpu"))

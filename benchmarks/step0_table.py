@@ -65,7 +65,7 @@ def make_donor(tokenizer: Path, learn: Path, donor: Path) -> None:
     """A model directory with the co-occurrence embedding of `learn` as its only tensor."""
     from safetensors.numpy import save_file
 
-    from llmforge.model.focus import cooccurrence_embedding
+    from llmforge.embedding.initializers.focus import cooccurrence_embedding
     from llmforge.tokenizer import load
 
     shutil.copytree(tokenizer, donor, ignore=shutil.ignore_patterns("llmforge.json"))

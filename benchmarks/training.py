@@ -80,14 +80,14 @@ def packed_rows(count: int) -> list[Any]:
 def precision() -> str:
     import torch
 
-    from llmforge.engine.build import computes_in_bf16
+    from llmforge.backends.build import computes_in_bf16
 
     return "bf16" if computes_in_bf16(torch.device("cpu")) else "fp32"
 
 
 def run_llmforge(model: Path, rows: list[Any], micro: int, chunk: int) -> list[tuple[float, float]]:
-    from llmforge.engine.native import NativeEngine, Settings
-    from llmforge.engine.trainable import parse
+    from llmforge.backends.common.trainable import parse
+    from llmforge.backends.torch import NativeEngine, Settings
     from llmforge.train.batches import Groups, make_micro_batch
 
     groups = Groups(("zh",), 49_152)
@@ -211,7 +211,7 @@ def predict(model: Path, micro: int, threads: int) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from llmforge.engine.devices import this_device
+    from llmforge.backends.common.devices import this_device
     from llmforge.train.plan import memory, read_shape
 
     torch.set_num_threads(threads)

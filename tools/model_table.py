@@ -279,9 +279,9 @@ class Trial:
         model.save_pretrained(self.source)
         for file in (self.tokenizers / "old").iterdir():
             (self.source / file.name).write_bytes(file.read_bytes())
+        from llmforge.embedding.initializers.choice import Growth
+        from llmforge.embedding.resize import grow
         from llmforge.errors import UserError
-        from llmforge.model.grow import grow
-        from llmforge.model.initial import Growth
 
         try:
             grow(self.source, self.tokenizers / "new", self.grown, Growth())
@@ -310,8 +310,8 @@ class Trial:
                 equal(old(document).logits, new(document).logits[..., :301], "logits of old ids")
 
     def pack(self) -> None:
-        from llmforge.engine import attention
-        from llmforge.engine.model import CausalLoss, load_model
+        from llmforge.backends.common import attention
+        from llmforge.backends.common.model import CausalLoss, load_model
 
         causal = load_model(self.grown, attention.NAMES["sdpa"]).eval()
         with torch.no_grad():
@@ -361,7 +361,7 @@ class Trial:
         assert counted == real, f"{counted:,} parameters, not {real:,}"
 
     def export(self) -> None:
-        from llmforge.model.export import ExportOptions, export
+        from llmforge.weights.export import ExportOptions, export
 
         export(self.trained, self.exported, ExportOptions())
         model = plain(self.exported)
@@ -396,9 +396,9 @@ class Trial:
         equal(torch.tensor(got), torch.tensor(nats / np.log(2) / len(TEXTS[1][:9].encode())), "bits per byte")
 
     def _engine(self, model: Path) -> Any:
-        from llmforge.engine.native import NativeEngine
-        from llmforge.engine.settings import Settings
-        from llmforge.engine.trainable import parse
+        from llmforge.backends.common.settings import Settings
+        from llmforge.backends.common.trainable import parse
+        from llmforge.backends.torch import NativeEngine
 
         rows = {"old_rows": 301, "rows": 330, "groups": 2, "seed": 1}
         return NativeEngine(Settings(model=model, precision="fp32", trainable=parse("all"), **rows))
@@ -424,7 +424,7 @@ def documents(rows: int) -> list[torch.Tensor]:
 
 def packed() -> Any:
     """The documents in one row, as training packs them."""
-    from llmforge.engine.protocol import IGNORED, MicroBatch
+    from llmforge.backends.base import IGNORED, MicroBatch
 
     parts = documents(330)
     targets = [torch.cat([ids[:, 1:], torch.tensor([[IGNORED]])], 1) for ids in parts]

@@ -20,12 +20,12 @@ import torch.distributed as dist
 import training  # benchmarks/gpu/training.py: the model, the rows and the clock
 from torch._C._distributed_c10d import HashStore
 
-from llmforge.engine.colossal import compat
-from llmforge.engine.devices import gpu_device
-from llmforge.engine.native import NativeEngine
-from llmforge.engine.protocol import World
-from llmforge.engine.settings import Settings
-from llmforge.engine.trainable import parse
+from llmforge.backends.base import World
+from llmforge.backends.colossalai import compat
+from llmforge.backends.common.devices import gpu_device
+from llmforge.backends.common.settings import Settings
+from llmforge.backends.common.trainable import parse
+from llmforge.backends.torch import NativeEngine
 from llmforge.train.batches import Groups, make_micro_batch
 from llmforge.train.plan import read_shape
 
@@ -48,10 +48,10 @@ def make_engine(name: str, asked: argparse.Namespace, model: Path, device: torch
     )
     if name == "native":
         return NativeEngine(settings)
-    from llmforge.engine.colossal.engine import Layout
-    from llmforge.engine.colossal.gemini import GeminiEngine
-    from llmforge.engine.colossal.hybrid import HybridEngine
-    from llmforge.engine.colossal.plain import ZeroEngine
+    from llmforge.backends.colossalai.engine import Layout
+    from llmforge.backends.colossalai.gemini import GeminiEngine
+    from llmforge.backends.colossalai.hybrid import HybridEngine
+    from llmforge.backends.colossalai.plain import ZeroEngine
 
     kinds = {"3d": HybridEngine, "gemini": GeminiEngine, "gemini_auto": GeminiEngine}
     return kinds.get(name, ZeroEngine)(name, settings, World(), Layout(), asked.rehearse)

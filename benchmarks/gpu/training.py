@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmforge.engine.attention import available
-from llmforge.engine.build import computes_in_bf16
-from llmforge.engine.devices import gpu_device
-from llmforge.engine.native import NativeEngine, Settings
-from llmforge.engine.trainable import parse
+from llmforge.backends.build import computes_in_bf16
+from llmforge.backends.common.attention import available
+from llmforge.backends.common.devices import gpu_device
+from llmforge.backends.common.trainable import parse
+from llmforge.backends.torch import NativeEngine, Settings
 from llmforge.train.batches import Groups, make_micro_batch
 from llmforge.train.plan import read_shape
 

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmforge.corpus import Chunk, Reader, ReadOptions, find_chunks, labelled, read_blocks
-from llmforge.data.forecast import forecast
-from llmforge.data.options import PrepareOptions
-from llmforge.data.prepare import prepare_data
+from llmforge.dataset.forecast import forecast
+from llmforge.dataset.options import PrepareOptions
+from llmforge.dataset.prepare import prepare_data
 from llmforge.errors import UserError
 from llmforge.evaluate.texts import load_corpora
 from llmforge.tokenizer.compare import compare

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmforge.errors import InterruptionError, UserError
-from llmforge.workspace import (
+from llmforge.steps import (
     MANIFEST,
     Outcome,
     Step,
@@ -25,8 +25,8 @@ from llmforge.workspace import (
     read_manifest,
     run_step,
 )
-from llmforge.workspace.places import Place
-from llmforge.workspace.reports import check_report, write_report
+from llmforge.steps.places import Place
+from llmforge.steps.reports import check_report, write_report
 
 
 def write(path: Path) -> Outcome:

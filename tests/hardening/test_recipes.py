@@ -14,9 +14,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmforge.cli.recipe import read_recipe
 from llmforge.errors import UserError
-from llmforge.train.config import read_config
+from llmforge.recipes.recipe import read_recipe
+from llmforge.train.options import read_config
 from llmforge.yaml_file import read_yaml
 
 VALUES = st.recursive(
@@ -262,7 +262,7 @@ def test_run_does_not_go_on_with_a_training_that_its_time_limit_stopped(training
 
 
 def test_a_launched_training_is_resumed_and_told_from_a_stopped_one(tmp_path):
-    from llmforge.cli.recipe import _for_training
+    from llmforge.recipes.recipe import _for_training
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from llmforge.errors import UserError
-from llmforge.workspace import checksums as remembered
-from llmforge.workspace import fingerprint, read_manifest, require_whole, verify_output
+from llmforge.steps import checksums as remembered
+from llmforge.steps import fingerprint, read_manifest, require_whole, verify_output
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -28,15 +28,15 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 @pytest.fixture(scope="module")
 def outputs(llmforge: Run, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One small output of every command, below one directory."""
-    from llmforge.data.options import PrepareOptions
-    from llmforge.data.prepare import prepare_data
-    from llmforge.model import delta
-    from llmforge.model.export import ExportOptions, export
-    from llmforge.model.grow import grow
-    from llmforge.model.initial import Growth
+    from llmforge.dataset.options import PrepareOptions
+    from llmforge.dataset.prepare import prepare_data
+    from llmforge.embedding.initializers.choice import Growth
+    from llmforge.embedding.resize import grow
+    from llmforge.steps import write_report
     from llmforge.tokenizer.expand import init_tokenizer
     from llmforge.tokenizer.learn import learn_pieces
-    from llmforge.workspace import write_report
+    from llmforge.weights import delta
+    from llmforge.weights.export import ExportOptions, export
 
     place = tmp_path_factory.mktemp("outputs")
     corpus, out = place / "corpus", place / "out"
@@ -63,8 +63,8 @@ def copy(outputs: Path, tmp_path: Path) -> Path:
 
 
 def test_a_mistake_leaves_nothing_in_the_cache_directory_of_a_preparation(outputs, tmp_path):
-    from llmforge.data.options import PrepareOptions
-    from llmforge.data.prepare import prepare_data
+    from llmforge.dataset.options import PrepareOptions
+    from llmforge.dataset.prepare import prepare_data
 
     corpus, cache = tmp_path / "corpus", tmp_path / "work"
     corpus.mkdir()
@@ -185,7 +185,7 @@ def test_export_and_train_read_no_damaged_model(llmforge, copy, tmp_path):
 
 def test_a_training_of_new_rows_alone_is_another_model(copy, tmp_path):
     """Two trainings of new-embeddings differ in a few rows of one tensor."""
-    from llmforge.model.export import ExportOptions, export
+    from llmforge.weights.export import ExportOptions, export
 
     model = tmp_path / "model"
     shutil.copytree(copy / "run" / "modeling", model, ignore=shutil.ignore_patterns("llmforge.json"))

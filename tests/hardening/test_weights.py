@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llmforge.errors import UserError
-from llmforge.model.completeness import check_complete
-from llmforge.model.export import ExportOptions, export
-from llmforge.model.files import copy_file
-from llmforge.model.weights import open_weights
+from llmforge.weights.completeness import check_complete
+from llmforge.weights.export import ExportOptions, export
+from llmforge.weights.files import copy_file
+from llmforge.weights.read import open_weights
 
 SOURCE = Path(__file__).parents[2] / "src" / "llmforge"
 INDEX = "model.safetensors.index.json"

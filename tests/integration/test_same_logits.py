@@ -16,8 +16,8 @@ def test_the_export_gives_the_logits_of_the_training_process(tiny_model, tmp_pat
     train = f"""
 import numpy as np, torch
 from pathlib import Path
-from llmforge.train.config import TrainConfig
-from llmforge.train.stage import Stage
+from llmforge.train.options import TrainConfig
+from llmforge.train.trainer import Stage
 config = TrainConfig(pretrained=Path({str(tiny_model)!r}), dataset=[Path({str(tmp_path / "data")!r})],
                      save_dir=Path({str(tmp_path / "trained")!r}), max_steps=5, lr=1e-2, mixed_precision="bf16")
 stage = Stage(config, config.pretrained)

@@ -15,7 +15,7 @@ from llmforge.tokenizer import load
 from llmforge.tokenizer.definition import read_definition
 from llmforge.tokenizer.expand import init_tokenizer, write_tokenizer
 from llmforge.tokenizer.formats.schemes import SCHEMES
-from llmforge.tokenizer.sentencepiece_model import read_model
+from llmforge.tokenizer.formats.sentencepiece_model import read_model
 
 NAMES = ("<|im_start|>", "<|im_end|>")
 TEXTS = ["the cat <|im_start|> in 12,345", "今天天气很好", "  two  spaces\n"]

@@ -12,7 +12,7 @@ import sentencepiece
 from llmforge.errors import UserError
 from llmforge.tokenizer import load
 from llmforge.tokenizer.expand import init_tokenizer
-from llmforge.tokenizer.sentencepiece_model import merges_by_score
+from llmforge.tokenizer.formats.sentencepiece_model import merges_by_score
 from llmforge.tokenizer.word_list import pieces_from_words
 
 from . import makers

@@ -24,7 +24,7 @@ def make_model(path: Path, seed: int = 0, **overrides: Any) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from llmforge import tokenizer
-    from llmforge.workspace import Manifest, fingerprint, manifest_path, write_manifest
+    from llmforge.steps import Manifest, fingerprint, manifest_path, write_manifest
 
     path.mkdir(parents=True)
     settings = {
@@ -144,7 +144,7 @@ def write_dataset(
     import datasets
 
     from llmforge import tokenizer
-    from llmforge.workspace import Manifest, fingerprint, manifest_path, write_manifest
+    from llmforge.steps import Manifest, fingerprint, manifest_path, write_manifest
 
     features = datasets.Features(
         {
@@ -191,7 +191,7 @@ def train(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Callable[..., An
     """`train(lr=1e-2)` runs a training of the tiny model in this process and returns what
     `run_training` does.
     """
-    from llmforge.train.config import make_config
+    from llmforge.train.options import make_config
     from llmforge.train.run import run_training
 
     def run(**values: Any) -> Any:

@@ -24,7 +24,7 @@ Train = Callable[..., Any]
 @pytest.fixture(scope="session")
 def whole(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training of 4 steps with a checkpoint of each."""
-    from llmforge.train.config import make_config
+    from llmforge.train.options import make_config
     from llmforge.train.run import run_training
 
     save_dir = tmp_path_factory.mktemp("checkpoints") / "run"
@@ -281,7 +281,7 @@ def test_nothing_that_a_background_save_writes_changes_with_later_steps(
         seen.append((before, list(values(words))))
         write(self, *words)
 
-    from llmforge.train.stage import Stage
+    from llmforge.train.trainer import Stage
 
     step = Stage._step
 
@@ -319,7 +319,7 @@ def test_a_resume_with_other_steps_says_how_the_rate_jumps_and_refuses_fewer_tha
 def test_metrics_have_every_step_once_when_a_run_is_stopped_while_it_measures(
     train: Train, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmforge.train.stage import Stage
+    from llmforge.train.trainer import Stage
 
     flags = {"max_steps": 4, "holdout": [tiny_data], "eval_interval": 2, "save_interval": 0}
     train(save_dir=tmp_path / "whole", **flags)
@@ -365,7 +365,7 @@ def test_lines_that_a_full_disk_does_not_take_wait_and_are_written_once(tmp_path
 
 
 def test_a_dataset_that_is_cut_while_it_is_in_use_is_named(make_dataset: Callable[..., Path]) -> None:
-    from llmforge.data.dataset import PackedDataset
+    from llmforge.dataset.packed import PackedDataset
 
     data = PackedDataset([make_dataset(rows=8, parts=1, seed=9)])
     file = data._batches[0].file.path

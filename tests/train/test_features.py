@@ -151,7 +151,7 @@ def test_the_holdout_is_measured_in_bits_per_byte(
     assert list(measured) == [0, 5, 10, 12]
     assert measured[12]["all"] < measured[0]["all"]
     # By hand, document by document, with the model that training started from.
-    from llmforge.data.dataset import PackedDataset
+    from llmforge.dataset.packed import PackedDataset
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     nats, size = 0.0, 0

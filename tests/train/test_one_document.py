@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from llmforge.data.dataset import PackedDataset
-from llmforge.data.options import PrepareOptions
-from llmforge.data.prepare import prepare_data
+from llmforge.dataset.options import PrepareOptions
+from llmforge.dataset.packed import PackedDataset
+from llmforge.dataset.prepare import prepare_data
 from llmforge.errors import UserError
 
 from .conftest import PADDED, WORDS

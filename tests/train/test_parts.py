@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmforge.engine.protocol import IGNORED, World
+from llmforge.backends.base import IGNORED, World
 from llmforge.train.batches import Deal, Groups, make_micro_batch
 from llmforge.train.guards import Guard, Running
 from llmforge.train.schedule import SCHEDULES, make_schedule

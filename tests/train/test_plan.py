@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from llmforge.engine import attention
-from llmforge.engine.devices import KNOWN, gpu_device
-from llmforge.engine.model import CausalLoss, load_model
-from llmforge.engine.native.lean import keep_less
-from llmforge.engine.protocol import MicroBatch
-from llmforge.engine.settings import PRECISIONS
+from llmforge.backends.base import MicroBatch
+from llmforge.backends.common import attention
+from llmforge.backends.common.devices import KNOWN, gpu_device
+from llmforge.backends.common.model import CausalLoss, load_model
+from llmforge.backends.common.settings import PRECISIONS
+from llmforge.backends.torch.memory_saving import keep_less
 from llmforge.errors import UsageError
-from llmforge.train.config import make_config
+from llmforge.train.options import make_config
 from llmforge.train.plan import activations, make_plan, read_shape
 
 
@@ -178,7 +178,7 @@ def test_the_command_prints_a_plan(llmforge: Any, tiny_model: Path, tiny_data: P
 
 
 def test_unknown_devices_are_refused() -> None:
-    from llmforge.engine.devices import by_name
+    from llmforge.backends.common.devices import by_name
 
     with pytest.raises(UsageError, match="h100"):
         by_name("tpu")

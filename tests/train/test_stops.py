@@ -20,7 +20,7 @@ from llmforge.train.run import Stopped
 
 Train = Callable[..., Any]
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["llmforge.train.stage", "transformers.models.llama.modeling_llama"])
+PROCESSES.set_forkserver_preload(["llmforge.train.trainer", "transformers.models.llama.modeling_llama"])
 
 
 def figures(save_dir: Path) -> list[tuple[int, float, float]]:
@@ -38,7 +38,7 @@ def run_in_child(values: dict[str, Any], file_limit: int | None = None, messages
         os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT), 2)
     import torch
 
-    from llmforge.train.config import make_config
+    from llmforge.train.options import make_config
     from llmforge.train.run import run_training
 
     torch.set_num_threads(1)
@@ -163,7 +163,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_goes_on_but_the_last_save_m
 
 def without_checksums(checkpoint: Path) -> None:
     """Rewrites the manifest of a checkpoint as version 0.1 wrote it: sizes alone."""
-    from llmforge.workspace import manifest_path, read_manifest, write_manifest
+    from llmforge.steps import manifest_path, read_manifest, write_manifest
 
     manifest = read_manifest(checkpoint)
     files = {name: (checkpoint / name).stat().st_size for name in manifest.files}
@@ -349,7 +349,7 @@ def test_other_places_that_cannot_be_written_are_named_before_anything_is_loaded
 def test_a_configuration_file_gives_what_the_command_line_does_not(
     tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    from llmforge.train.config import make_config
+    from llmforge.train.options import make_config
 
     file = tmp_path / "train.yaml"
     file.write_text(

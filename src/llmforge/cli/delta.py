@@ -23,7 +23,7 @@ def make(
 ) -> None:
     """Write a tuned model as its difference from its base, which is of no use without it."""
     from llmforge import hub
-    from llmforge.model import delta
+    from llmforge.weights import delta
 
     finished = delta.make(hub.local(base), hub.local(target), output, overwrite=overwrite)
     figures = finished.manifest.metrics
@@ -45,7 +45,7 @@ def apply(
 ) -> None:
     """Write the tuned model that a delta was made of, bit for bit."""
     from llmforge import hub
-    from llmforge.model.delta import apply as apply_delta
+    from llmforge.weights.delta import apply as apply_delta
 
     show_finished(apply_delta(hub.local(base), hub.local(delta), output, overwrite=overwrite), as_json)
 

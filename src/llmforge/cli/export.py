@@ -45,8 +45,8 @@ def export(
     Padding rows are cut off, the tokenizer is put beside the weights, and a model card tells how the model was made.
     """
     from llmforge import hub
-    from llmforge.model.export import ExportOptions
-    from llmforge.model.export import export as export_model
+    from llmforge.weights.export import ExportOptions
+    from llmforge.weights.export import export as export_model
 
     options = ExportOptions(max_shard_size, dtype, bool(verify))
     finished = export_model(

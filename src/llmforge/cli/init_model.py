@@ -101,11 +101,11 @@ def init_model(
     is copied as it is, and the rows of old tokens stay the same bit for bit.
     """
     from llmforge import hub
+    from llmforge.embedding.initializers.choice import Growth
+    from llmforge.embedding.resize import grow
     from llmforge.evaluate.compare import Protocol, compare, markdown
     from llmforge.evaluate.texts import load_corpora
-    from llmforge.model.grow import grow
-    from llmforge.model.initial import Growth
-    from llmforge.workspace import add_metrics
+    from llmforge.steps import add_metrics
 
     how = reading(text_field, source_field, category_field, lines, max_document_bytes)
     protocol = Protocol(max_documents=50, max_characters=2000, by_category=True, reading=how)

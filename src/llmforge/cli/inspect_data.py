@@ -28,9 +28,9 @@ def inspect_data(
     In the samples ⟦ and ⟧ stand around text that is read but not trained on.
     """
     from llmforge import hub
-    from llmforge.data.inspection import inspect_dataset
-    from llmforge.data.inspection_text import as_html, as_text
-    from llmforge.workspace import check_report, write_report
+    from llmforge.dataset.inspection import inspect_dataset
+    from llmforge.dataset.inspection_text import as_html, as_text
+    from llmforge.steps import check_report, write_report
 
     if html:
         check_report(html, "inspect-data", "--html")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from llmforge.cli.options import Debug, StoppedExitCode, example
-from llmforge.train.config import TrainConfig
+from llmforge.train.options import TrainConfig
 
 Launcher = Literal["auto", "torchrun", "colossalai"]
 
@@ -49,7 +49,7 @@ def launch(
     debug: Debug = False,
 ) -> None:
     """Start a training on all hosts of a hostfile: check every host first, end all when one ends badly."""
-    from llmforge.engine.colossal.rules import missing_packages
+    from llmforge.backends.colossalai.rules import missing_packages
     from llmforge.launch.hosts import Ssh
     from llmforge.launch.start import Launch
 
@@ -109,14 +109,14 @@ def read_command(command: list[str]) -> tuple[TrainConfig, list[Path]]:
 
 def is_finished(save_dir: Path) -> bool:
     """Whether the training in `save_dir`, which the hosts share with this machine, has done its last step."""
-    from llmforge.workspace import manifest_path
+    from llmforge.steps import manifest_path
 
     return manifest_path(save_dir).is_file()
 
 
 def check_model(config: TrainConfig, processes: int) -> None:
     """Refuses what so many processes cannot do with the model, where it lies on this machine too."""
-    from llmforge.engine.colossal import rules
+    from llmforge.backends.colossalai import rules
     from llmforge.train.run import weights_to_start_from
 
     weights = weights_to_start_from(config)

@@ -33,8 +33,8 @@ def plan(
 ) -> None:
     """Estimate parameters, memory, steps and hours of a training, before anything is loaded."""
     from llmforge import hub
-    from llmforge.engine.devices import by_name
-    from llmforge.train.config import TrainConfig
+    from llmforge.backends.common.devices import by_name
+    from llmforge.train.options import TrainConfig
     from llmforge.train.plan import make_plan
 
     config = TrainConfig(

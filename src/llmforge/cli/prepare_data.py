@@ -155,18 +155,18 @@ def prepare_data(
 
     A killed run goes on where it was when the same command is given again.
     """
-    from llmforge.data import options as read
-    from llmforge.data.workers import warm_up_for
+    from llmforge.dataset import options as read
+    from llmforge.dataset.workers import warm_up_for
 
     inputs = texts(data_input_dirs)
     if not (ray or dry_run):
         warm_up_for(inputs, workers)  # first: it takes as long as the imports below
     from llmforge import hub
-    from llmforge.data.forecast import forecast
-    from llmforge.data.jsonl import check_place, write_jsonl
-    from llmforge.data.prepare import prepare_data
-    from llmforge.data.report import forecast_text, summary_text
-    from llmforge.data.splicing import SPLICES
+    from llmforge.dataset.forecast import forecast
+    from llmforge.dataset.jsonl import check_place, write_jsonl
+    from llmforge.dataset.packing import SPLICES
+    from llmforge.dataset.prepare import prepare_data
+    from llmforge.dataset.report import forecast_text, summary_text
 
     if (data_output_dirs is None) == (data_arrow_output_dir is None):
         raise UsageError(

@@ -23,6 +23,6 @@ def run(
 
     Each step is printed as the command that can be run by hand, and runs as that command.
     """
-    from llmforge.cli.recipe import read_recipe, run_recipe
+    from llmforge.recipes.recipe import read_recipe, run_recipe
 
     run_recipe(read_recipe(recipe, set_ or []), dry_run, debug)

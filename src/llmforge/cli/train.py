@@ -10,7 +10,7 @@ import typer
 
 from llmforge.cli.options import Debug, StoppedExitCode, example, paths, show_finished
 from llmforge.console import show_json
-from llmforge.train.config import TrainConfig, dashed, default_of, hints, make_config, optional
+from llmforge.train.options import TrainConfig, dashed, default_of, hints, make_config, optional
 
 
 @example(
@@ -33,7 +33,7 @@ def train(
 
     finished = run_training(read_flags(config, **flags))
     if "torch" in sys.modules:  # it is not where the run was finished already
-        from llmforge.engine.processes import leave_processes
+        from llmforge.backends.common.processes import leave_processes
 
         leave_processes()
     if isinstance(finished, Stopped):

@@ -24,7 +24,7 @@ def verify(
 
     Checkpoints and everything else below a directory are checked too. Damaged files are named, and the exit code is 1.
     """
-    from llmforge.workspace import verify_output
+    from llmforge.steps import verify_output
 
     began = time.monotonic()
     found = [verify_output(path) for path in outputs]

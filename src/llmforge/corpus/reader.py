@@ -8,9 +8,10 @@ from typing import Any
 
 from llmforge.console import warn
 from llmforge.corpus.block import Block
+from llmforge.corpus.chunk import Chunk
 from llmforge.corpus.document import Document
 from llmforge.corpus.options import ReadOptions
-from llmforge.corpus.sources import Chunk, find_chunks, printable
+from llmforge.corpus.sources import find_chunks, printable
 from llmforge.errors import UserError
 
 BLOCK_BYTES, BATCH_CHARACTERS = 8 << 20, 1 << 20

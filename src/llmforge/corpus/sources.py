@@ -7,10 +7,10 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmforge.console import warn
+from llmforge.corpus.chunk import Chunk
 from llmforge.errors import UserError
 
 # Small enough that work is shared evenly and little is lost to a kill, large enough that 10 TB make few
@@ -26,27 +26,6 @@ SPECIAL = {
     stat.S_IFCHR: "device",
     stat.S_IFBLK: "device",
 }
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A part of one file, read and encoded in one go.
-
-    `kind` is the suffix by which its format is registered, `compression` "", ".gz" or ".zst". `start` and `stop` are
-    bytes of a plain file of lines (the chunk holds the lines that begin there) or row groups of a `.parquet`; others
-    are one chunk. `name` is the file as reports call it, `size` its share of the bytes on disk, `category` the
-    one of documents that name none.
-    """
-
-    number: int
-    path: str
-    name: str
-    kind: str
-    compression: str
-    category: str
-    start: int
-    stop: int
-    size: int
 
 
 def find_chunks(inputs: Sequence[Path], lines: bool = False) -> list[Chunk]:

@@ -9,7 +9,7 @@ from typing import IO, Any
 import zstandard
 
 from llmforge.corpus.block import Rejection
-from llmforge.corpus.sources import Chunk
+from llmforge.corpus.chunk import Chunk
 from llmforge.errors import UserError
 
 COMPRESSIONS = (".gz", ".zst")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmforge.engine.colossal import rules
+from llmforge.backends.colossalai import rules
 
 NATIVE = ("native", "ddp", "fsdp")
 COLOSSAL = rules.PLUGINS

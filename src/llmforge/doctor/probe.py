@@ -23,7 +23,7 @@ def probe(name: str) -> dict[str, Any]:
     if name == "torch":
         return probe_torch()
     if name == "colossalai":
-        from llmforge.engine.colossal import compat
+        from llmforge.backends.colossalai import compat
 
         compat.install()
     for module in MODULES.get(name, (name.replace("-", "_"),)):

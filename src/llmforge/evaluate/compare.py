@@ -14,7 +14,7 @@ from llmforge.errors import UsageError
 from llmforge.evaluate.texts import load_corpora
 from llmforge.hub import title
 from llmforge.report import markdown as report
-from llmforge.workspace import Finished, Outcome, Step, run_step
+from llmforge.steps import Finished, Outcome, Step, run_step
 
 Results = dict[str, dict[str, dict[str, Any]]]
 SUFFIXES = (".json", ".md")

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llmforge.workspace import Finished, Outcome, Step, run_step
+from llmforge.steps import Finished, Outcome, Step, run_step
 
 
 @dataclass(frozen=True)

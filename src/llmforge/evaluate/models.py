@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from llmforge.errors import UserError
-from llmforge.model.completeness import check_complete
-from llmforge.model.config import load_config, refuse_own_code
 from llmforge.tokenizer import Tokenizer, load
+from llmforge.weights.completeness import check_complete
+from llmforge.weights.config import load_config, refuse_own_code
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -65,7 +65,7 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
     os.chdir(request["directory"])
     answer["missing"] = [path for path in request["paths"] if not os.path.exists(os.fsencode(path))]
     answer["contents"] = {path: recorded_fingerprint(path) for path in request["paths"]}
-    words = [request["python"], "-m", "llmforge.workspace.identity"]
+    words = [request["python"], "-m", "llmforge.steps.identity"]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True)
     try:
         answer["identity"] = json.loads(done.stdout)

@@ -11,7 +11,7 @@ from llmforge.console import say
 from llmforge.errors import UserError
 from llmforge.launch.hosts import Host
 from llmforge.launch.remote import Remote
-from llmforge.workspace.identity import NOT_INSTALLED, identity
+from llmforge.steps.identity import NOT_INSTALLED, identity
 
 CHECK_SECONDS = 60.0
 # From the versions of packages (None: not installed) to the sentence for a host that cannot run the job with them.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from llmforge.errors import UsageError
 from llmforge.report import markdown as report
+from llmforge.steps import check_report, write_report
 from llmforge.tokenizer.compare import Row, as_json
-from llmforge.workspace import check_report, write_report
 
 COMMAND = "compare-tokenizers"
 

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from llmforge import console
 from llmforge.errors import UserError
-from llmforge.tokenizer import sentencepiece_model, tiktoken_ranks
-from llmforge.tokenizer.formats import framing, vocabulary_files
+from llmforge.tokenizer.formats import framing, sentencepiece_model, tiktoken_ranks, vocabulary_files
 from llmforge.tokenizer.formats.added import place_added_tokens
 from llmforge.tokenizer.formats.agreement import check_ranks, check_sentencepiece, rename_pieces
 from llmforge.tokenizer.formats.config import CONFIG, read_config, read_json

@@ -12,10 +12,11 @@ import numpy as np
 
 from llmforge.corpus import ReadOptions
 from llmforge.errors import UserError
-from llmforge.tokenizer import sentencepiece_model as spm
+from llmforge.steps import Finished, Outcome, Step, run_step
 from llmforge.tokenizer.closure import Additions, ByList, ByScore, close
 from llmforge.tokenizer.definition import Definition
 from llmforge.tokenizer.files import tokenizer_files
+from llmforge.tokenizer.formats import sentencepiece_model as spm
 from llmforge.tokenizer.formats.added import fill_unused
 from llmforge.tokenizer.formats.config import write_config
 from llmforge.tokenizer.formats.framing import frame_flags
@@ -23,7 +24,6 @@ from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.load import Tokenizer, from_definition, load
 from llmforge.tokenizer.pieces import Cleaned, read_pieces
 from llmforge.tokenizer.verify import verify
-from llmforge.workspace import Finished, Outcome, Step, run_step
 
 BPE_STEP = np.float32(1)
 UNIGRAM_STEP = 1e-4  # scores are logarithms here: 20,000 pieces stay within 2 of the source's last

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from llmforge.errors import UserError
-from llmforge.tokenizer.tiktoken_ranks import find_ranks
+from llmforge.tokenizer.formats.tiktoken_ranks import find_ranks
 
 PATTERNS = (
     "tokenizer.json",

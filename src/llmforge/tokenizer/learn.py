@@ -13,14 +13,14 @@ import numpy.typing as npt
 from llmforge import console
 from llmforge.corpus import Reader, ReadOptions
 from llmforge.errors import UserError
+from llmforge.steps import Finished, Outcome, Step, run_step
 from llmforge.tokenizer import bytelevel
 from llmforge.tokenizer.continued_bpe import TABLE_BITS, Learned, Rules, Words, learn, place
 from llmforge.tokenizer.files import tokenizer_files
+from llmforge.tokenizer.formats.sentencepiece_model import SPACE
 from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.load import Tokenizer, backend_of, bare_json, load
-from llmforge.tokenizer.sentencepiece_model import SPACE
 from llmforge.tokenizer.words import Counted, count_words, cutter
-from llmforge.workspace import Finished, Outcome, Step, run_step
 
 WORDS_TOGETHER, BATCH = 200, 2000
 

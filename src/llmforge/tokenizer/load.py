@@ -14,10 +14,10 @@ import numpy as np
 import tokenizers
 
 from llmforge.errors import UserError
+from llmforge.steps import fingerprint_json
 from llmforge.tokenizer import bytelevel
 from llmforge.tokenizer.definition import Definition, Family, read_definition
-from llmforge.tokenizer.sentencepiece_model import SPACE
-from llmforge.workspace import fingerprint_json
+from llmforge.tokenizer.formats.sentencepiece_model import SPACE
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 NO_MODEL: dict[str, Any] = {"type": "BPE", "vocab": {}, "merges": []}

@@ -6,15 +6,15 @@ from typing import Any
 
 from llmforge import console
 from llmforge.errors import UserError
+from llmforge.steps import Finished, Outcome, Step, run_step
 from llmforge.tokenizer import bytelevel
 from llmforge.tokenizer.continued_bpe import Learned
 from llmforge.tokenizer.files import tokenizer_files
+from llmforge.tokenizer.formats.sentencepiece_model import SPACE
 from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.learn import write_pieces
 from llmforge.tokenizer.load import load
-from llmforge.tokenizer.sentencepiece_model import SPACE
 from llmforge.tokenizer.words import script_pattern
-from llmforge.workspace import Finished, Outcome, Step, run_step
 
 
 def pieces_from_words(

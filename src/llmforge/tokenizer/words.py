@@ -16,8 +16,8 @@ import regex
 
 from llmforge import console
 from llmforge.errors import UserError
+from llmforge.tokenizer.formats.sentencepiece_model import SPACE
 from llmforge.tokenizer.inside import Inside, words_of
-from llmforge.tokenizer.sentencepiece_model import SPACE
 
 MAX_WORDS = 6_000_000
 # Words of a sentencepiece tokenizer are cut as its own trainer cuts: a space goes with what is behind it; kanji and

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmforge.engine.protocol import IGNORED, MicroBatch, World
+from llmforge.backends.base import IGNORED, MicroBatch, World
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from typing import Any
 
 from llmforge.console import say, warn
 from llmforge.errors import UserError
+from llmforge.steps import read_manifest, remove_tree, unrecorded_entries
+from llmforge.steps.manifest import write_durably
+from llmforge.steps.verify import changed_file
 from llmforge.train.save_dir import MODELING
 from llmforge.train.states import read_schedule, read_states
-from llmforge.workspace import read_manifest, remove_tree, unrecorded_entries
-from llmforge.workspace.manifest import write_durably
-from llmforge.workspace.verify import changed_file
 
 CHECKPOINT = re.compile(r"epoch-(\d+)_step-(\d+)")
 HIDDEN = re.compile(rf"\.(?:{CHECKPOINT.pattern}|{MODELING})\.(?:partial|removed|replaced)")

@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmforge.engine.protocol import Snapshot
+from llmforge.backends.base import Snapshot
 from llmforge.errors import UserError
-from llmforge.model.config import portable, read_config
+from llmforge.steps import Manifest, manifest_path, publish, record_files, remove_tree, write_manifest
+from llmforge.steps.checksums import checksum
 from llmforge.train.branch import STEP
 from llmforge.train.save_dir import MODELING
 from llmforge.train.schedule import Schedule
 from llmforge.train.states import SCHEDULE, STATES
-from llmforge.workspace import Manifest, manifest_path, publish, record_files, remove_tree, write_manifest
-from llmforge.workspace.checksums import checksum
+from llmforge.weights.config import portable, read_config
 
 MODEL_STEP = "train-model"
 # Weights of the source model, which are not those of the checkpoint, in any format; and its manifest.

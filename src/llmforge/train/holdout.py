@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llmforge.data.dataset import PackedDataset
-from llmforge.engine.protocol import Engine, LossSums
+from llmforge.backends.base import Engine, LossSums
+from llmforge.dataset.packed import PackedDataset
 from llmforge.errors import UserError
 from llmforge.train.batches import Deal, Groups, make_micro_batch
 from llmforge.train.monitor import bits_per_byte

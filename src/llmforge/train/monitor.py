@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from llmforge.backends.base import LossSums
 from llmforge.console import warn
-from llmforge.engine.protocol import LossSums
 from llmforge.errors import UserError
 from llmforge.train.batches import Groups
 

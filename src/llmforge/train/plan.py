@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from llmforge.data.dataset import PackedDataset
-from llmforge.engine.colossal import rules
-from llmforge.engine.devices import Device
-from llmforge.engine.trainable import Trainable, parse
+from llmforge.backends.colossalai import rules
+from llmforge.backends.common.devices import Device
+from llmforge.backends.common.trainable import Trainable, parse
+from llmforge.dataset.packed import PackedDataset
 from llmforge.errors import UserError
-from llmforge.model.architecture import (
+from llmforge.train.options import TrainConfig
+from llmforge.weights.architecture import (
     attention_heads,
     check_length,
     check_supported,
@@ -23,8 +24,7 @@ from llmforge.model.architecture import (
     head_widths,
     mlp_width,
 )
-from llmforge.model.config import load_config, read_config
-from llmforge.train.config import TrainConfig
+from llmforge.weights.config import load_config, read_config
 
 ROWS_LOOKED_AT = 1000
 PYTHON_AND_TORCH = 600_000_000  # bytes of a process that has imported torch and transformers
@@ -201,7 +201,7 @@ def memory(
 
 
 def activations(shape: Shape, tokens: int, low: int, recomputed: bool) -> int:
-    """Bytes that forward keeps for backward (`llmforge.engine.native.lean`).
+    """Bytes that forward keeps for backward (`llmforge.backends.torch.memory_saving`).
 
     Per token and layer: the inputs of two norms in float32 and their outputs; queries, keys and values of every
     head as they enter attention, its output, and that output as it enters its projection; gate, up and their
@@ -250,7 +250,7 @@ class Plan:
 
 def make_plan(config: TrainConfig, weights: Path, device: Device | None = None, processes: int = 1) -> Plan:
     """The plan of `config`, on `processes` devices of kind `device` (this machine's where None)."""
-    from llmforge.engine.devices import this_device
+    from llmforge.backends.common.devices import this_device
 
     device = device or this_device()
     shape, data = read_shape(weights), PackedDataset(config.dataset)

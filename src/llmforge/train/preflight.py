@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llmforge.backends.base import Engine
+from llmforge.backends.build import device_memory
+from llmforge.backends.common.devices import gpu_device
 from llmforge.console import warn
-from llmforge.data.dataset import PackedDataset
-from llmforge.engine.build import device_memory
-from llmforge.engine.devices import gpu_device
-from llmforge.engine.protocol import Engine
+from llmforge.dataset.packed import PackedDataset
 from llmforge.errors import UsageError, UserError
-from llmforge.model import Vocabulary
 from llmforge.train import plan
-from llmforge.train.config import TrainConfig
+from llmforge.train.options import TrainConfig
+from llmforge.weights import Vocabulary
 
 ROWS_LOOKED_AT = 1000
 

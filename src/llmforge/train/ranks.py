@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmforge.engine.processes import Processes
+from llmforge.backends.common.processes import Processes
 from llmforge.errors import UserError
-from llmforge.train.config import TrainConfig, dashed
-from llmforge.workspace import fingerprint_json
-from llmforge.workspace.identity import identity
-from llmforge.workspace.manifest import write_durably
+from llmforge.steps import fingerprint_json
+from llmforge.steps.identity import identity
+from llmforge.steps.manifest import write_durably
+from llmforge.train.options import TrainConfig, dashed
 
 # Where things lie may differ from host to host; what they hold may not.
 PLACES = ("pretrained", "dataset", "save_dir", "holdout", "tensorboard_dir", "config_file", "load_checkpoint")

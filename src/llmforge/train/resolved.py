@@ -3,10 +3,10 @@
 import yaml
 
 from llmforge.console import say
-from llmforge.train.config import TrainConfig
+from llmforge.steps import write_report
+from llmforge.steps.manifest import write_durably
+from llmforge.train.options import TrainConfig
 from llmforge.train.save_dir import CONFIG_FILE
-from llmforge.workspace import write_report
-from llmforge.workspace.manifest import write_durably
 
 
 def write_config(config: TrainConfig) -> None:

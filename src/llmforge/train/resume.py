@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmforge.backends.base import World
+from llmforge.backends.build import engine_family
+from llmforge.backends.common.processes import Processes
 from llmforge.console import say
-from llmforge.engine.build import engine_family
-from llmforge.engine.processes import Processes
-from llmforge.engine.protocol import World
 from llmforge.errors import UserError
 from llmforge.train import branch
-from llmforge.train.config import TrainConfig
-from llmforge.train.run import is_modeling
-from llmforge.train.save_dir import MODELING
+from llmforge.train.options import TrainConfig
+from llmforge.train.save_dir import MODELING, is_modeling
 from llmforge.train.schedule import Schedule
 from llmforge.train.states import RunStates, read_schedule, read_states
 

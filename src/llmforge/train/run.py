@@ -16,20 +16,7 @@ from typing import Any
 from llmforge import hub
 from llmforge.console import say, show
 from llmforge.errors import UserError
-from llmforge.train.config import TrainConfig, dashed
-from llmforge.train.interrupts import end_with_launcher
-from llmforge.train.save_dir import (
-    CONFIG_FILE,
-    MODELING,
-    RUN_FILE,
-    is_result,
-    is_training,
-    recorded_arguments,
-    refuse_foreign,
-    refuse_obstacles,
-    remove_training,
-)
-from llmforge.workspace import (
+from llmforge.steps import (
     Finished,
     Input,
     Manifest,
@@ -46,7 +33,21 @@ from llmforge.workspace import (
     require_whole,
     write_manifest,
 )
-from llmforge.workspace.manifest import write_durably
+from llmforge.steps.manifest import write_durably
+from llmforge.train.interrupts import end_with_launcher
+from llmforge.train.options import TrainConfig, dashed
+from llmforge.train.save_dir import (
+    CONFIG_FILE,
+    MODELING,
+    RUN_FILE,
+    is_modeling,
+    is_result,
+    is_training,
+    recorded_arguments,
+    refuse_foreign,
+    refuse_obstacles,
+    remove_training,
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def run_training(config: TrainConfig) -> Finished | Stopped | None:
         _check_places(config)
         if config.verify:
             require_whole(weights)
-    from llmforge.train.stage import Stage
+    from llmforge.train.trainer import Stage
 
     with _locked(config, arguments) if is_main else _nothing():
         stage = Stage(config, weights)
@@ -137,11 +138,6 @@ def weights_to_start_from(config: TrainConfig) -> Path:
     if config.load_checkpoint and is_modeling(Path(config.load_checkpoint)):
         return Path(config.load_checkpoint)
     return hub.local(config.pretrained)
-
-
-def is_modeling(path: Path) -> bool:
-    """Whether `path` holds weights alone: a model directory, not a checkpoint with running states."""
-    return path.is_dir() and (path / "config.json").is_file() and not (path / "running_states.json").is_file()
 
 
 def dataset_roots(datasets: list[Path]) -> tuple[list[Path], list[str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.errors import UserError
-from llmforge.workspace import MANIFEST, empty_directory, read_manifest, unrecorded_entries
+from llmforge.steps import MANIFEST, empty_directory, read_manifest, unrecorded_entries
 
 RUN_FILE = "run.json"
 MODELING = "modeling"
@@ -106,3 +106,8 @@ def _is_checkpoint(path: Path) -> bool:
         return not path.is_symlink() and read_manifest(path).step == "train-checkpoint"
     except UserError:
         return False
+
+
+def is_modeling(path: Path) -> bool:
+    """Whether `path` holds weights alone: a model directory, not a checkpoint with running states."""
+    return path.is_dir() and (path / "config.json").is_file() and not (path / "running_states.json").is_file()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmforge.engine.protocol import Engine
+from llmforge.backends.base import Engine
 from llmforge.errors import UserError
 from llmforge.train.schedule import SCHEDULES, Schedule
 

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 
 from llmforge.corpus.block import Block, Rejection, empty_block
+from llmforge.corpus.chunk import Chunk
 from llmforge.corpus.formats.base import Format
 from llmforge.corpus.formats.columns import as_text, columns_of, first_line, unusable
 from llmforge.corpus.options import ReadOptions
 from llmforge.corpus.records import to_block
-from llmforge.corpus.sources import Chunk
 
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError, ValueError)
 

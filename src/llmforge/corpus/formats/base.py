@@ -6,8 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from llmforge.corpus.block import Block
+from llmforge.corpus.chunk import Chunk
 from llmforge.corpus.options import ReadOptions
-from llmforge.corpus.sources import Chunk
 
 # (start, stop, share of the bytes on disk) of each chunk of a file
 Ranges = list[tuple[int, int, int]]

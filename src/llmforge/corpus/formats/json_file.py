@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from llmforge.corpus import streams
 from llmforge.corpus.block import Block, Rejection, empty_block
+from llmforge.corpus.chunk import Chunk
 from llmforge.corpus.formats import jsonl
 from llmforge.corpus.formats.base import Format, Ranges, byte_ranges
 from llmforge.corpus.options import ReadOptions
 from llmforge.corpus.records import schema_of, text_fields, to_block
-from llmforge.corpus.sources import Chunk
 
 SNIFFED_BYTES = 1 << 20
 LARGEST_LINE_SNIFFED = 64 << 20

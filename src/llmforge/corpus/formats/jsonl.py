@@ -14,10 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from llmforge.corpus.block import Block, Rejection, empty_block
+from llmforge.corpus.chunk import Chunk
 from llmforge.corpus.formats.base import Format, byte_ranges
 from llmforge.corpus.options import ReadOptions
 from llmforge.corpus.records import schema_of, text_fields, to_block
-from llmforge.corpus.sources import Chunk
 from llmforge.corpus.streams import line_blocks
 
 

@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from llmforge.corpus import streams
 from llmforge.corpus.block import Block, Rejection, empty_block
+from llmforge.corpus.chunk import Chunk
 from llmforge.corpus.formats.base import Format, Ranges, byte_ranges, whole
 from llmforge.corpus.formats.jsonl import line_ends, line_starts
 from llmforge.corpus.options import ReadOptions
-from llmforge.corpus.sources import Chunk
 
 BOM = b"\xef\xbb\xbf"
 NUL = "holds NUL bytes, so it is no text in UTF-8"

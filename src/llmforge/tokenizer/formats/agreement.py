@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.errors import UserError
-from llmforge.tokenizer import sentencepiece_model as spm
-from llmforge.tokenizer import tiktoken_ranks
+from llmforge.tokenizer.formats import sentencepiece_model as spm
+from llmforge.tokenizer.formats import tiktoken_ranks
 
 
 def rename_pieces(proto: Any, added: Iterable[dict[str, Any]], directory: Path) -> None:

@@ -1,0 +1,154 @@
+"""Choosing and making the engine of a run."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from llmforge.backends.base import Engine, World
+from llmforge.backends.colossalai import rules
+from llmforge.backends.common import attention, packing
+from llmforge.backends.common.memory import free_memory
+from llmforge.backends.common.model import find_way
+from llmforge.backends.common.settings import PRECISIONS, Settings
+from llmforge.backends.common.trainable import parse
+from llmforge.console import say
+from llmforge.errors import UsageError
+from llmforge.weights.architecture import check_length, check_supported
+from llmforge.weights.config import load_config, read_config
+from llmforge.weights.read import open_weights
+
+# Weights, gradients and the two moments of AdamW in float32 (weights alone under adapters), with a third more for
+# activations and the rest.
+BYTES_PER_PARAMETER, BYTES_PER_FROZEN = 16 * 4 / 3, 4 * 4 / 3
+
+
+def choose_device(rehearse: bool = False) -> torch.device:
+    """This process's device: a GPU of its own where there are GPUs, else the CPU; a rehearsal takes the CPU."""
+    if rehearse or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the machine itself computes bf16 products; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(check and check())
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory of `device` that are free now; for a CPU, those that this process may have."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_memory()
+
+
+def count_parameters(model: Path) -> int:
+    """The numbers in the weights of a model directory, whatever they are stored in."""
+    return sum(math.prod(tensor.shape) for tensor in open_weights(model).tensors.values())
+
+
+def choose_plugin(wanted: str, world: World, device: torch.device, parameters: int, lora: bool) -> str:
+    """The plugin to run: `auto` shares the model among processes only where one cannot hold it."""
+    if wanted == "auto":
+        if world.size == 1:
+            return "native"
+        per_process = device_memory(device) / (1 if device.type == "cuda" else world.size)
+        needed = parameters * (BYTES_PER_FROZEN if lora else BYTES_PER_PARAMETER)
+        return "ddp" if needed < per_process else "fsdp"
+    if wanted == "native" and world.size > 1:
+        raise UsageError(f"--plugin native is one process, but {world.size} were started; use ddp or fsdp.")
+    if wanted != "native" and world.size == 1:
+        raise UsageError(
+            f"--plugin {wanted} needs several processes; start it with torchrun, or use --plugin native."
+        )
+    return wanted
+
+
+def choose_attention(config: Any, device: torch.device, precision: str, is_main: bool) -> str:
+    """`--attention`, or flash where `--use-flash-attn` asks for it and it is there."""
+    if not config.use_flash_attn:
+        return str(config.attention)
+    can = attention.available(device, PRECISIONS[precision])
+    if "flash" not in can and is_main:
+        say(
+            f"flash-attn does not run here (it needs a GPU, bf16 or fp16, and the package): {can[0]} is used."
+        )
+    return "flash" if "flash" in can else "auto"
+
+
+def check(config: Any, model: Path, world: World, length: int) -> None:
+    """Refuses what the plugin of `config` cannot do with the model directory `model` and rows of `length` tokens,
+    before anything is loaded.
+    """
+    check_supported(read_config(model), model)
+    check_length(load_config(model), model, length)
+    if config.plugin in rules.PLUGINS:
+        rules.check_environment(config.plugin, config.rehearse, torch.cuda.is_available())
+        rules.check_model(config, model, world.size, length)
+
+
+def engine_family(plugin: str) -> str:
+    return "colossal" if plugin in rules.PLUGINS else "native"
+
+
+def build_engine(
+    config: Any,
+    model: Path,
+    vocabulary: Any,
+    groups: int,
+    device: torch.device,
+    world: World,
+    length: int,
+    documents_per_row: int,
+) -> Engine:
+    """The engine of `config` (a `TrainConfig`), with the weights of the model directory `model`, for rows of `length`
+    tokens and at most `documents_per_row` documents.
+    """
+    from llmforge.backends.torch import NativeEngine
+    from llmforge.backends.torch.parallel import DDPEngine, FSDPEngine
+
+    colossal = config.plugin in rules.PLUGINS
+    precision = config.mixed_precision
+    if precision == "auto":
+        # ColossalAI's plugins are made for weights in 16 bits; torch_ddp has float32 weights, as native has.
+        lowers = colossal and config.plugin != rules.TORCH_DDP
+        precision = "bf16" if lowers or computes_in_bf16(device) else "fp32"
+    settings = Settings(
+        model=model,
+        precision=precision,
+        trainable=parse(config.trainable),
+        old_rows=vocabulary.source,
+        rows=vocabulary.size,
+        groups=groups,
+        seed=config.seed,
+        weight_decay=config.weight_decay,
+        decay_embeddings=config.embedding_decay,
+        betas=(config.beta1, config.beta2),
+        clip=config.gradient_clipping,
+        head_chunk=config.head_chunk,
+        gradient_checkpointing=config.use_grad_checkpoint,
+        compile=config.compile,
+        attention=choose_attention(config, device, precision, world.is_main),
+        lora_rank=config.lora_rank,
+        noise=config.neft_alpha if config.use_neft else 0.0,
+        device=str(device),
+    )
+    plugin = config.plugin
+    if not colossal:
+        parameters = count_parameters(model)
+        plugin = choose_plugin(plugin, world, device, parameters, lora=config.trainable == "lora")
+    kernel = attention.NAMES[attention.choose(device, PRECISIONS[precision], settings.attention)]
+    packing.check_rows(find_way(model, kernel), plugin, length, documents_per_row, tell=world.is_main)
+    if colossal:
+        from llmforge.backends.colossalai.build import build
+
+        return cast(Engine, build(config, settings, world))
+    engines = {"native": NativeEngine, "ddp": DDPEngine, "fsdp": FSDPEngine}
+    return cast(Engine, engines[plugin](settings, world))

@@ -1,0 +1,1 @@
+"""What every backend needs: attention, loss head, weights on disk, processes."""

@@ -1,0 +1,382 @@
+"""Attention inside the documents of packed rows, so that a document's loss does not depend on its row-mates.
+
+Each function has transformers' attention interface and is chosen through `attn_implementation`. Where
+the documents lie travels as the keyword `documents`, which decoder layers hand on. What a model's layer asks of
+attention arrives as keywords too: `Terms` names those that are computed, and others that say something are refused,
+so that nothing is passed over in silence. Masks are not looked at: in a causal model they say what `documents` and
+the window say. That this holds, and that a layer hands all of it on, is compared before each training
+(`llmforge.backends.common.packing`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from llmforge.errors import UserError
+
+# None holds "sdpa" or "flash": transformers takes these for its own, and asks the class whether it knows them.
+SDPA, FLASH, VARLEN, FLEX = "llmforge_documents", "llmforge_fa", "llmforge_varlen", "llmforge_flex"
+NAMES = {"sdpa": SDPA, "flash": FLASH, "varlen": VARLEN, "flex": FLEX}
+BLOCK = 512  # queries at a time, at least, where a window is shorter than a document
+# Keywords that layers hand on and that do not change what attention computes.
+SILENT = {
+    *("position_ids", "position_embeddings", "cache_position", "past_key_value", "past_key_values"),
+    *("output_router_logits", "num_items_in_batch", "deterministic", "output_hidden_states", "return_dict"),
+    *("use_cache", "kwargs"),
+}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a layer asks of its attention besides causality and scale.
+
+    `window`: keys that a query sees, itself included. `softcap`: scores become softcap * tanh(scores / softcap).
+    `sinks` (heads,): a score per head that takes its share of the softmax and has no value (GPT-OSS).
+    """
+
+    window: int | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, options: Mapping[str, Any]
+    ) -> "Terms":
+        """The terms among the keywords `options` of an attention function; a `UserError` for what is none."""
+        rest = {name: value for name, value in options.items() if name not in SILENT}
+        # A layer that is not causal says so in the keyword, or in the attribute that transformers' own kernels read.
+        causal = rest.pop("is_causal", None)
+        if causal is None:
+            causal = getattr(module, "is_causal", True)
+        terms = cls(rest.pop("sliding_window", None), rest.pop("softcap", None), rest.pop("s_aux", None))
+        asked = [name for name, value in rest.items() if value is not None and value is not False]
+        if causal is False:
+            asked.append("is_causal=False")
+        if query.shape[2] != key.shape[2]:
+            asked.append("other keys than queries")
+        if asked:
+            raise UserError(
+                f"{type(module).__name__} asks its attention for {', '.join(asked)}, which llmforge's kernels "
+                "do not compute."
+            )
+        return terms
+
+    @property
+    def need_scores(self) -> bool:
+        """Whether the scores themselves are changed, which PyTorch's kernel does not let one do."""
+        return self.softcap is not None or self.sinks is not None
+
+
+class Documents:
+    """The lengths of the documents of each row of a micro-batch, and what the kernels want to know of them.
+
+    `padded[i]`: the last document of row i is padding (none are where it is left out). An object and no tuple, so
+    that compiled layers hand it on without looking inside.
+    """
+
+    def __init__(
+        self,
+        lengths: tuple[tuple[int, ...], ...],
+        device: torch.device,
+        padded: tuple[bool, ...] = (),
+    ) -> None:
+        self.sizes = [n for row in lengths for n in row]
+        self.rows, self.device, self.padded = lengths, device, padded or (False,) * len(lengths)
+
+    @property
+    def one_a_row(self) -> bool:
+        """Whether no row has two documents; padding is none."""
+        return all(len(row) - padded < 2 for row, padded in zip(self.rows, self.padded, strict=True))
+
+    @cached_property
+    def longest(self) -> int:
+        return max(self.sizes)
+
+    @cached_property
+    def bounds(self) -> torch.Tensor:
+        """int32 (documents + 1,): where documents begin in the rows laid end to end."""
+        return functional.pad(torch.tensor(self.sizes, device=self.device).cumsum(0), (1, 0)).to(torch.int32)
+
+    @cached_property
+    def _block_masks(self) -> dict[int | None, Any]:
+        return {}
+
+    def block_mask(self, window: int | None = None) -> Any:
+        """The mask of flex attention: causal, inside a document, and at most `window` keys."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        if window in self._block_masks:
+            return self._block_masks[window]
+        length = sum(self.rows[0])
+        numbers = torch.stack(
+            [
+                torch.repeat_interleave(
+                    torch.arange(len(row), device=self.device), torch.tensor(row, device=self.device)
+                )
+                for row in self.rows
+            ]
+        )
+        reach = window or length
+
+        def visible(row: Any, _head: Any, query: Any, key: Any) -> Any:
+            near = (query >= key) & (query - key < reach)
+            return near & (numbers[row, query] == numbers[row, key])
+
+        mask = create_block_mask(visible, len(self.rows), None, length, length, device=str(self.device))
+        self._block_masks[window] = mask
+        return mask
+
+
+def register() -> None:
+    """Makes the functions of this file known to transformers."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    for name, function in ((SDPA, by_sdpa), (FLASH, by_flash), (VARLEN, by_varlen), (FLEX, by_flex)):
+        ALL_ATTENTION_FUNCTIONS[name] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+
+
+def available(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """The words of `--attention` that this machine can run, the best first."""
+    if device.type != "cuda":
+        return ["sdpa"]  # flex attention has no gradient on a CPU
+    half = dtype in (torch.bfloat16, torch.float16)
+    flash = ["flash"] if half and find_spec("flash_attn") else []
+    varlen = ["varlen"] if half and find_spec("torch.nn.attention.varlen") else []
+    return [*flash, *varlen, "flex", "sdpa"]
+
+
+def choose(device: torch.device, dtype: torch.dtype, wanted: str = "auto") -> str:
+    """The word of `--attention` to run; a `UserError` where the machine cannot run the one that is
+    asked for.
+    """
+    can = available(device, dtype)
+    if wanted == "auto":
+        return can[0]
+    if wanted not in can:
+        raise UserError(
+            f"--attention {wanted} does not run here ({device.type}, {dtype}); use one of {', '.join(can)}."
+        )
+    return wanted
+
+
+def by_sdpa(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    documents: Documents | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention, one call of PyTorch's kernel per document: no mask, and no work across documents.
+
+    `query` (rows, heads, length, width), `key` and `value` (rows, key-value heads, length, width; values may have
+    another). Returns (rows, length, heads, width). All `Terms` are computed: a window in blocks of queries, so that
+    work grows with it and not with the document; soft caps and sinks on the scores themselves, which are in memory
+    then, as in transformers' `eager`.
+    """
+    terms = Terms.of(module, query, key, options)
+    rows, heads, length, _width = query.shape
+    sizes = documents.sizes if documents else [length] * rows
+    # Tokens in one long line, cut with `split`: its gradient is one concatenation, that of slices a
+    # copy of all each.
+    states = [one_line(tensor).split_with_sizes(sizes) for tensor in (query, key, value)]
+    repeats = heads // key.shape[1]
+    outputs = []
+    for q, k, v in zip(*states, strict=True):
+        if repeats > 1:
+            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+        q, k, v = (tensor.transpose(0, 1)[None] for tensor in (q, k, v))
+        outputs.append(_one_document(q, k, v, dropout, scaling, terms)[0].transpose(0, 1))
+    return torch.cat(outputs).view(rows, length, heads, -1), None
+
+
+def _one_document(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dropout: float,
+    scaling: float | None,
+    terms: Terms,
+) -> torch.Tensor:
+    """(1, heads, n, width) of one document of n tokens."""
+    length = q.shape[2]
+    window = terms.window if terms.window is not None and terms.window < length else None
+    if window is None and not terms.need_scores:
+        return functional.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling
+        )
+    reach = window or length
+    block = length if window is None else max(window, BLOCK)
+    outputs = []
+    for begin in range(0, length, block):
+        end, first = min(begin + block, length), max(0, begin - reach + 1)
+        queries = torch.arange(begin, end, device=q.device)[:, None]
+        keys = torch.arange(first, end, device=q.device)
+        visible = (keys <= queries) & (queries - keys < reach)
+        part = (q[:, :, begin:end], k[:, :, first:end], v[:, :, first:end])
+        if terms.need_scores:
+            outputs.append(_by_scores(*part, visible, dropout, scaling, terms))
+        else:
+            outputs.append(
+                functional.scaled_dot_product_attention(
+                    *part, attn_mask=visible, dropout_p=dropout, scale=scaling
+                )
+            )
+    return torch.cat(outputs, dim=2)
+
+
+def _by_scores(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    visible: torch.Tensor,
+    dropout: float,
+    scaling: float | None,
+    terms: Terms,
+) -> torch.Tensor:
+    """Attention written out; softmax in float32."""
+    scale = q.shape[3] ** -0.5 if scaling is None else scaling
+    scores: torch.Tensor = q @ k.transpose(2, 3) * scale
+    if terms.softcap is not None:
+        scores = torch.tanh(scores / terms.softcap) * terms.softcap
+    scores = scores.float().masked_fill(~visible, -torch.inf)
+    if terms.sinks is not None:
+        sinks = terms.sinks.float().view(1, -1, 1, 1).expand(len(q), -1, q.shape[2], 1)
+        scores = torch.cat([scores, sinks], dim=3)
+    shares = scores.softmax(dim=3)[..., : k.shape[2]].to(v.dtype)
+    return functional.dropout(shares, dropout) @ v
+
+
+def by_flash(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    documents: Documents | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """The same by flash-attn's kernel for lines of several lengths (arXiv 2307.08691). It has no sinks, and values
+    as wide as keys; `by_sdpa` computes what it cannot.
+    """
+    terms = Terms.of(module, query, key, options)
+    if terms.sinks is not None or key.shape[3] != value.shape[3]:
+        return by_sdpa(module, query, key, value, None, dropout, scaling, documents, **options)
+    from flash_attn import flash_attn_varlen_func
+
+    rows, heads, length, _width = query.shape
+    documents = documents or Documents(((length,),) * rows, query.device)
+    bounds, longest = documents.bounds, documents.longest
+    q, k, v = one_line(query), one_line(key), one_line(value)
+    attended = flash_attn_varlen_func(
+        *(q, k, v, bounds, bounds, longest, longest),
+        dropout_p=dropout,
+        softmax_scale=scaling,
+        causal=True,
+        window_size=(-1, -1) if terms.window is None else (terms.window - 1, 0),
+        softcap=terms.softcap or 0.0,
+    )
+    return attended.view(rows, length, heads, -1), None
+
+
+def by_varlen(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    documents: Documents | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """The same by PyTorch's own kernel for lines of several lengths; it has one scale and as many keys
+    as queries, and in some versions windows; `by_sdpa` computes what it cannot.
+    """
+    terms = Terms.of(module, query, key, options)
+    window = varlen_window(terms.window)
+    if terms.need_scores or window is None or dropout or key.shape[3] != value.shape[3]:
+        return by_sdpa(module, query, key, value, None, dropout, scaling, documents, **options)
+    from torch.nn.attention.varlen import varlen_attn
+
+    rows, heads, length, width = query.shape
+    documents = documents or Documents(((length,),) * rows, query.device)
+    bounds, longest = documents.bounds, documents.longest
+    q, k, v = one_line(query), one_line(key), one_line(value)
+    if heads != key.shape[1]:
+        k, v = (tensor.repeat_interleave(heads // key.shape[1], dim=1) for tensor in (k, v))
+    if scaling is not None:
+        q = q * (scaling * width**0.5)
+    attended: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, **window)
+    return attended.view(rows, length, heads, -1), None
+
+
+def by_flex(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    documents: Documents | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """The same by flex attention, whose mask skips blocks that no document reaches (arXiv 2412.05496). It has
+    neither dropout nor sinks; `by_sdpa` computes what it cannot.
+    """
+    terms = Terms.of(module, query, key, options)
+    if terms.sinks is not None or dropout or key.shape[3] != value.shape[3]:
+        return by_sdpa(module, query, key, value, None, dropout, scaling, documents, **options)
+    rows, heads, length, _width = query.shape
+    documents = documents or Documents(((length,),) * rows, query.device)
+    cap = terms.softcap or 0.0
+
+    def capped(score: Any, _row: Any, _head: Any, _query: Any, _key: Any) -> Any:
+        return torch.tanh(score / cap) * cap
+
+    attended = flex_kernel(query.device.type)(
+        *(query, key, value),
+        score_mod=capped if cap else None,
+        block_mask=documents.block_mask(terms.window),
+        scale=scaling,
+        enable_gqa=heads != key.shape[1],
+    )
+    return attended.transpose(1, 2), None
+
+
+@lru_cache
+def flex_kernel(device_type: str) -> Any:
+    """Flex attention, compiled on a GPU; on a CPU its compiled form has no gradient, so the plain one
+    runs.
+    """
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False) if device_type == "cuda" else flex_attention
+
+
+@lru_cache
+def varlen_window(window: int | None) -> dict[str, Any] | None:
+    """How this version of PyTorch's `varlen_attn` is told to be causal, with a window; None where it cannot be."""
+    from inspect import signature
+
+    from torch.nn.attention.varlen import varlen_attn
+
+    if "window_size" in signature(varlen_attn).parameters:
+        return {"window_size": (-1 if window is None else window - 1, 0)}
+    return {"is_causal": True} if window is None else None
+
+
+def one_line(states: torch.Tensor) -> torch.Tensor:
+    """(rows, heads, length, width) as (rows * length, heads, width)."""
+    return states.transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,89 @@
+"""Low-rank adapters through peft (arXiv 2106.09685): the base stays as it is, and what is saved is merged."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from llmforge.backends.common import storage
+from llmforge.errors import UserError
+
+SCALE = 2  # what the product of two adapters is multiplied by before it is added
+
+
+class Lora:
+    """Adapters of rank `rank` on every linear layer but the head, scaled by 2 (alpha = 2 x rank).
+
+    `initial` are the values that they begin with, by name: of a model on the meta device they would be lost.
+    """
+
+    def __init__(self, causal: Any, rank: int | None, seed: int) -> None:
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError:
+            raise UserError("--trainable lora needs peft: pip install 'llmforge[lora]'.") from None
+        assert rank is not None
+        self.causal = causal
+        before = storage.unique_state(causal)
+        head = [n for n, m in causal.named_modules() if m is causal.get_output_embeddings()]
+        linear = {
+            n.rsplit(".", 1)[-1]
+            for n, m in causal.named_modules()
+            if isinstance(m, torch.nn.Linear) and n not in head
+        }
+        if not linear:
+            raise UserError(
+                f"--trainable lora adapts linear layers, and a {causal.config.model_type} model has none (its layers are "
+                "written otherwise); train layers or all."
+            )
+        torch.manual_seed(seed)
+        made: dict[torch.nn.Module, torch.Tensor] = {}
+        hook = register_module_parameter_registration_hook(
+            lambda module, _, parameter: made.update({module: parameter.detach()})
+        )
+        try:
+            inject_adapter_in_model(
+                LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=sorted(linear)), causal
+            )
+        finally:
+            hook.remove()
+        self.names = list(before)
+        self.initial = {f"{n}.weight": made[m] for n, m in causal.named_modules() if m in made}
+
+    def base(self) -> dict[str, torch.Tensor]:
+        """The tensors that the adapters are added to, and all others of the model, under their own names."""
+        state = self.causal.state_dict()
+        inner = {name: "{}.base_layer.{}".format(*name.rsplit(".", 1)) for name in self.names}
+        return {name: state[inner[name] if inner[name] in state else name] for name in self.names}
+
+    def merged(
+        self, rows: Callable[[torch.Tensor], torch.Tensor], whole: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """`rows` of every weight on the CPU under its own name, the adapters added in.
+
+        `rows` gives those of a tensor that this rank holds, `whole` all of them. Where rows are shared, a weight and
+        the second of its adapters are cut alike, so only the first must be whole, which is small.
+        """
+        modules = dict(self.causal.named_modules())
+        weights = {}
+        for name, tensor in self.base().items():
+            module, _, part = name.rpartition(".")
+            values = rows(tensor).detach()
+            if part == "weight" and hasattr(modules[module], "lora_A"):
+                down, up = (modules[module].get_submodule(f"lora_{x}.default").weight for x in "AB")
+                values = values + SCALE * (rows(up).detach() @ whole(down).detach())
+            weights[name] = values.cpu()
+        return weights
+
+    def merge(
+        self, base: Mapping[str, torch.Tensor], adapters: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The float32 weights `base` under their own names, with `adapters` (under peft's names) added in."""
+        weights = dict(base)
+        for name, down in adapters.items():
+            module, found, _ = name.partition(".lora_A.")
+            if found:
+                up = adapters[name.replace(".lora_A.", ".lora_B.")]
+                weights[f"{module}.weight"] = weights[f"{module}.weight"] + SCALE * (up @ down)
+        return weights

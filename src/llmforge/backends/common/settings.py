@@ -1,0 +1,37 @@
+"""How an engine trains: what the configuration of a run comes down to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llmforge.backends.common.trainable import Trainable
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. Ids below `old_rows` were there before the model was grown, ids below `rows` are in
+    use.
+    """
+
+    model: Path
+    precision: str
+    trainable: Trainable
+    old_rows: int
+    rows: int
+    groups: int
+    seed: int
+    weight_decay: float = 0.1
+    decay_embeddings: bool = True
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    clip: float = 1.0
+    head_chunk: int = 512
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    attention: str = "auto"
+    lora_rank: int | None = None
+    noise: float = 0.0
+    device: str = "cpu"

@@ -1,0 +1,94 @@
+"""What an optimizer step of every engine is made of: counts and sums of losses, the loss scale, seeds, groups."""
+
+import random
+import resource
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llmforge.backends.base import IGNORED, MicroBatch
+from llmforge.backends.common.settings import Settings
+from llmforge.backends.common.trainable import embedding_parameters
+
+SCALE_AT_START, SCALE_GROWS_AFTER = 2.0**16, 2000
+
+
+@dataclass
+class LossScale:
+    """fp16 only: the loss is scaled so that small gradients survive, and the scale follows what overflows."""
+
+    value: float = 1.0
+    steps_without_overflow: int = 0
+    dynamic: bool = False
+
+    @classmethod
+    def for_precision(cls, precision: str) -> "LossScale":
+        return cls(SCALE_AT_START, dynamic=True) if precision == "fp16" else cls()
+
+    def update(self, overflow: bool) -> None:
+        if not self.dynamic:
+            return
+        if overflow:
+            self.value, self.steps_without_overflow = max(self.value / 2, 1.0), 0
+        else:
+            self.steps_without_overflow += 1
+            if self.steps_without_overflow == SCALE_GROWS_AFTER:
+                self.value, self.steps_without_overflow = self.value * 2, 0
+
+
+def copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def count_targets(micro_batches: Sequence[MicroBatch]) -> int:
+    return sum(int((batch.targets != IGNORED).sum()) for batch in micro_batches)
+
+
+def group_sums(losses: torch.Tensor, batch: MicroBatch, groups: int) -> torch.Tensor:
+    """float64 (2, groups): the summed loss and the number of tokens of every group of a micro-batch."""
+    valid = (batch.targets != IGNORED).flatten()
+    group = batch.groups.flatten()[valid]
+    values = losses.detach().cpu()[valid].double()
+    return torch.stack(
+        [
+            torch.bincount(group, weights=values, minlength=groups),
+            torch.bincount(group, minlength=groups).double(),
+        ]
+    )
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Makes all chance of a step follow from these three, so that there is no generator state to save."""
+    number = hash((seed, step, rank)) & 0x7FFFFFFF
+    random.seed(number)
+    torch.manual_seed(number)
+
+
+def optimizer_groups(
+    causal: Any, parameters: Iterable[torch.nn.Parameter], settings: Settings
+) -> list[dict[str, Any]]:
+    """`parameters` with and without weight decay; a group that would be empty is left out.
+
+    Norms and biases do not decay, nor embeddings whose old rows must stay.
+    """
+    embeddings = {id(p) for p in embedding_parameters(causal).values()}
+    may_decay = settings.decay_embeddings and not settings.trainable.new_rows_only
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": settings.weight_decay},
+        {"params": [], "weight_decay": 0.0},
+    ]
+    for parameter in parameters:
+        decays = parameter.ndim >= 2 and (may_decay or id(parameter) not in embeddings)
+        groups[not decays]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes of memory that this process has used, of its accelerator or of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

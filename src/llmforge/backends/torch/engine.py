@@ -1,0 +1,300 @@
+"""The native engine: accumulation, precision, clipping and the optimizer around one causal model."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmforge.backends.base import Accept, LossSums, MicroBatch, StepResult, World
+from llmforge.backends.common import attention, storage
+from llmforge.backends.common.devices import keep_freed_memory
+from llmforge.backends.common.lora import Lora
+from llmforge.backends.common.model import (
+    CausalLoss,
+    enable_recomputation,
+    load_model,
+    noise_hook,
+    own_memory,
+)
+from llmforge.backends.common.processes import agree
+from llmforge.backends.common.settings import PRECISIONS, Settings
+from llmforge.backends.common.sharded_weights import read_shares
+from llmforge.backends.common.step import (
+    LossScale,
+    copy_to_cpu,
+    count_targets,
+    group_sums,
+    optimizer_groups,
+    peak_memory,
+    seed_step,
+)
+from llmforge.backends.common.trainable import embedding_parameters, freeze
+from llmforge.backends.torch.memory_saving import keep_less
+from llmforge.weights.architecture import decoder_layers
+from llmforge.weights.read import open_weights
+
+
+class NativeEngine:
+    """`llmforge.backends.base.Engine` on one device; `parallel.py` has the two that share the work.
+
+    Weights are float32; in bf16 and fp16 the matrix products are computed in that dtype (autocast). All
+    chance of a step comes from (seed, step, rank), so there is no generator state to save.
+    """
+
+    family = "native"
+    name = "native"
+
+    def __init__(self, settings: Settings, world: World | None = None) -> None:
+        self.settings = settings
+        self.device = torch.device(settings.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.world = world or World()
+        self.precision = settings.precision
+        self.dtype = PRECISIONS[settings.precision]
+        self.attention = attention.choose(self.device, self.dtype, settings.attention)
+        self.causal = self._load()
+        if self.device.type == "cpu":
+            own_memory(self.causal)
+        keep_less(self.causal)
+        freeze(self.causal, settings.trainable)
+        self.lora = Lora(self.causal, settings.lora_rank, settings.seed) if settings.trainable.lora else None
+        if settings.gradient_checkpointing:
+            enable_recomputation(self.causal)
+        if settings.noise:
+            self.causal.get_input_embeddings().register_forward_hook(noise_hook(settings.noise))
+        self.rows = (settings.old_rows, settings.rows) if settings.trainable.new_rows_only else None
+        self.loss = CausalLoss(self.causal, self.dtype, settings.head_chunk, self.rows)
+        self.loss.train()
+        self.module = self._distribute()
+        if settings.compile:
+            for layer in decoder_layers(self.causal):
+                layer.compile()
+        self.parameters = {n: p for n, p in self.causal.named_parameters() if p.requires_grad}
+        self.masked = list(embedding_parameters(self.causal).values()) if self.rows else []
+        self.optimizer = self._make_optimizer()
+        self.scale = LossScale.for_precision(settings.precision)
+        self.steps = 0
+
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], learning_rate: float, accept: Accept
+    ) -> StepResult:
+        seed_step(self.settings.seed, self.steps, self.world.rank)
+        tokens = self.total(torch.tensor([count_targets(micro_batches)], dtype=torch.float64)).item()
+        factor = self.scale.value * self.world.data_size / max(tokens, 1.0)
+        sums = torch.zeros(2, self.settings.groups, dtype=torch.float64)
+        for number, batch in enumerate(micro_batches):
+            with self._gradient_sync(number == len(micro_batches) - 1):
+                with self._autocast():
+                    loss, losses = self.module(self._to_device(batch))
+                (loss * factor).backward()
+            sums += group_sums(losses, batch, self.settings.groups)
+        groups = self._as_loss_sums(sums)
+        loss_sum, valid = float(groups.loss.sum()), int(groups.tokens.sum())
+        norm = self._gradient_norm() / self.scale.value
+        finite = math.isfinite(loss_sum) and math.isfinite(norm)
+        applied = valid > 0 and finite and accept(loss_sum / valid, norm)
+        if applied:
+            self._update(learning_rate, norm)
+        self.scale.update(overflow=not finite)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        return StepResult(loss_sum, valid, norm, applied, groups)
+
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSums:
+        sums = torch.zeros(2, self.settings.groups, dtype=torch.float64)
+        self.loss.eval()
+        with torch.no_grad(), self._autocast():
+            for batch in micro_batches:
+                losses = self.module(self._to_device(batch))[1]
+                sums += group_sums(losses, batch, self.settings.groups)
+        self.loss.train()
+        return self._as_loss_sums(sums)
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def embedding_norms(self) -> torch.Tensor:
+        weight, first = self._local(self.causal.get_input_embeddings().weight.detach())
+        norms = torch.zeros(self.settings.rows, dtype=torch.float64)
+        used = weight[: max(0, self.settings.rows - first)]
+        norms[first : first + len(used)] = used.float().norm(dim=1).double().cpu()
+        return self._assemble(norms)
+
+    def snapshot(self) -> "NativeSnapshot":
+        weights: dict[str, torch.Tensor] = {}
+        if self.world.is_main:
+            weights = storage.named_as_in_files(self.causal, self._copied_weights())
+        return NativeSnapshot(weights, self._copied_state(), self._background_group())
+
+    def load_state(self, directory: Path) -> None:
+        storage.load_sharded(self._state_tensors(), directory)
+
+    def load_weights(self, directory: Path) -> None:
+        if self.lora:
+            return  # the base never changes, and the adapters are part of the state
+        weights, state = open_weights(directory), self._weights()
+        if state.keys() <= weights.tensors.keys():
+            read_shares(state, weights, self._local)
+            return
+        self._read_through_transformers(directory)
+
+    def _read_through_transformers(self, directory: Path) -> None:
+        """The weights of files whose tensors transformers joins (experts)."""
+        whole = load_model(directory, attention.NAMES[self.attention]).state_dict()
+        with torch.no_grad():
+            for name, tensor in self._weights().items():
+                tensor.copy_(whole[name])
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "scale": asdict(self.scale)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.steps = int(state["steps"])
+        self.scale = LossScale(**state["scale"])
+
+    def describe(self) -> str:
+        trained = sum(p.numel() for p in self.parameters.values())
+        whole = sum(p.numel() for p in self.causal.parameters())
+        return (
+            f"{self.name} engine on {self.device}, {self.settings.precision}, {self.attention} attention, "
+            f"training {trained:,} of {whole:,} parameters"
+        )
+
+    def peak_memory(self) -> int:
+        return peak_memory(self.device)
+
+    # What differs with several processes.
+
+    def _load(self) -> Any:
+        """The causal model on the CPU; without weights where `_distribute` brings them."""
+        return load_model(self.settings.model, attention.NAMES[self.attention])
+
+    def _distribute(self) -> torch.nn.Module:
+        """Puts the model on its device, and returns the module to call for a loss."""
+        return self.loss.to(self.device)
+
+    @contextmanager
+    def _gradient_sync(self, last: bool) -> Iterator[None]:
+        """Around one micro-batch; gradients need to be complete on every rank after the last one alone."""
+        yield
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _local(self, tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """The rows of a parameter or gradient that lie on this rank, and the number of the first."""
+        return tensor, 0
+
+    def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A parameter with the rows of all ranks."""
+        return tensor
+
+    def _assemble(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` of all ranks added up, where each has those of its own rows and 0 elsewhere."""
+        return values
+
+    def _whole_norm(self, local: torch.Tensor) -> float:
+        """The norm of all gradients, from that of this rank's rows."""
+        return float(local)
+
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the CPU that knows which part of the whole it is."""
+        return copy_to_cpu(tensor)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """The weights of the model under the names of its files, without adapters."""
+        return self.lora.base() if self.lora else storage.unique_state(self.causal)
+
+    def _copied_weights(self) -> dict[str, torch.Tensor]:
+        """This rank's rows of the weights on the CPU; what is not trained does not change, and needs no copy."""
+        if self.lora:
+            return self.lora.merged(lambda tensor: self._local(tensor)[0], self._whole)
+        rows = {name: self._local(tensor)[0] for name, tensor in self._weights().items()}
+        return {n: copy_to_cpu(t) if n in self.parameters else t.detach().cpu() for n, t in rows.items()}
+
+    def _copied_state(self) -> dict[str, torch.Tensor]:
+        return {name: self._copy(tensor) for name, tensor in self._state_tensors().items()}
+
+    def _background_group(self) -> Any:
+        """The process group for writing in the background, apart from that of training."""
+        return None
+
+    # Inside a step.
+
+    def _update(self, learning_rate: float, norm: float) -> None:
+        clip = self.settings.clip
+        factor = min(1.0, clip / (norm + 1e-6)) if clip > 0 else 1.0
+        factor /= self.scale.value
+        if factor != 1.0:
+            torch._foreach_mul_([p.grad for p in self.parameters.values() if p.grad is not None], factor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+
+    def _gradient_norm(self) -> float:
+        """L2 norm over what is trained, the loss scale included; rows that are not trained are cleared
+        first.
+        """
+        for parameter in self.masked:
+            if parameter.grad is not None and self.rows is not None:
+                gradient, first = self._local(parameter.grad)
+                gradient[: max(0, self.rows[0] - first)] = 0
+                gradient[max(0, self.rows[1] - first) :] = 0
+        gradients = [self._local(p.grad)[0] for p in self.parameters.values() if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
+        return self._whole_norm(torch.linalg.vector_norm(norms))
+
+    def _to_device(self, batch: MicroBatch) -> MicroBatch:
+        if self.device.type == "cpu":
+            return batch
+        names = ("input_ids", "targets", "positions")
+        return replace(batch, **{n: getattr(batch, n).to(self.device, non_blocking=True) for n in names})
+
+    def _as_loss_sums(self, sums: torch.Tensor) -> LossSums:
+        sums = self.total(sums)
+        return LossSums(loss=sums[0], tokens=sums[1].long())
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        """AdamW (arXiv 1711.05101)."""
+        groups = optimizer_groups(self.causal, self.parameters.values(), self.settings)
+        optimizer = torch.optim.AdamW(
+            groups, lr=0.0, betas=self.settings.betas, eps=self.settings.epsilon, fused=True
+        )
+        for parameter in self.parameters.values():
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=self.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        return optimizer
+
+    def _state_tensors(self) -> dict[str, torch.Tensor]:
+        """What `optimizer/` holds: the optimizer's tensors, and the adapters of LoRA."""
+        states = self.optimizer.state
+        tensors = {f"{n}.{key}": t for n, p in self.parameters.items() for key, t in states[p].items()}
+        adapters = {n: p.detach() for n, p in self.parameters.items()} if self.lora else {}
+        return tensors | adapters
+
+
+@dataclass(frozen=True)
+class NativeSnapshot:
+    """Copies on the CPU: of the weights (on the main rank), and of this rank's share of the state."""
+
+    weights: dict[str, torch.Tensor]
+    state: dict[str, torch.Tensor]
+    group: Any = None
+
+    def agree(self, fine: bool) -> bool:
+        return fine if self.group is None else agree(fine, self.group)
+
+    def write_model(self, directory: Path) -> None:
+        if self.weights:
+            storage.write_weights(self.weights, directory)
+
+    def write_state(self, directory: Path) -> None:
+        storage.save_sharded(self.state, directory, self.group)

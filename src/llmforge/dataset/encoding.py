@@ -1,0 +1,228 @@
+"""Documents to token ids: by `gigatoken` where it gives the exact ids of the tokenizer, else by the tokenizer
+itself.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import tokenizers
+
+from llmforge.corpus import Block
+from llmforge.dataset.gigatoken_encoder import Framing, GigatokenEncoder, framing_definition
+from llmforge.tokenizer import Tokenizer
+
+DEFINITION, FRAMED, FRAMING = "tokenizer.json", "gigatoken.json", "framing.json"
+TOKEN_BYTES = "token_bytes.npy"
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The documents of a block: `bos + tokens + eos` each, in flat `ids` (int32), cut by `offsets` (int64, n
+    + 1).
+
+    `masked` (n,) counts the leading tokens that are not trained because they end inside `source`;
+    `trained_bytes` (n,) the UTF-8 bytes that the others stand for.
+    """
+
+    ids: Int32
+    offsets: Int64
+    masked: Int64
+    trained_bytes: Int64
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What gigatoken made of the documents of a `sample`: flat `ids` and `offsets` as `Encoder.ids` has them,
+    `count` of the documents by itself; or the `refusal`, why it could not begin.
+    """
+
+    sample: list[str]
+    ids: Int32
+    offsets: Int64
+    count: int
+    refusal: str = ""
+
+
+class Encoder:
+    """Encodes blocks with what `save_framed` and `save_reference` wrote, so that a worker starts in a moment.
+
+    `backend` is "tokenizers" or "gigatoken"; to begin, that needs what `save_framed` wrote alone. Where
+    gigatoken cannot read the tokenizer, `refusal` says why, and the tokenizer itself encodes.
+    """
+
+    def __init__(self, directory: Path, backend: str) -> None:
+        framing = Framing(**json.loads((directory / FRAMING).read_text(encoding="utf-8")))
+        self.directory = directory
+        self.bos_id, self.eos_id = framing.bos_id, framing.eos_id
+        self.gigatoken: GigatokenEncoder | None = None
+        self.refusal = ""
+        if backend == "gigatoken":
+            definition = (directory / FRAMED).read_text(encoding="utf-8")
+            try:
+                gigatoken = GigatokenEncoder(definition, framing)
+                gigatoken.encode(pa.array(["a"]))
+                self.gigatoken = gigatoken
+            except ImportError:
+                self.refusal = "gigatoken is not installed"
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # of a young library, whose panics are not even an Exception
+                what = " ".join(str(error).split())[:200]
+                self.refusal = f"gigatoken cannot read this tokenizer ({what})"
+
+    @cached_property
+    def reference(self) -> tokenizers.Tokenizer:
+        """The tokenizer itself."""
+        backend = tokenizers.Tokenizer.from_file(str(self.directory / DEFINITION))
+        backend.encode_special_tokens = True
+        return backend
+
+    @cached_property
+    def token_bytes(self) -> Int32:
+        """(size,) int32: how many bytes of text each token stands for."""
+        lengths: Int32 = np.load(self.directory / TOKEN_BYTES)
+        return lengths
+
+    def encode(self, block: Block) -> Encoded:
+        """The documents of `block`, in order."""
+        ids, offsets, _ = self.ids(block.text)
+        return Encoded(ids, offsets, *self._masked_and_bytes(block, ids, offsets))
+
+    def ids(self, texts: pa.StringArray) -> tuple[Int32, Int64, int]:
+        """Ids and offsets of `texts`, framed, and how many of them gigatoken encoded."""
+        found = self.gigatoken.encode(texts) if self.gigatoken else None
+        if found is None:
+            return *self.reference_ids(texts), 0
+        ids, offsets, doubtful = found
+        if len(doubtful):
+            ids, offsets = _replaced(
+                ids, offsets, doubtful, *self.reference_ids(texts.take(pa.array(doubtful)))
+            )
+        return ids, offsets, len(texts) - len(doubtful)
+
+    def reference_ids(self, texts: pa.StringArray) -> tuple[Int32, Int64]:
+        """The same from the tokenizer itself: ids and offsets of `texts`, framed."""
+        return _framed(self.reference, texts.to_pylist(), self.bos_id, self.eos_id)
+
+    def attempt(self, sample: list[str]) -> Attempt:
+        """What gigatoken makes of the documents of `sample`."""
+        if self.gigatoken is None:
+            nothing = np.zeros(0, np.int32)
+            return Attempt(sample, nothing, nothing.astype(np.int64), 0, self.refusal)
+        return Attempt(sample, *self.ids(pa.array(sample, pa.string())))
+
+    def _masked_and_bytes(self, block: Block, ids: Int32, offsets: Int64) -> tuple[Int64, Int64]:
+        """Per document: how many leading tokens end inside `source`, bos included, and how many bytes of text
+        the others stand for.
+        """
+        text_bytes = np.diff(block.text_offsets).astype(np.int64)
+        masked = np.zeros(len(block), np.int64)
+        trained = text_bytes.copy()
+        with_source = np.flatnonzero(block.source_bytes)
+        if len(with_source) == 0:
+            return masked, trained
+        begins, stops = offsets[:-1] + (0 if self.bos_id is None else 1), offsets[1:] - 1
+        ends = np.append(0, np.cumsum(self.token_bytes[ids], dtype=np.int64))
+        spelled = ends[stops] - ends[begins]
+        # Sentencepiece puts one space before a text; whatever else differs is the work of a normalizer.
+        added = np.clip(spelled - text_bytes, 0, 1)
+        inside = ends[begins] + added + block.source_bytes
+        last = np.minimum(np.searchsorted(ends, inside, side="right") - 1, stops)
+        masked[with_source] = (last - begins)[with_source]
+        changed = with_source[(spelled != text_bytes + added)[with_source]]
+        for document in changed.tolist():
+            masked[document] = self._masked_by_offsets(block, document)
+        covered = ends[begins + masked] - ends[begins] - np.where(masked > 0, added, 0)
+        trained[with_source] = (text_bytes - covered)[with_source]
+        trained[changed] = (text_bytes - block.source_bytes)[changed]
+        return masked + np.where(block.source_bytes > 0, begins - offsets[:-1], 0), trained
+
+    def _masked_by_offsets(self, block: Block, document: int) -> int:
+        """Where a normalizer changed the bytes, the tokenizer itself says what part of the text each token
+        covers.
+        """
+        text = block.text[document].as_py()
+        source = len(text.encode()[: block.source_bytes[document]].decode())
+        encoding = self.reference.encode(text, add_special_tokens=False)
+        inside = [end <= source for _, end in encoding.offsets]
+        return inside.index(False) if False in inside else len(inside)
+
+
+def _replaced(
+    ids: Int32, offsets: Int64, documents: Int64, others: Int32, cuts: Int64
+) -> tuple[Int32, Int64]:
+    """`ids` with `others`, cut by `cuts`, in the place of those of `documents`."""
+    parts, at = [], 0
+    for k, document in enumerate(documents.tolist()):
+        parts += [ids[at : offsets[document]], others[cuts[k] : cuts[k + 1]]]
+        at = offsets[document + 1]
+    lengths = np.diff(offsets)
+    lengths[documents] = np.diff(cuts)
+    return np.concatenate([*parts, ids[at:]]), np.append(0, np.cumsum(lengths))
+
+
+def _framed(
+    backend: tokenizers.Tokenizer, texts: Sequence[str], bos_id: int | None, eos_id: int
+) -> tuple[Int32, Int64]:
+    head = [] if bos_id is None else [bos_id]
+    encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+    ids = [np.array([*head, *encoding.ids, eos_id], np.int32) for encoding in encodings]
+    return np.concatenate([np.zeros(0, np.int32), *ids]), np.append(
+        0, np.cumsum([len(one) for one in ids], dtype=np.int64)
+    )
+
+
+def save_framed(tokenizer: Tokenizer, directory: Path) -> None:
+    """Writes what an `Encoder` needs to begin: the tokenizer for gigatoken."""
+    assert tokenizer.eos_id is not None
+    definition = tokenizer.definition.json
+    directory.mkdir(parents=True, exist_ok=True)
+    framed, framing = framing_definition(definition, tokenizer.bos_id, tokenizer.eos_id, tokenizer.size)
+    (directory / FRAMED).write_text(framed, encoding="utf-8")
+    (directory / FRAMING).write_text(json.dumps(asdict(framing)), encoding="utf-8")
+
+
+def save_reference(tokenizer: Tokenizer, directory: Path) -> None:
+    """Writes the rest of it: the tokenizer itself, and how many bytes each token stands for."""
+    tokenizer.backend.save(str(directory / DEFINITION), pretty=False)
+    np.save(directory / TOKEN_BYTES, np.array([len(one) for one in tokenizer.token_bytes()], np.int32))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which encoder runs: `backend`, and why; `documents` and `bytes` of the sample that it was compared
+    on.
+    """
+
+    backend: str
+    reason: str
+    documents: int = 0
+    bytes: int = 0
+
+
+def choose_backend(attempt: Attempt, tokenizer: Tokenizer) -> Choice:
+    """gigatoken where every document of its `attempt` has the ids that `tokenizer` itself gives it."""
+    if attempt.refusal:
+        return Choice("tokenizers", attempt.refusal)
+    compared = len(attempt.sample), sum(len(text.encode()) for text in attempt.sample)
+    if attempt.count == 0:
+        return Choice("tokenizers", "gigatoken can encode none of the sampled documents", *compared)
+    assert tokenizer.eos_id is not None
+    expected = _framed(tokenizer.backend, attempt.sample, tokenizer.bos_id, tokenizer.eos_id)
+    found, wanted = (
+        np.split(ids, offsets[1:-1]) for ids, offsets in ((attempt.ids, attempt.offsets), expected)
+    )
+    differing = sum(not np.array_equal(*both) for both in zip(found, wanted, strict=True))
+    if differing:
+        reason = f"gigatoken gave other ids for {differing} of {attempt.count} sampled documents"
+        return Choice("tokenizers", reason, *compared)
+    reason = f"gigatoken gave the exact ids of {attempt.count} sampled documents"
+    return Choice("gigatoken", reason, *compared)

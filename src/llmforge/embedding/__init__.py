@@ -1,0 +1,1 @@
+"""Resizing embeddings and heads to a larger vocabulary (docs/model.md)."""

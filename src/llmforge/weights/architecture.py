@@ -1,0 +1,347 @@
+"""What architectures call things: embeddings and heads, lists of layers, sizes in a configuration, what a head does.
+
+The one place that knows names of this or that architecture. transformers' own `attribute_map` gives the common ones
+(hidden_size, num_hidden_layers, num_attention_heads, max_position_embeddings) for every configuration it has.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmforge.errors import UserError
+from llmforge.weights.config import CONFIG, TEXT_PARTS, load_config, needs_own_code
+from llmforge.weights.read import Weights
+from llmforge.weights.tensor import Tensor
+
+# The last parts of the names that transformers' causal language models use. A checkpoint may have been saved
+# with or without the prefix of its base model ("model.", "transformer.", "gpt_neox.").
+EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+    "embeddings.weight",
+)
+HEADS = ("lm_head.weight", "embed_out.weight")
+HEAD_BIASES = ("lm_head.bias", "embed_out.bias")
+
+# Where the base model of a causal language model has its decoder layers.
+LAYERS = ("layers", "h", "decoder.layers", "blocks", "language_model.layers")
+# Positions come from a table, learned or computed, which ends.
+POSITION_TABLES = {"gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "biogpt", "openai-gpt", "ctrl"}
+# Rotary positions whose frequencies depend on the longest document of a micro-batch once it is longer than this field.
+LENGTH_DEPENDENT = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
+# The width inside an MLP, and how many experts a token goes to, in the order in which they are looked for.
+MLP_WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "dff")
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k")
+# Not causal by themselves, or with an encoder.
+ENCODERS = {
+    "bart",
+    "bert",
+    "bert-generation",
+    "big_bird",
+    "bigbird_pegasus",
+    "blenderbot",
+    "blenderbot-small",
+    "camembert",
+    "data2vec-text",
+    "electra",
+    "ernie",
+    "fuyu",
+    "git",
+    "marian",
+    "mbart",
+    "megatron-bert",
+    "moshi",
+    "musicgen",
+    "musicgen_melody",
+    "mvp",
+    "pegasus",
+    "plbart",
+    "prophetnet",
+    "reformer",
+    "rembert",
+    "roberta",
+    "roberta-prelayernorm",
+    "roc_bert",
+    "roformer",
+    "t5",
+    "mt5",
+    "trocr",
+    "whisper",
+    "xlm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xlnet",
+    "xmod",
+}
+OTHER_PARTS = ("vision_config", "audio_config", "encoder", "speech_config")
+SUPPORTED = (
+    "LLaMA, Mistral, Mixtral, Qwen2, Qwen3, Qwen3-MoE, Gemma 1 to 3 (text), Phi-3, Phi, SmolLM3, OLMo, GLM-4, Granite, "
+    "Cohere, StarCoder2, StableLM, Falcon (without ALiBi), GPT-2, GPT-J, GPT-NeoX, OPT, Bloom, DeepSeek-V3, GPT-OSS and their kin "
+    "(docs/models.md)"
+)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What becomes of the products of hidden states and head: multiplied by `scale`, then `softcap` x tanh(. /
+    `softcap`) (Gemma 2, arXiv 2408.00118).
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class VocabularyTensors:
+    """The tensors with one row per id: `head` is None in a tied model; `aliases` are copies of the
+    embedding's bytes.
+    """
+
+    embedding: Tensor
+    head: Tensor | None
+    head_bias: Tensor | None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def tied(self) -> bool:
+        return self.head is None
+
+    @property
+    def rows(self) -> int:
+        return self.embedding.rows
+
+    def names(self) -> dict[str, str]:
+        """What each tensor is ("embedding", "head", "head_bias") by its name."""
+        roles = {"embedding": self.embedding, "head": self.head, "head_bias": self.head_bias}
+        return {tensor.name: role for role, tensor in roles.items() if tensor is not None}
+
+
+def with_vocabulary_size(config: dict[str, Any], size: int) -> dict[str, Any]:
+    """A copy of `config` that states `size` rows, in the text part of a configuration that has parts."""
+    parts = {
+        key: with_vocabulary_size(part, size) for key, part in config.items() if _is_text_part(key, part)
+    }
+    top = {"vocab_size": size} if "vocab_size" in config or not parts else {}
+    return {**config, **parts, **top}
+
+
+def _is_text_part(key: str, part: object) -> bool:
+    return key in TEXT_PARTS and isinstance(part, dict)
+
+
+def find_vocabulary_tensors(
+    weights: Weights, config: dict[str, Any], trust_remote_code: bool = False
+) -> VocabularyTensors:
+    """The embedding and the head among `weights`.
+
+    A model is tied when its configuration says so, or its class where that is silent (Gemma's is, LLaMA's is not);
+    one of unknown class when it stores no head of its own, or one that is the embedding again, byte for byte. Raises `UserError` if no embedding is found, if it and the head disagree, or if the configuration calls a
+    model tied whose head differs from its embedding.
+    """
+    embedding, head, bias = (_only(weights, names) for names in (EMBEDDINGS, HEADS, HEAD_BIASES))
+    if embedding is None or (head is None and _might_have_another_head(weights, embedding)):
+        embedding_name, head_name = _ask_transformers(weights.directory, trust_remote_code)
+        embedding = _only(weights, (f"{embedding_name}.weight",))
+        head, bias = (
+            _only(weights, (f"{head_name}.{part}",)) if head_name else None for part in ("weight", "bias")
+        )
+    if embedding is None or len(embedding.shape) != 2:
+        raise UserError(
+            f"{weights.directory}: the input embedding of this architecture was not found among its weights."
+        )
+    states = _says_tied(weights.directory, config)
+    if head is None:
+        if states is False:
+            raise UserError(
+                f"{weights.directory} has no head, but by its {CONFIG} it is not tied; copy it again, or set "
+                "tie_word_embeddings to true if it was trained so."
+            )
+        return VocabularyTensors(embedding, None, bias)
+    if head.shape[0] != embedding.shape[0]:
+        raise UserError(
+            f"{weights.directory}: the embedding has {embedding.rows:,} rows, the head {head.rows:,}; "
+            "they must agree."
+        )
+    if head.shape == embedding.shape and states is not False and same_bytes(embedding, head):
+        return VocabularyTensors(embedding, None, bias, (head.name,))
+    if states is True:
+        raise UserError(
+            f"by {weights.directory / CONFIG} the model is tied, but {head.name} is not {embedding.name}: transformers "
+            "4 takes the embedding for both, 5 takes both as they are; set tie_word_embeddings to the truth first."
+        )
+    return VocabularyTensors(embedding, head, bias)
+
+
+def _says_tied(directory: Path, config: dict[str, Any]) -> bool | None:
+    """Whether the head of the model is its embedding, as transformers resolves it; None where nobody can say."""
+    if isinstance(stated := config.get("tie_word_embeddings"), bool):
+        return stated
+    if needs_own_code(config):
+        return None
+    tied = load_config(directory).get_text_config().tie_word_embeddings
+    return tied if isinstance(tied, bool) else None
+
+
+def _only(weights: Weights, endings: tuple[str, ...]) -> Tensor | None:
+    """The one tensor whose name is, or ends after a dot in, one of `endings`; the earliest ending that fits
+    wins.
+    """
+    for ending in endings:
+        found = [name for name in weights.tensors if name == ending or name.endswith("." + ending)]
+        if len(found) > 1:
+            raise UserError(
+                f"{weights.directory} has {found[0]} as well as {found[1]}: it is no causal language model."
+            )
+        if found:
+            return weights.tensors[found[0]]
+    return None
+
+
+def _might_have_another_head(weights: Weights, embedding: Tensor) -> bool:
+    """Whether a tensor of another name has the shape of the embedding, as an untied head has."""
+    return any(
+        tensor.shape == embedding.shape
+        for tensor in weights.tensors.values()
+        if tensor.name != embedding.name
+    )
+
+
+def _ask_transformers(directory: Path, trust_remote_code: bool) -> tuple[str, str | None]:
+    """The names of the embedding and the head of an architecture that is not in the lists above, by building
+    it without weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    made = load_config(directory, trust_remote_code)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(made, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, ImportError, OSError) as error:
+        raise UserError(
+            f"{directory}: transformers knows no causal language model for its {CONFIG}."
+        ) from error
+    names = {id(module): name for name, module in model.named_modules()}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    prefix = f"{model.base_model_prefix}."
+    return names[id(embedding)].removeprefix(prefix), names[id(head)] if head is not None else None
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers, bit for bit as float32."""
+    return all(
+        np.array_equal(a.view(np.uint32), b.view(np.uint32))
+        for (_, a), (_, b) in zip(one.blocks(), other.blocks(), strict=True)
+    )
+
+
+def check_supported(config: dict[str, Any], directory: Path) -> None:
+    """Raises `UserError` unless `config`, as in the file, is that of a causal language model of text alone."""
+    kind = config.get("model_type")
+    if kind == "falcon" and config.get("alibi"):
+        raise UserError(
+            f"{directory}: transformers adds the ALiBi of a falcon model twice in its eager attention and once in sdpa, so "
+            f"that it cannot be compared; supported are {SUPPORTED}."
+        )
+    others = [name for name in OTHER_PARTS if config.get(name)]
+    if not others and kind not in ENCODERS and not config.get("is_encoder_decoder"):
+        return
+    what = f"has parts besides its text model ({', '.join(others)})" if others else "is no decoder alone"
+    raise UserError(f"{directory}: a {kind} model {what}; supported are {SUPPORTED}.")
+
+
+def logits_of(config: Any, directory: Path) -> Logits:
+    """What the head does with its products, by transformers' configuration `config`."""
+    kind = str(config.model_type)
+    stated = {
+        name: float(value)
+        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+        if (value := getattr(config, name, None)) not in (None, 1, 1.0)
+    }
+    softcap = (
+        stated.pop("final_logit_softcapping", None) if kind.startswith(("gemma", "vaultgemma")) else None
+    )
+    scale = 1.0
+    if kind.startswith(("granite", "minicpm3")):
+        scale = 1 / stated.pop("logits_scaling", 1.0)
+    elif kind.startswith("hyperclovax"):
+        scale = stated.pop("logits_scaling", 1.0)
+    elif kind.startswith("cohere"):
+        scale = stated.pop("logit_scale", 1.0)
+    if stated:
+        raise UserError(
+            f"{directory}: the head of a {kind} model uses {', '.join(stated)}, which training does not know."
+        )
+    return Logits(scale, softcap)
+
+
+def decoder_layers(causal: Any) -> Any:
+    """The list (`ModuleList`) of the decoder layers of a transformers causal model."""
+    for path in LAYERS:
+        module = causal.base_model
+        for name in path.split("."):
+            module = getattr(module, name, None)
+        if module is not None and len(module) == causal.config.num_hidden_layers:
+            return module
+    raise UserError(
+        f"a {causal.config.model_type} model has its layers in no known place; supported are {SUPPORTED}."
+    )
+
+
+def check_length(config: Any, directory: Path, length: int) -> None:
+    """Raises `UserError` where documents of `length` tokens are longer than the positions of the model, by
+    transformers' configuration `config`.
+    """
+    if config.model_type in POSITION_TABLES:
+        limit = config.max_position_embeddings
+        if length > limit:
+            raise UserError(
+                f"--dataset has rows of {length:,} tokens, and {directory} has positions for {limit:,}; "
+                f"prepare the data with --max-length {limit} or less."
+            )
+    ropes = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for rope in (ropes, *(value for value in ropes.values() if isinstance(value, dict))):
+        how = str(rope.get("rope_type") or rope.get("type"))
+        limit = rope.get(field := LENGTH_DEPENDENT.get(how, "")) or getattr(
+            config, field or "model_type", None
+        )
+        if field and isinstance(limit, int) and length > limit:
+            raise UserError(
+                f"--dataset has rows of {length:,} tokens, and from {limit:,} on the {how} positions of {directory} "
+                "depend on the longest document of a micro-batch, so that documents packed with it would change; "
+                f"prepare the data with --max-length {limit} or less."
+            )
+
+
+def mlp_width(config: Any) -> int:
+    """The width inside the MLP that a token goes through, over all its experts."""
+    width = next(
+        (int(v) for name in MLP_WIDTHS if (v := getattr(config, name, None))), 4 * config.hidden_size
+    )
+    if active := experts_per_token(config):
+        width = int(getattr(config, "moe_intermediate_size", None) or width)
+        return width * (active + int(getattr(config, "n_shared_experts", None) or 0))
+    return width
+
+
+def experts_per_token(config: Any) -> int:
+    """0 where the model has no experts."""
+    return next((int(v) for name in EXPERTS_PER_TOKEN if (v := getattr(config, name, None))), 0)
+
+
+def attention_heads(config: Any) -> int:
+    """0 where the model has no attention (Mamba)."""
+    return int(getattr(config, "num_attention_heads", 0))
+
+
+def head_widths(config: Any) -> tuple[int, int]:
+    """The widths of a head's queries and keys, and of its values (multi-head latent attention has two, arXiv
+    2405.04434).
+    """
+    if rotary := getattr(config, "qk_rope_head_dim", None):
+        return int(config.qk_nope_head_dim + rotary), int(config.v_head_dim)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // max(attention_heads(config), 1))
+    return width, width

@@ -1,0 +1,118 @@
+"""The model card of an export: what it is, and the steps that made it, from their manifests."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmforge.hub import name_of
+from llmforge.report.markdown import cell, code
+from llmforge.weights.lineage import Ancestor, lineage
+from llmforge.weights.vocabulary import Vocabulary
+
+CARD = "README.md"
+LONGEST_VALUE = 300
+
+
+def write_card(output: Path, model: Path, name: str, vocabulary: Vocabulary, parameters: int) -> None:
+    """Writes the card of the model exported from `model` to `output`. `parameters` counts them all."""
+    ancestors = lineage(model)
+    made = [ancestor for ancestor in ancestors if ancestor.manifest is not None]
+    origins = [ancestor for ancestor in ancestors if ancestor.manifest is None]
+    sources = [path for path in map(_source_model, made) if path is not None]
+    front = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags:",
+        "- llmforge",
+        "---",
+    ]
+    lines = [
+        *front,
+        "",
+        f"# {cell(name)}",
+        "",
+        f"A causal language model of {parameters:,} parameters with {vocabulary.size:,} tokens, of which the source "
+        f"model had {vocabulary.source:,} and {vocabulary.size - vocabulary.source:,} are new. Made with llmforge.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("path/of/this/directory")',
+        'tokenizer = AutoTokenizer.from_pretrained("path/of/this/directory")',
+        "```",
+        "",
+        "## Lineage",
+        "",
+        *(
+            f"Source model: {code(name_of(Path(path)) or Path(path).name)}."
+            for path in dict.fromkeys(sources)
+        ),
+        "",
+        "The steps behind this model, the first one last. Fingerprints are of contents, not of places.",
+        "",
+    ]
+    if not made:
+        lines += ["No manifest of llmforge was found beside the model: its steps are not known.", ""]
+    for ancestor in made:
+        lines += _section(ancestor)
+    if origins:
+        lines += ["### Began with", "", "| input | fingerprint |", "| --- | --- |"]
+        lines += [
+            f"| {cell(name_of(origin.path) or origin.path.name)} | `{origin.fingerprint}` |"
+            for origin in origins
+        ]
+        lines += [""]
+    (output / CARD).write_text("\n".join(lines), encoding="utf-8")
+
+
+def _source_model(ancestor: Ancestor) -> str | None:
+    manifest = ancestor.manifest
+    return manifest.inputs[0].path if manifest and manifest.step == "init-model" and manifest.inputs else None
+
+
+def _section(ancestor: Ancestor) -> list[str]:
+    manifest = ancestor.manifest
+    assert manifest is not None
+    outputs = {
+        key: value
+        for key, value in manifest.outputs.items()
+        if key not in ("files", "checksums", "fingerprint")
+    }
+    rows = [
+        ("fingerprint", ancestor.fingerprint),
+        *_flat("", manifest.arguments),
+        *_flat("output ", outputs),
+        *_flat("metric ", manifest.metrics),
+    ]
+    inputs = [("input", f"{one.name or Path(one.path).name}, {one.fingerprint}") for one in manifest.inputs]
+    lines = [
+        f"### {manifest.step}",
+        "",
+        f"llmforge {manifest.llmforge}, {manifest.created}",
+        "",
+        "| | |",
+        "| --- | --- |",
+    ]
+    return [*lines, *(f"| {_cell(key)} | {_cell(value)} |" for key, value in [*rows, *inputs]), ""]
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of every leaf; names of nested objects are joined by dots."""
+    rows = []
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            rows += _flat(f"{prefix}{key}.", value)
+        else:
+            rows.append(
+                (f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            )
+    return rows
+
+
+def _cell(text: str) -> str:
+    text = text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + " ..."
+    return cell(text)

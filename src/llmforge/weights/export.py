@@ -1,0 +1,148 @@
+"""From a checkpoint to an ordinary Hugging Face model directory, tensor by tensor."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llmforge.errors import UsageError, UserError
+from llmforge.steps import Finished, Outcome, Step, run_step
+from llmforge.tokenizer import load
+from llmforge.weights.architecture import find_vocabulary_tensors, with_vocabulary_size
+from llmforge.weights.card import write_card
+from llmforge.weights.completeness import check_complete
+from llmforge.weights.config import read_config, refuse_own_code, stating_tied
+from llmforge.weights.files import copy_code, copy_legal_files, copy_tokenizer, write_configs
+from llmforge.weights.floats import NAMES, STORAGE, all_finite, from_float32
+from llmforge.weights.tensor import Tensor, write_all
+from llmforge.weights.verify import verify_export
+from llmforge.weights.vocabulary import Vocabulary, check_fits
+from llmforge.weights.write import NewTensor, packed, room_for, write_weights
+
+STEP = "export"
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """`max_shard_size` such as "5GB"; `dtype` one of "float32", "bfloat16", "float16", or "stored" to keep what the
+    checkpoint has; `verify` compares the logits of checkpoint and export before anything is published.
+    """
+
+    max_shard_size: str = "5GB"
+    dtype: str = "stored"
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype != "stored" and self.dtype not in NAMES:
+            raise UsageError(f"--dtype {self.dtype} is not known; choose one of stored, {', '.join(NAMES)}.")
+        _ = self.max_shard_bytes
+
+    @property
+    def max_shard_bytes(self) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", self.max_shard_size.strip().upper())
+        if not found or float(found[1]) <= 0:
+            raise UsageError(
+                f"--max-shard-size {self.max_shard_size} is no size; write it like 5GB or 500MB."
+            )
+        return int(float(found[1]) * UNITS[found[2] or ""])
+
+
+def model_directory(checkpoint: Path) -> Path:
+    """The model directory of `checkpoint`: itself, or the `modeling` folder of a checkpoint or of a run."""
+    if not checkpoint.exists():
+        raise UserError(f"{checkpoint} does not exist; check the path.")
+    for directory in (checkpoint / "modeling", checkpoint):
+        if (directory / "config.json").is_file():
+            return directory
+    raise UserError(
+        f"{checkpoint} holds no model (no config.json in it or in its modeling folder); check the path."
+    )
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    options: ExportOptions,
+    *,
+    overwrite: bool = False,
+    checksums: bool = True,
+    trust_remote_code: bool = False,
+) -> Finished:
+    """Writes the model of `checkpoint` (see `model_directory`), its padding cut off, as the step directory `output`.
+
+    With `checksums` every byte of a checkpoint that llmforge wrote is compared with what it wrote before the work begins.
+    The metrics of a verified export hold `verified`, the largest difference of a logit. `trust_remote_code` lets the
+    code that lies beside a model run, which is needed to verify it and to tell whether its weights are complete.
+    """
+    model = model_directory(checkpoint)
+    arguments = {"max_shard_size": options.max_shard_bytes, "dtype": options.dtype, "verify": options.verify}
+    step = Step(STEP, output, arguments, inputs=[model], overwrite=overwrite, verify=checksums)
+    return run_step(step, lambda partial: _build(partial, output, model, options, trust_remote_code))
+
+
+def _build(
+    partial: Path, output: Path, model: Path, options: ExportOptions, trust_remote_code: bool
+) -> Outcome:
+    if options.verify and not trust_remote_code:
+        refuse_own_code(model)
+    weights, config, tokenizer = check_complete(model, trust_remote_code), read_config(model), load(model)
+    tensors = find_vocabulary_tensors(weights, config, trust_remote_code)
+    vocabulary = check_fits(model, tokenizer)
+    if vocabulary.size > tensors.rows:
+        raise UserError(
+            f"{model} has {tensors.rows:,} embedding rows for {vocabulary.size:,} ids; it is damaged."
+        )
+    exported = Vocabulary(vocabulary.source, vocabulary.size, vocabulary.size)
+    roles = tensors.names()
+    planned = [
+        _exported(tensor, vocabulary.size if name in roles else tensor.rows, options.dtype)
+        for name, tensor in weights.tensors.items()
+        if name not in tensors.aliases
+    ]
+    config = with_vocabulary_size(stating_tied(config, tensors.tied), vocabulary.size)
+    if options.dtype != "stored":
+        config = {**config, "torch_dtype": options.dtype}
+        config.pop("dtype", None)
+    with room_for(output, sum(tensor.size for tensor in planned)):
+        write_weights(partial, packed(planned, options.max_shard_bytes), STEP)
+        write_configs(partial, config, model)
+        copy_tokenizer(model, partial)
+        copy_code(model, partial)
+        copy_legal_files(model, partial)
+        write_card(partial, model, output.name, exported, sum(_elements(tensor) for tensor in planned))
+    metrics: dict[str, Any] = {"rows_cut": tensors.rows - vocabulary.size}
+    if options.verify:
+        metrics["verified"] = verify_export(model, partial, exported, trust_remote_code)
+    return Outcome(
+        outputs={"vocabulary": exported.to_json(), "tokenizer": tokenizer.fingerprint}, metrics=metrics
+    )
+
+
+def _exported(tensor: Tensor, rows: int, dtype: str) -> NewTensor:
+    """The first `rows` rows of `tensor`, converted to `dtype` if they are floating-point numbers."""
+    shape = (rows, *tensor.shape[1:]) if tensor.shape else ()
+    wanted = tensor.dtype if dtype == "stored" or tensor.dtype not in STORAGE else NAMES[dtype]
+
+    def write(file: BinaryIO) -> None:
+        tensor.check_finite(rows)
+        if wanted == tensor.dtype:
+            tensor.copy_to(file, rows)
+        else:
+            for _, block in tensor.blocks(rows):
+                converted = from_float32(block, wanted)
+                if not all_finite(converted, wanted):
+                    raise UserError(
+                        f"{tensor.path}: {tensor.name} holds numbers that are too large for --dtype {dtype}; choose "
+                        "bfloat16."
+                    )
+                write_all(file, converted)
+
+    if wanted == tensor.dtype:
+        return NewTensor(tensor.name, wanted, shape, rows * tensor.row_bytes, write)
+    return NewTensor.made(tensor.name, wanted, shape, write)
+
+
+def _elements(tensor: NewTensor) -> int:
+    return math.prod(tensor.shape)

@@ -1,0 +1,57 @@
+"""Where a model came from: the manifests of the steps behind it, as far as they can still be found."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmforge.errors import UserError
+from llmforge.steps import Manifest, manifest_path, read_manifest
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """One finished step, or (without `manifest`) an input that llmforge did not make or that is gone."""
+
+    path: Path
+    fingerprint: str
+    manifest: Manifest | None
+
+
+def lineage(model: Path) -> list[Ancestor]:
+    """The steps behind the model directory `model`, the last first, and what they began with.
+
+    A model of a training names no inputs; the training around it (its folder, or that of its checkpoint) does.
+    """
+    starts = [model, *(folder for folder in model.resolve().parents[:2] if _step(folder) == "train")]
+    found: dict[tuple[Path, str], Ancestor] = {}
+    for start in starts:
+        manifest = _manifest(start)
+        if manifest is not None:
+            _follow(Ancestor(start, str(manifest.outputs.get("fingerprint", start)), manifest), found)
+    return list(found.values())
+
+
+def _follow(ancestor: Ancestor, found: dict[tuple[Path, str], Ancestor]) -> None:
+    key = (ancestor.path.resolve(), ancestor.fingerprint)
+    if key in found:
+        return
+    found[key] = ancestor
+    for one in ancestor.manifest.inputs if ancestor.manifest else []:
+        path = Path(one.path)
+        manifest = _manifest(path)
+        if manifest is not None and manifest.outputs.get("fingerprint") != one.fingerprint:
+            manifest = None  # it was made anew since
+        _follow(Ancestor(path, one.fingerprint, manifest), found)
+
+
+def _step(directory: Path) -> str | None:
+    manifest = _manifest(directory)
+    return manifest.step if manifest else None
+
+
+def _manifest(path: Path) -> Manifest | None:
+    if not path.exists() or not manifest_path(path).is_file():
+        return None
+    try:
+        return read_manifest(path)
+    except UserError:
+        return None

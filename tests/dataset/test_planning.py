@@ -1,0 +1,54 @@
+"""Cuts found from a histogram are those that sorting everything would give."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmforge.dataset.planning import LAST_KEY, find_cuts
+from llmforge.dataset.shuffle import derived_seed, keys, permutation
+
+
+@given(
+    weights=st.lists(st.integers(1, 50), min_size=1, max_size=200),
+    bins=st.integers(1, 30),
+    categories=st.integers(1, 3),
+    pieces=st.integers(1, 4),
+    crowded=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_cuts_are_those_of_a_full_sort(
+    weights: list[int], bins: int, categories: int, pieces: int, crowded: bool
+) -> None:
+    weight = np.array(weights)
+    category = np.arange(len(weight)) % categories
+    key = keys(3, np.arange(len(weight)))
+    if crowded:  # all in one bucket of the histogram, and some keys equal
+        key = key % np.uint64(97)
+    totals = np.bincount(category, weight, categories).astype(np.int64)
+    targets = [np.rint(total * np.arange(1, bins) / bins).astype(np.int64) for total in totals]
+    parts = np.array_split(np.arange(len(weight)), pieces)
+    cuts = find_cuts(lambda: iter([(category[p], key[p], weight[p]) for p in parts]), targets)
+    for c in range(categories):
+        mine = np.flatnonzero(category == c)
+        if len(mine) == 0:
+            continue
+        order = mine[np.argsort(key[mine], kind="stable")]
+        middle = np.cumsum(weight[order]) - weight[order] / 2
+        for target, cut in zip(targets[c].tolist(), cuts[c].tolist(), strict=True):
+            below = order[key[order] < np.uint64(cut)]
+            assert (middle[: len(below)] < target).all()
+            rest = np.searchsorted(middle, target)
+            assert len(below) == rest or key[order[len(below)]] == key[order[rest - 1]] or cut == LAST_KEY
+        if len(np.unique(key)) == len(key):
+            bin_of = np.searchsorted(cuts[c], key[mine], side="right")
+            tokens = np.bincount(bin_of, weight[mine], bins)
+            assert np.abs(tokens - totals[c] / bins).max() <= weight[mine].max() + 1
+
+
+def test_keys_and_permutations_never_change() -> None:
+    """Datasets and the order of training depend on them: other values would be another dataset."""
+    expected = [0x134F7096918175CE, 0x07DC930B302278A8, 0x77648FFDA1BE19FE]
+    assert keys(42, np.array([0, 1, 2**40])).tolist() == expected
+    assert len(np.unique(keys(1, np.arange(100_000)))) == 100_000
+    assert permutation(derived_seed("x", 1), 5).tolist() == [3, 0, 1, 2, 4]
+    assert derived_seed("a", 1) != derived_seed("a", 2)
