@@ -24,7 +24,7 @@ demo: $(VENV)/demo.stamp
 
 test: lint $(VENVC)/stamp
 	LLMFORGE_PYTHON_TRANSFORMERS4=$(abspath $(VENVC))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
-	OMP_NUM_THREADS=1 $(VENVC)/bin/python -m pytest tests/backends/colossalaiai tests/launch -k colossal
+	OMP_NUM_THREADS=1 $(VENVC)/bin/python -m pytest tests/train/colossalai tests/launch -k colossal
 
 test-fast: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m "not slow and not stress"
