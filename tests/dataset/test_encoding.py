@@ -16,10 +16,11 @@ import pytest
 from llmforge.corpus import Block, ReadOptions, find_chunks, read_blocks
 from llmforge.dataset import encoding
 from llmforge.dataset.encoding import Choice, Encoder, choose_backend, save_framed, save_reference
-from llmforge.dataset.gigatoken_encoder import BEGIN, END, GigatokenEncoder, _heap_bytes, framing_definition
+from llmforge.dataset.gigatoken_encoder import BEGINS, END, GigatokenEncoder, _heap_bytes, framing_definition
 from llmforge.dataset.packed import PackedDataset
 from llmforge.dataset.sample import sample_texts
 from llmforge.tokenizer import Tokenizer, load
+from llmforge.tokenizer.formats.framing import template
 
 from .conftest import write_jsonl
 
@@ -165,7 +166,7 @@ def test_a_text_that_holds_a_mark_between_documents_is_encoded_by_the_tokenizer(
     for directory in (byte_level, llama_like):
         tokenizer = load(directory)
         encoder = encoder_of(tokenizer, tmp_path / directory.name, "gigatoken")
-        for text in (f"a{END}b", f"a{BEGIN}b", f"{END}{BEGIN}", END):
+        for text in (f"a{END}b", f"a{BEGINS[0]}b", f"{END}{BEGINS[0]}", END):
             texts = ["the cat", text, "sat"]
             alone = 2 if END in text or tokenizer.bos_id is not None else 3
             assert f"exact ids of {alone} sampled documents" in choose(encoder, tokenizer, texts).reason
@@ -176,9 +177,41 @@ def test_a_text_that_holds_a_mark_between_documents_is_encoded_by_the_tokenizer(
 
 
 def test_a_bos_that_is_the_eos_too_cuts_at_every_second_one(tmp_path: Path, llama_like: Path) -> None:
-    tokenizer = replace(load(llama_like), bos_id=load(llama_like).eos_id)
+    tokenizer = replace(load(llama_like), prefix_ids=(load(llama_like).eos_id,))
     encoder = encoder_of(tokenizer, tmp_path, "gigatoken")
     assert choose(encoder, tokenizer, ["the cat", "sat"]).backend == "gigatoken"
+
+
+@pytest.mark.parametrize("backend", ["gigatoken", "tokenizers"])
+def test_a_prefix_of_several_tokens_is_put_before_every_document_and_not_trained(
+    tmp_path: Path, byte_level: Path, backend: str
+) -> None:
+    """GLM-4: `[gMASK] <sop>`; the ids are those that transformers gives."""
+    from transformers import AutoTokenizer
+
+    definition, size = json.loads((byte_level / "tokenizer.json").read_text()), load(byte_level).size
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    names = [("[gMASK]", size), ("<sop>", size + 1)]
+    definition["added_tokens"] += [{"id": i, "content": name, "special": True, **flags} for name, i in names]
+    definition["post_processor"] = template(names, [])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    shutil.copy(byte_level / "tokenizer_config.json", tmp_path)
+    tokenizer = load(tmp_path)
+    assert tokenizer.prefix_ids == (size, size + 1)
+    texts = ["the cat sat", "公园", f"a{BEGINS[1]}b", "<sop>x"]
+    encoder = encoder_of(tokenizer, tmp_path / "encoder", backend)
+    records = [{"target": text} for text in texts] + [{"source": "the cat ", "target": "sat"}]
+    encoded = encoder.encode(block_of(tmp_path, records))
+    assert (encoder.gigatoken is not None) == (backend == "gigatoken")
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    found = np.split(encoded.ids, encoded.offsets[1:-1])
+    for text, ids in zip(texts[:-1], found, strict=False):
+        assert ids.tolist() == [*theirs(text)["input_ids"], tokenizer.eos_id]
+    assert found[3][:2].tolist() == [size, size + 1]
+    assert size + 1 not in found[3][2:]  # text stays text
+    source = len(theirs("the cat")["input_ids"])
+    assert encoded.masked.tolist()[:-1] == [2] * len(texts)
+    assert encoded.masked[-1] in (source, source + 1)
 
 
 @pytest.mark.parametrize("known", [True, False])

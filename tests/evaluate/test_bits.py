@@ -20,15 +20,15 @@ def ignore(*_: object, **__: object) -> None:
     pass
 
 
-@given(st.integers(1, 400), st.integers(2, 60))
-def test_windows_score_every_position_but_the_first_exactly_once(length, max_length):
+@given(st.integers(1, 400), st.integers(4, 60), st.integers(1, 3))
+def test_windows_score_every_position_but_the_given_ones_exactly_once(length, max_length, given):
     seen = []
-    for window in windows(np.arange(length), max_length):
+    for window in windows(np.arange(length), max_length, given):
         assert len(window.ids) <= max_length
         assert 1 <= window.first < len(window.ids)
         assert window.first >= max_length // 2 or window.ids[0] == 0
         seen.extend(window.ids[window.first :])
-    assert seen == list(range(1, length))
+    assert seen == list(range(given, length))
 
 
 @pytest.fixture(scope="module")

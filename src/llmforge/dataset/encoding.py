@@ -25,7 +25,7 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Encoded:
-    """The documents of a block: `bos + tokens + eos` each, in flat `ids` (int32), cut by `offsets` (int64, n
+    """The documents of a block: `prefix + tokens + eos` each, in flat `ids` (int32), cut by `offsets` (int64, n
     + 1).
 
     `masked` (n,) counts the leading tokens that are not trained because they end inside `source`;
@@ -61,7 +61,7 @@ class Encoder:
     def __init__(self, directory: Path, backend: str) -> None:
         framing = Framing(**json.loads((directory / FRAMING).read_text(encoding="utf-8")))
         self.directory = directory
-        self.bos_id, self.eos_id = framing.bos_id, framing.eos_id
+        self.prefix_ids, self.eos_id = framing.prefix_ids, framing.eos_id
         self.gigatoken: GigatokenEncoder | None = None
         self.refusal = ""
         if backend == "gigatoken":
@@ -110,7 +110,7 @@ class Encoder:
 
     def reference_ids(self, texts: pa.StringArray) -> tuple[Int32, Int64]:
         """The same from the tokenizer itself: ids and offsets of `texts`, framed."""
-        return _framed(self.reference, texts.to_pylist(), self.bos_id, self.eos_id)
+        return _framed(self.reference, texts.to_pylist(), self.prefix_ids, self.eos_id)
 
     def attempt(self, sample: list[str]) -> Attempt:
         """What gigatoken makes of the documents of `sample`."""
@@ -120,16 +120,19 @@ class Encoder:
         return Attempt(sample, *self.ids(pa.array(sample, pa.string())))
 
     def _masked_and_bytes(self, block: Block, ids: Int32, offsets: Int64) -> tuple[Int64, Int64]:
-        """Per document: how many leading tokens end inside `source`, bos included, and how many bytes of text
-        the others stand for.
+        """Per document: how many leading tokens are not trained (those that end inside `source`, and a prefix of
+        several), and how many bytes of text the others stand for.
         """
         text_bytes = np.diff(block.text_offsets).astype(np.int64)
         masked = np.zeros(len(block), np.int64)
         trained = text_bytes.copy()
         with_source = np.flatnonzero(block.source_bytes)
+        prefix = len(self.prefix_ids)
+        # The first token of a document is never predicted; those after it would be.
+        masked_prefix = np.where(block.source_bytes > 0, prefix, prefix if prefix > 1 else 0)
         if len(with_source) == 0:
-            return masked, trained
-        begins, stops = offsets[:-1] + (0 if self.bos_id is None else 1), offsets[1:] - 1
+            return masked_prefix, trained
+        begins, stops = offsets[:-1] + prefix, offsets[1:] - 1
         ends = np.append(0, np.cumsum(self.token_bytes[ids], dtype=np.int64))
         spelled = ends[stops] - ends[begins]
         # Sentencepiece puts one space before a text; whatever else differs is the work of a normalizer.
@@ -143,7 +146,7 @@ class Encoder:
         covered = ends[begins + masked] - ends[begins] - np.where(masked > 0, added, 0)
         trained[with_source] = (text_bytes - covered)[with_source]
         trained[changed] = (text_bytes - block.source_bytes)[changed]
-        return masked + np.where(block.source_bytes > 0, begins - offsets[:-1], 0), trained
+        return masked + masked_prefix, trained
 
     def _masked_by_offsets(self, block: Block, document: int) -> int:
         """Where a normalizer changed the bytes, the tokenizer itself says what part of the text each token
@@ -170,11 +173,10 @@ def _replaced(
 
 
 def _framed(
-    backend: tokenizers.Tokenizer, texts: Sequence[str], bos_id: int | None, eos_id: int
+    backend: tokenizers.Tokenizer, texts: Sequence[str], prefix_ids: Sequence[int], eos_id: int
 ) -> tuple[Int32, Int64]:
-    head = [] if bos_id is None else [bos_id]
     encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-    ids = [np.array([*head, *encoding.ids, eos_id], np.int32) for encoding in encodings]
+    ids = [np.array([*prefix_ids, *encoding.ids, eos_id], np.int32) for encoding in encodings]
     return np.concatenate([np.zeros(0, np.int32), *ids]), np.append(
         0, np.cumsum([len(one) for one in ids], dtype=np.int64)
     )
@@ -185,7 +187,7 @@ def save_framed(tokenizer: Tokenizer, directory: Path) -> None:
     assert tokenizer.eos_id is not None
     definition = tokenizer.definition.json
     directory.mkdir(parents=True, exist_ok=True)
-    framed, framing = framing_definition(definition, tokenizer.bos_id, tokenizer.eos_id, tokenizer.size)
+    framed, framing = framing_definition(definition, tokenizer.prefix_ids, tokenizer.eos_id, tokenizer.size)
     (directory / FRAMED).write_text(framed, encoding="utf-8")
     (directory / FRAMING).write_text(json.dumps(asdict(framing)), encoding="utf-8")
 
@@ -216,7 +218,7 @@ def choose_backend(attempt: Attempt, tokenizer: Tokenizer) -> Choice:
     if attempt.count == 0:
         return Choice("tokenizers", "gigatoken can encode none of the sampled documents", *compared)
     assert tokenizer.eos_id is not None
-    expected = _framed(tokenizer.backend, attempt.sample, tokenizer.bos_id, tokenizer.eos_id)
+    expected = _framed(tokenizer.backend, attempt.sample, tokenizer.prefix_ids, tokenizer.eos_id)
     found, wanted = (
         np.split(ids, offsets[1:-1]) for ids, offsets in ((attempt.ids, attempt.offsets), expected)
     )

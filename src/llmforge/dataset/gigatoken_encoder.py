@@ -7,6 +7,7 @@ no more than cutting. It has no special token, so text that spells one stays tex
 
 import ctypes
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ import pyarrow as pa
 
 from llmforge.tokenizer.bytelevel import byte_to_character
 
-BEGIN, END = "\ufdd0", "\ufdd1"
+# The marks of the end of a document, and of its beginning: one for each token that stands there.
+END, BEGINS = "\ufdd1", ("\ufdd0", *map(chr, range(0xFDD2, 0xFDF0)))
 # Of a byte-level tokenizer gigatoken remembers the words of all calls and their ids, as long as it lives: 5 to 10
 # bytes for each of Chinese verse, whose lines are its words, less than one for code. When its memory has grown by
 # this much, or after so much text where that cannot be known, a new one takes its place, in a fifth of a second.
@@ -30,11 +32,11 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Framing:
-    """How the tokenizer is put to gigatoken: ids of the marks, the `size` of the tokenizer, and whether each
+    """How the tokenizer is put to gigatoken: ids of the marks (`prefix_ids` before a document), the `size` of the tokenizer, and whether each
     digit is a token by itself.
     """
 
-    bos_id: int | None
+    prefix_ids: Sequence[int]
     eos_id: int
     size: int
     single_digits: bool
@@ -47,12 +49,12 @@ class GigatokenEncoder:
 
     def __init__(self, definition: str, framing: Framing) -> None:
         self.definition, self.framing = definition, framing
-        self.bos_id, self.eos_id = framing.bos_id, framing.eos_id
-        self.between = END if self.bos_id is None else END + BEGIN
+        self.prefix_ids, self.eos_id = list(framing.prefix_ids), framing.eos_id
+        self.between = END + "".join(BEGINS[: len(self.prefix_ids)])
         self._start()
 
     def encode(self, texts: pa.StringArray) -> tuple[Int32, Int64, Int64] | None:
-        """Flat int32 ids of `texts`, `bos + tokens + eos` each, int64 offsets (n + 1), and the documents that
+        """Flat int32 ids of `texts`, `prefix + tokens + eos` each, int64 offsets (n + 1), and the documents that
         the tokenizer itself has to encode; on this thread.
 
         None where gigatoken does not keep the documents apart.
@@ -64,7 +66,7 @@ class GigatokenEncoder:
             doubtful |= np.asarray(pc.match_substring_regex(texts, OTHER_NUMBERS))
         found = self._encode(texts)
         if found is None:
-            marked = pc.or_(pc.match_substring(texts, BEGIN), pc.match_substring(texts, END))
+            marked = pc.match_substring_regex(texts, f"[{END}{''.join(BEGINS)}]")
             doubtful |= np.asarray(marked)
             found = self._encode(pc.if_else(marked, "", texts))
             if found is None:
@@ -93,15 +95,14 @@ class GigatokenEncoder:
         rows, _ = self.backend.encode_batch_padded(source, PadTruncate(0), parallel=False)
         ids = rows[0].view(np.int32)
         self.seen += data.size
-        ends = np.flatnonzero(ids == self.eos_id) + 1
-        if self.bos_id == self.eos_id:
-            ends = ends[1::2]
+        before = self.prefix_ids.count(self.eos_id)
+        ends = np.flatnonzero(ids == self.eos_id)[before :: before + 1] + 1
         offsets = np.append(0, ends)
         if len(ends) != len(texts) or offsets[-1] != len(ids):
             return None
-        if self.bos_id not in (None, self.eos_id):
-            begins = np.flatnonzero(ids == self.bos_id)  # comparing with None would take as long as encoding
-            if not np.array_equal(begins, offsets[:-1]):
+        for mark in {*self.prefix_ids} - {self.eos_id}:
+            places = [i for i, one in enumerate(self.prefix_ids) if one == mark]
+            if not np.array_equal(np.flatnonzero(ids == mark), np.add.outer(offsets[:-1], places).ravel()):
                 return None
         return ids, offsets
 
@@ -137,7 +138,7 @@ def _heap_bytes() -> int:
 
 
 def framing_definition(
-    definition: dict[str, Any], bos_id: int | None, eos_id: int, size: int
+    definition: dict[str, Any], prefix_ids: Sequence[int], eos_id: int, size: int
 ) -> tuple[str, Framing]:
     """What `GigatokenEncoder` wants, from the `tokenizer.json` of a tokenizer of `size`.
 
@@ -145,7 +146,7 @@ def framing_definition(
     which gigatoken insists on, get ids from `size` on.
     """
     kept = [token for token in definition["added_tokens"] if not token["special"]]
-    marks = {END: eos_id} if bos_id is None else {END: eos_id, BEGIN: bos_id}
+    marks = {END: eos_id, **dict(zip(BEGINS, prefix_ids, strict=False))}
     model, pre_tokenizer = definition["model"], definition.get("pre_tokenizer")
     cut = _after_digits(pre_tokenizer) if all(digit in model["vocab"] for digit in DIGITS) else None
     if cut is not None:
@@ -163,7 +164,7 @@ def framing_definition(
         "post_processor": None,
     }
     text = json.dumps({**definition, **changed}, ensure_ascii=False)
-    return text, Framing(bos_id, eos_id, size, cut is not None)
+    return text, Framing(prefix_ids, eos_id, size, cut is not None)
 
 
 def _after_digits(pre_tokenizer: Any) -> Any:

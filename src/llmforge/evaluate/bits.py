@@ -40,15 +40,16 @@ def measure(
 ) -> Bits:
     """Bits per byte of every document of `corpus`.
 
-    A document is bos (where there is none, eos) and its tokens; every token of it is scored exactly once. One longer
+    A document is what the tokenizer puts before it (bos, and where that is nothing, eos) and its tokens; every token of it is scored exactly once. One longer
     than `max_length` goes on in windows that overlap by half, so that a scored token has at least max_length / 2 - 1
     tokens before it. Batches hold at most `batch_tokens` tokens, padding included, and at least one window.
     """
+    start_ids = loaded.start_ids
     flat, offsets = loaded.tokenizer.encode(corpus.documents)
     all_windows = [
         window
         for start, end in itertools.pairwise(offsets)
-        for window in windows(np.concatenate(([loaded.start_id], flat[start:end])), max_length)
+        for window in windows(np.concatenate((start_ids, flat[start:end])), max_length, len(start_ids))
     ]
     all_windows.sort(key=lambda window: len(window.ids), reverse=True)
     nats = 0.0
@@ -65,10 +66,9 @@ def measure(
     )
 
 
-def windows(ids: np.ndarray, max_length: int) -> Iterator[Window]:
-    """Windows over `ids` of at most `max_length`, in which every position but 0 is scored exactly once."""
-    scored = 1  # position 0 is given, not predicted
-    start = 0
+def windows(ids: np.ndarray, max_length: int, given: int = 1) -> Iterator[Window]:
+    """Windows over `ids` of at most `max_length`, in which every position but the first `given` is scored exactly once."""
+    scored, start = given, 0
     while scored < len(ids):
         end = min(len(ids), start + max_length)
         yield Window(ids[start:end], scored - start)
@@ -87,7 +87,7 @@ def _batches(ordered: list[Window], batch_tokens: int) -> Iterator[list[Window]]
 @torch.inference_mode()
 def _nats(loaded: Loaded, batch: list[Window]) -> float:
     width = len(batch[0].ids)
-    ids = torch.full((len(batch), width), loaded.start_id, dtype=torch.int64)
+    ids = torch.full((len(batch), width), loaded.start_ids[0], dtype=torch.int64)
     scored = torch.zeros((len(batch), width), dtype=torch.bool)
     for row, window in enumerate(batch):
         ids[row, : len(window.ids)] = torch.from_numpy(window.ids.astype(np.int64))

@@ -29,7 +29,7 @@ def generate_text(directory: Path, prompt: str, sampling: Sampling, trust_remote
 
     torch.manual_seed(sampling.seed)
     flat, _ = loaded.tokenizer.encode([prompt])
-    ids = torch.tensor([[loaded.start_id, *flat.tolist()]], device=loaded.device)
+    ids = torch.tensor([[*loaded.start_ids, *flat.tolist()]], device=loaded.device)
     rows = loaded.model.get_input_embeddings().weight.shape[0]
     # The model's own generation config may ask for sampling; only what the user asked for counts here.
     for name in ("temperature", "top_p", "top_k"):

@@ -24,14 +24,15 @@ class Loaded:
     device: torch.device
 
     @property
-    def start_id(self) -> int:
-        """What stands before the first token of a text: bos, and where the tokenizer puts none, eos."""
-        start = self.tokenizer.bos_id if self.tokenizer.bos_id is not None else self.tokenizer.eos_id
-        if start is None:
+    def start_ids(self) -> tuple[int, ...]:
+        """What stands before the first token of a text: the tokenizer's own prefix, and where it has none, eos."""
+        if self.tokenizer.prefix_ids:
+            return self.tokenizer.prefix_ids
+        if self.tokenizer.eos_id is None:
             raise UserError(
                 f"{self.tokenizer.directory}: the tokenizer has neither a bos nor an eos token to begin a text with."
             )
-        return start
+        return (self.tokenizer.eos_id,)
 
 
 def load_model(directory: Path, dtype: str = "float32", trust_remote_code: bool = False) -> Loaded:

@@ -77,7 +77,6 @@ def read_definition(directory: Path, scheme: str | None = None) -> Definition:
             check_sentencepiece(definition, model, directory)
         elif model_file == ranks:
             check_ranks(definition, ranks)
-    framing.say_long_prefix(definition, directory)
     if "auto_map" in config:
         console.warn(f"{directory}: {CONFIG} names code of its own (auto_map), which llmforge does not run.")
     if definition["model"]["type"] == "Unigram":

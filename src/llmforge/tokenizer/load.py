@@ -27,8 +27,8 @@ NO_MODEL: dict[str, Any] = {"type": "BPE", "vocab": {}, "merges": []}
 class Tokenizer:
     """A BPE or unigram tokenizer.
 
-    `size` is the highest id + 1, added tokens included. `bos_id` is the id that this tokenizer itself puts
-    before a text, None if it puts none; `eos_id` and `pad_id` are the ones its configuration names.
+    `size` is the highest id + 1, added tokens included. `prefix_ids` are what this tokenizer itself puts before a text
+    (bos, two tokens for GLM-4, or none); `eos_id` and `pad_id` are the ones its configuration names.
     `fingerprint` is that of the vocabulary (pieces by id, merges or scores): equal for every copy, however
     its files are laid out.
     """
@@ -36,12 +36,17 @@ class Tokenizer:
     directory: Path
     family: Family
     size: int
-    bos_id: int | None
+    prefix_ids: tuple[int, ...]
     eos_id: int | None
     pad_id: int | None
     special_ids: frozenset[int]
     fingerprint: str
     definition: Definition
+
+    @property
+    def bos_id(self) -> int | None:
+        """The first of `prefix_ids`; None where there is none."""
+        return self.prefix_ids[0] if self.prefix_ids else None
 
     @cached_property
     def backend(self) -> tokenizers.Tokenizer:
@@ -123,7 +128,7 @@ def from_definition(definition: Definition) -> Tokenizer:
         directory=definition.directory,
         family=definition.family,
         size=len(pieces),
-        bos_id=_prefix_id(definition, len(pieces)),
+        prefix_ids=_prefix_ids(definition, len(pieces)),
         eos_id=ids.get(definition.config.get("eos_token")),
         pad_id=ids.get(definition.config.get("pad_token")),
         special_ids=frozenset(token["id"] for token in definition.json["added_tokens"] if token["special"]),
@@ -223,8 +228,8 @@ def pieces_of(definition: dict[str, Any]) -> list[str]:
     return pieces
 
 
-def _prefix_id(definition: Definition, size: int) -> int | None:
-    """The id put before every text: what stands before its ids when special tokens are asked for.
+def _prefix_ids(definition: Definition, size: int) -> tuple[int, ...]:
+    """The ids put before every text: what stands before its ids when special tokens are asked for.
 
     A model of two pieces answers, with ids that are no other token's, so that a tokenizer whose ids nobody wants
     is not built.
@@ -232,7 +237,7 @@ def _prefix_id(definition: Definition, size: int) -> int | None:
     model = {"type": "BPE", "vocab": {"a": size, "?": size + 1}, "merges": [], "unk_token": "?"}
     backend = backend_of({**definition.json, "model": model, "added_tokens": []}, definition.directory)
     bare, framed = (backend.encode("a", add_special_tokens=wanted).ids for wanted in (False, True))
-    return int(framed[0]) if framed[: len(bare)] != bare else None
+    return tuple(framed[: next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)])
 
 
 def _fingerprint(definition: Definition, pieces: list[str]) -> str:

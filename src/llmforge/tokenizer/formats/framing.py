@@ -107,15 +107,6 @@ def frame_by_flags(definition: dict[str, Any], config: dict[str, Any], name: str
     definition["post_processor"] = template(*_named_around(definition, config, wanted))
 
 
-def say_long_prefix(definition: dict[str, Any], directory: Path) -> None:
-    """Says what llmforge does not do: it puts one token before a text, and a few tokenizers (GLM-4) have two."""
-    around = special_around(definition["post_processor"])
-    if around is not None and len(around[0]) > 1:
-        console.warn(
-            f"{directory} puts {' '.join(around[0])} before a text; llmforge puts {around[0][0]} alone before a document."
-        )
-
-
 def special_around(processor: Any) -> tuple[list[str], list[str]] | None:
     """The special tokens that a post-processor puts before and after a text; None where it cannot be told."""
     if processor is None or processor["type"] == "ByteLevel":
