@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from llmforge.backends import registry
 from llmforge.backends.base import World
 from llmforge.backends.build import build_engine
-from llmforge.backends.colossalai import rules
 from llmforge.backends.common import attention, attention_check, packing
 from llmforge.backends.common.attention import NAMES, Documents, Terms, by_flex, by_sdpa
 from llmforge.backends.common.model import load_model
@@ -152,24 +152,26 @@ def test_blocks_of_a_window_are_the_whole_of_it(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_a_plugin_cannot_compute_is_refused() -> None:
     alone = packing.Way("eager", packed=False, differs="BloomAttention")
-    packing.check_rows(alone, "ddp", 512, 9, tell=False)
-    packing.check_rows(alone, "fsdp", 512, 1, tell=False)
-    for plugin in ("fsdp", *rules.PLUGINS):
-        if plugin in packing.CALLS_AGAIN:
-            packing.check_rows(alone, plugin, 512, 2, tell=False)
+    packing.check_rows(alone, registry.find("ddp"), 512, 9, tell=False)
+    packing.check_rows(alone, registry.find("fsdp"), 512, 1, tell=False)
+    for backend in registry.OWN.values():
+        if backend.calls_again:
+            packing.check_rows(alone, backend, 512, 2, tell=False)
             continue
         with pytest.raises(UserError) as refused:
-            packing.check_rows(alone, plugin, 512, 2, tell=False)
+            packing.check_rows(alone, backend, 512, 2, tell=False)
         assert str(refused.value) == (
             "BloomAttention is not what llmforge's kernels compute, so documents are computed one at a time, which "
-            f"--plugin {plugin} cannot; use ddp or zero2, or prepare the data with --documents-per-row 1."
+            f"--plugin {backend.name} cannot; use ddp or zero2, or prepare the data with --documents-per-row 1."
         )
     with pytest.raises(UserError, match=r"MambaBlock.*--documents-per-row 1"):
-        packing.check_rows(packing.Way("eager", False, state="MambaBlock"), "native", 512, 2, tell=False)
+        packing.check_rows(
+            packing.Way("eager", False, state="MambaBlock"), registry.find("native"), 512, 2, tell=False
+        )
     growing = packing.Way(NAMES["sdpa"], growing=256, kind="dynamic")
-    packing.check_rows(growing, "native", 256, 2, tell=False)
+    packing.check_rows(growing, registry.find("native"), 256, 2, tell=False)
     with pytest.raises(UserError, match="--max-length 256"):
-        packing.check_rows(growing, "native", 512, 2, tell=False)
+        packing.check_rows(growing, registry.find("native"), 512, 2, tell=False)
 
 
 def test_a_training_says_which_class_takes_documents_one_at_a_time(

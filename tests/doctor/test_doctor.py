@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from llmforge.backends import colossalai, torch
 from llmforge.doctor.facts import look_at
-from llmforge.doctor.plugins import COLOSSAL, NATIVE, judge, refusal
+from llmforge.doctor.plugins import judge, refusal
 from llmforge.doctor.report import render
 
 GPU = {"name": "H100", "memory": 80_000_000_000, "free": 79_000_000_000, "capability": "9.0"}
@@ -44,7 +45,7 @@ def test_doctor_says_what_is_here(seen: dict[str, Any]) -> None:
     assert seen["system"]["cores"] == len(os.sched_getaffinity(0))
     assert 1e8 < seen["system"]["memory"] <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert {"nvcc", "CUDA_HOME", "ssh"} <= seen["tools"].keys()
-    assert all(seen["plugins"][name]["runs"] == "yes" for name in NATIVE)
+    assert all(seen["plugins"][name]["runs"] == "yes" for name in (b.name for b in torch.BACKENDS))
 
 
 def test_a_package_that_crashes_is_reported_and_does_not_crash_doctor(seen: dict[str, Any]) -> None:
@@ -158,7 +159,7 @@ def test_a_plugin_misses_what_it_needs_and_nothing_else(
 
 def test_a_rehearsal_is_named_where_a_gpu_is_missing(cluster: dict[str, Any]) -> None:
     without_gpu(cluster)
-    for plugin in COLOSSAL:
+    for plugin in (b.name for b in colossalai.BACKENDS):
         sentence = refusal(plugin, judge(cluster)[plugin], rehearse=False)
         assert (
             sentence == f"--plugin {plugin} cannot run here: there is no GPU; --rehearse runs it on the CPU."

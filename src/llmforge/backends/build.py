@@ -3,19 +3,18 @@
 import math
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
+from llmforge.backends import registry
 from llmforge.backends.base import Engine, World
-from llmforge.backends.colossalai import rules
 from llmforge.backends.common import attention, packing
 from llmforge.backends.common.memory import free_memory
 from llmforge.backends.common.model import find_way
 from llmforge.backends.common.settings import PRECISIONS, Settings
 from llmforge.backends.common.trainable import parse
 from llmforge.console import say
-from llmforge.errors import UsageError
 from llmforge.weights.architecture import check_length, check_supported
 from llmforge.weights.config import load_config, read_config
 from llmforge.weights.read import open_weights
@@ -56,19 +55,11 @@ def count_parameters(model: Path) -> int:
 
 def choose_plugin(wanted: str, world: World, device: torch.device, parameters: int, lora: bool) -> str:
     """The plugin to run: `auto` shares the model among processes only where one cannot hold it."""
-    if wanted == "auto":
-        if world.size == 1:
-            return "native"
-        per_process = device_memory(device) / (1 if device.type == "cuda" else world.size)
-        needed = parameters * (BYTES_PER_FROZEN if lora else BYTES_PER_PARAMETER)
-        return "ddp" if needed < per_process else "fsdp"
-    if wanted == "native" and world.size > 1:
-        raise UsageError(f"--plugin native is one process, but {world.size} were started; use ddp or fsdp.")
-    if wanted != "native" and world.size == 1:
-        raise UsageError(
-            f"--plugin {wanted} needs several processes; start it with torchrun, or use --plugin native."
-        )
-    return wanted
+    if wanted != registry.AUTO or world.size == 1:
+        return registry.resolved(wanted, world.size)
+    per_process = device_memory(device) / (1 if device.type == "cuda" else world.size)
+    needed = parameters * (BYTES_PER_FROZEN if lora else BYTES_PER_PARAMETER)
+    return "ddp" if needed < per_process else "fsdp"
 
 
 def choose_attention(config: Any, device: torch.device, precision: str, is_main: bool) -> str:
@@ -89,13 +80,9 @@ def check(config: Any, model: Path, world: World, length: int) -> None:
     """
     check_supported(read_config(model), model)
     check_length(load_config(model), model, length)
-    if config.plugin in rules.PLUGINS:
-        rules.check_environment(config.plugin, config.rehearse, torch.cuda.is_available())
-        rules.check_model(config, model, world.size, length)
-
-
-def engine_family(plugin: str) -> str:
-    return "colossal" if plugin in rules.PLUGINS else "native"
+    backend = registry.find(registry.resolved(config.plugin, world.size))
+    backend.check_environment(config, torch.cuda.is_available())
+    backend.check_model(config, model, world.size, length)
 
 
 def build_engine(
@@ -111,15 +98,12 @@ def build_engine(
     """The engine of `config` (a `TrainConfig`), with the weights of the model directory `model`, for rows of `length`
     tokens and at most `documents_per_row` documents.
     """
-    from llmforge.backends.torch import NativeEngine
-    from llmforge.backends.torch.parallel import DDPEngine, FSDPEngine
-
-    colossal = config.plugin in rules.PLUGINS
-    precision = config.mixed_precision
+    plugin = choose_plugin(
+        config.plugin, world, device, count_parameters(model), lora=config.trainable == "lora"
+    )
+    backend, precision = registry.find(plugin), config.mixed_precision
     if precision == "auto":
-        # ColossalAI's plugins are made for weights in 16 bits; torch_ddp has float32 weights, as native has.
-        lowers = colossal and config.plugin != rules.TORCH_DDP
-        precision = "bf16" if lowers or computes_in_bf16(device) else "fp32"
+        precision = backend.automatic_precision(computes_in_bf16(device))
     settings = Settings(
         model=model,
         precision=precision,
@@ -140,15 +124,6 @@ def build_engine(
         noise=config.neft_alpha if config.use_neft else 0.0,
         device=str(device),
     )
-    plugin = config.plugin
-    if not colossal:
-        parameters = count_parameters(model)
-        plugin = choose_plugin(plugin, world, device, parameters, lora=config.trainable == "lora")
     kernel = attention.NAMES[attention.choose(device, PRECISIONS[precision], settings.attention)]
-    packing.check_rows(find_way(model, kernel), plugin, length, documents_per_row, tell=world.is_main)
-    if colossal:
-        from llmforge.backends.colossalai.build import build
-
-        return cast(Engine, build(config, settings, world))
-    engines = {"native": NativeEngine, "ddp": DDPEngine, "fsdp": FSDPEngine}
-    return cast(Engine, engines[plugin](settings, world))
+    packing.check_rows(find_way(model, kernel), backend, length, documents_per_row, tell=world.is_main)
+    return backend.build(config, settings, world)

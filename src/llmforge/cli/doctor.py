@@ -22,17 +22,18 @@ def doctor(
     """Show what this machine has, which plugins run on it, and what the others miss."""
     from dataclasses import asdict
 
+    from llmforge.backends.registry import find
     from llmforge.doctor.facts import collect
-    from llmforge.doctor.plugins import COLOSSAL, NATIVE, judge, needs, refusal
+    from llmforge.doctor.plugins import judge, refusal
     from llmforge.doctor.report import render
-    from llmforge.errors import UsageError, UserError
+    from llmforge.errors import UserError
 
-    if plugin is not None and plugin not in (*NATIVE, *COLOSSAL):
-        raise UsageError(f"--plugin {plugin}: must be one of {', '.join((*NATIVE, *COLOSSAL))}.")
+    if plugin is not None:
+        find(plugin)
     facts = collect()
     verdicts = judge(facts)
     if as_json:
-        plugins = {name: {"needs": needs(name), **asdict(verdict)} for name, verdict in verdicts.items()}
+        plugins = {name: {"needs": find(name).needs, **asdict(verdict)} for name, verdict in verdicts.items()}
         show_json({**facts, "plugins": plugins})
     else:
         show(render(facts, verdicts))

@@ -49,7 +49,7 @@ def launch(
     debug: Debug = False,
 ) -> None:
     """Start a training on all hosts of a hostfile: check every host first, end all when one ends badly."""
-    from llmforge.backends.colossalai.rules import missing_packages
+    from llmforge.backends import registry
     from llmforge.launch.hosts import Ssh
     from llmforge.launch.start import Launch
 
@@ -58,7 +58,7 @@ def launch(
         command=command,
         paths=paths,
         check=partial(check_model, config),
-        lacking=partial(missing_packages, config.plugin),
+        lacking=registry.find(registry.resolved(config.plugin, nproc_per_node or 1)).lacking,
         hostfile=hostfile,
         processes=nproc_per_node,
         launcher=launcher,
@@ -116,9 +116,9 @@ def is_finished(save_dir: Path) -> bool:
 
 def check_model(config: TrainConfig, processes: int) -> None:
     """Refuses what so many processes cannot do with the model, where it lies on this machine too."""
-    from llmforge.backends.colossalai import rules
+    from llmforge.backends import registry
     from llmforge.train.run import weights_to_start_from
 
     weights = weights_to_start_from(config)
     if (weights / "config.json").is_file():
-        rules.check_model(config, weights, processes)
+        registry.find(registry.resolved(config.plugin, processes)).check_model(config, weights, processes)

@@ -27,6 +27,10 @@ def plan(
     num_epochs: Annotated[int, typer.Option(help="As for train.")] = 1,
     max_steps: Annotated[int | None, typer.Option(help="As for train.")] = None,
     head_chunk: Annotated[int, typer.Option(help="As for train.")] = 512,
+    tp: Annotated[int, typer.Option(help="As for train.")] = 1,
+    pp: Annotated[int, typer.Option(help="As for train.")] = 1,
+    sp: Annotated[int, typer.Option(help="As for train.")] = 1,
+    zero: Annotated[int | None, typer.Option(help="As for train.")] = None,
     use_grad_checkpoint: Annotated[bool, typer.Option("--use-grad-checkpoint", help="As for train.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -49,6 +53,10 @@ def plan(
         num_epochs=num_epochs,
         max_steps=max_steps,
         head_chunk=head_chunk,
+        tp=tp,
+        pp=pp,
+        sp=sp,
+        zero=zero,
         use_grad_checkpoint=use_grad_checkpoint,
     )
     made = make_plan(config, hub.local(pretrained), by_name(device), processes)

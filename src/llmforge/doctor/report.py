@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from llmforge.doctor.plugins import Verdict, needs
+from llmforge.backends.backend import Verdict
+from llmforge.backends.registry import find
 
 GB = 1e9
 RUNS = {"yes": "yes", "rehearsal": "--rehearse", "no": "no"}
@@ -30,7 +31,7 @@ def render(facts: dict[str, Any], verdicts: dict[str, Verdict]) -> str:
     plugins = [("plugin", "runs here", "missing, or what to know")]
     for name, verdict in verdicts.items():
         plugins.append((name, RUNS[verdict.runs], "; ".join(verdict.missing + verdict.notes)))
-    needed = [("plugin", "needs"), *((name, needs(name)) for name in verdicts)]
+    needed = [("plugin", "needs"), *((name, find(name).needs) for name in verdicts)]
     return f"{here}\n\n{table(plugins)}\n\n{table(needed)}"
 
 

@@ -12,10 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from llmforge.backends.colossalai import rules
+from llmforge.backends import registry
 from llmforge.errors import UsageError
 
-PLUGINS = ("auto", "native", "ddp", "fsdp", *rules.PLUGINS)
 RUN, BATCHES, OPTIMIZER, MODEL, ENGINE, GUARDS, SAVING, WATCHING = (
     "The run",
     "Batches",
@@ -102,8 +101,8 @@ class TrainConfig:
     plugin: str = flag(
         ENGINE,
         "auto",
-        "auto, native (one process), ddp or fsdp (torchrun); of ColossalAI "
-        f"{', '.join(rules.PLUGINS)}. auto picks a native one and says which.",
+        f"Backend: auto, {', '.join(registry.OWN)}, or one of another package (llmforge doctor lists them). auto picks "
+        "native for one process, and ddp or fsdp for several.",
         decides=False,
     )
     tp: int = flag(ENGINE, 1, "3d: ranks that share every layer (tensor parallel).", decides=False)
@@ -247,8 +246,6 @@ class TrainConfig:
         self.seconds_allowed()
 
     def _check_choices(self) -> None:
-        if self.plugin not in PLUGINS:
-            raise UsageError(f"--plugin {self.plugin}: must be one of {', '.join(PLUGINS)}.")
         if self.zero not in (None, 0, 1, 2):
             raise UsageError(f"--zero {self.zero}: must be 0, 1 or 2.")
 
@@ -284,7 +281,7 @@ class TrainConfig:
             raise UsageError(
                 "--padding-mode longest contradicts packed rows, which all have the --max-length of prepare-data; leave it out."
             )
-        rules.check_flags(self)
+        registry.find(registry.resolved(self.plugin, 1)).check_options(self)
 
     def seconds_allowed(self) -> float | None:
         """`--time-limit` in seconds."""

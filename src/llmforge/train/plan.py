@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmforge.backends.colossalai import rules
+from llmforge.backends import registry
 from llmforge.backends.common.devices import Device
 from llmforge.backends.common.trainable import Trainable, parse
 from llmforge.dataset.packed import PackedDataset
@@ -161,25 +161,19 @@ def memory(
     """Bytes per process by part, at the peak of a step."""
     trained = shape.trained(config.trainable)
     low = 2 if precision in ("bf16", "fp16") else 4
-    share = processes if plugin == "fsdp" else 1
-    weights, optimizer, gradients = 4 * shape.parameters // share, 8 * trained // share, 4 * trained // share
-    casts = low * shape.layers * shape.layer_parameters if low == 2 and share == 1 else 0
-    ranks = 1  # that share activations
-    if plugin in rules.PLUGINS and plugin != rules.TORCH_DDP:
-        # Weights and gradients in the dtype of training, float32 masters and moments; each cut among data ranks from
-        # a stage of ZeRO on, and all among the ranks that hold other parts of the model.
-        stage = {rules.HYBRID: config.zero or 0, rules.ZERO1: 1, rules.ZERO2: 2, rules.ZERO2_CPU: 2}.get(
-            plugin, 3
-        )
-        whole, data = config.tp * config.pp, processes // (config.tp * config.pp)
-        weights = low * shape.parameters // whole // (data if stage == 3 else 1)
-        gradients = low * trained // whole // (data if stage >= 2 else 1)
-        optimizer = 12 * trained // whole // (data if stage >= 1 else 1)
-        casts, share, ranks = 0, data if stage == 3 else 1, config.tp * config.sp
+    sharing = registry.find(registry.resolved(plugin, processes)).sharding(config, processes)
+    stored = low if sharing.low else 4
+    weights = stored * shape.parameters // sharing.model // sharing.weights
+    gradients = stored * trained // sharing.model // sharing.gradients
+    # Two float32 moments of AdamW, and float32 weights where those of the model are in the dtype of training.
+    optimizer = (12 if sharing.low else 8) * trained // sharing.model // sharing.optimizer
+    casts = 0
+    if low == 2 and not sharing.low and sharing.weights == 1:
+        casts = low * shape.layers * shape.layer_parameters
     tokens = config.micro_batch_size * length
     head = min(config.head_chunk, tokens) * shape.vocabulary * (4 + 4 + low)
     head += shape.vocabulary * shape.width * (low + 4)
-    kept = activations(shape, tokens, low, config.use_grad_checkpoint) // ranks
+    kept = activations(shape, tokens, low, config.use_grad_checkpoint) // sharing.activations
     # The peak is in the head, when all activations are kept and only earlier micro-batches have left
     # gradients, or at the end of the backward pass, when all gradients are there and one layer's
     # activations.
@@ -195,7 +189,7 @@ def memory(
         "casts": casts,
         "program": PYTHON_AND_TORCH if on_cpu else CUDA_CONTEXT,
     }
-    if share > 1:
+    if sharing.weights > 1:
         parts["gathered"] = 2 * low * max(shape.layer_parameters, shape.embedding_parameters)
     return parts
 
@@ -255,10 +249,12 @@ def make_plan(config: TrainConfig, weights: Path, device: Device | None = None, 
     device = device or this_device()
     shape, data = read_shape(weights), PackedDataset(config.dataset)
     check_length(load_config(weights), weights, data.max_length)
-    precision = config.mixed_precision
+    precision: str = config.mixed_precision
+    backend = registry.find(registry.resolved(config.plugin, processes))
+    backend.check_model(config, weights, processes, data.max_length)
     if precision == "auto":
-        precision = "bf16" if device.bf16_is_fast else "fp32"
-    rows = config.micro_batch_size * config.accumulation_steps * processes
+        precision = backend.automatic_precision(device.bf16_is_fast)
+    rows = config.micro_batch_size * config.accumulation_steps * backend.data_processes(config, processes)
     per_epoch = -(-len(data) // rows)
     steps = min(per_epoch * config.num_epochs, config.max_steps or 1 << 62)
     tokens = int(data.tokens * min(config.num_epochs, steps / per_epoch))

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmforge.backends import registry
 from llmforge.backends.base import World
-from llmforge.backends.build import engine_family
 from llmforge.backends.common.processes import Processes
 from llmforge.console import say
 from llmforge.errors import UserError
@@ -80,11 +80,11 @@ def check_engine(found: Path, states: RunStates, config: TrainConfig, world: Wor
     """The full state of a checkpoint belongs to engines of one family, and with ColossalAI to one plugin and
     layout; its weights start a new stage anywhere.
     """
-    saved, ours = states.engine, engine_family(config.plugin)
+    saved, ours = states.engine, registry.find(registry.resolved(config.plugin, world.size))
     written = f"--plugin {saved['name']} on {states.processes} processes"
-    if saved["family"] == ours == "native":
+    if saved["family"] == ours.family and ours.exchanges_state:
         return
-    if saved["family"] == ours and saved["name"] == config.plugin:
+    if saved["family"] == ours.family and saved["name"] == config.plugin:
         names = ("tp", "pp", "sp", "zero")
         now = [getattr(config, name) or 0 for name in names]
         if saved.get("sizes") == now and states.processes == world.size:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from llmforge import tokenizer
+from llmforge.backends import registry
 from llmforge.backends.base import StepResult
-from llmforge.backends.build import build_engine, check, choose_device, engine_family
+from llmforge.backends.build import build_engine, check, choose_device
 from llmforge.backends.common.heartbeats import Heartbeats
 from llmforge.backends.common.processes import Processes, join_processes
 from llmforge.console import progress, say, warn
@@ -44,7 +45,9 @@ class Stage:
     def __init__(self, config: TrainConfig, weights: Path) -> None:
         self.config, self.origin, self.started = config, weights, time.monotonic()
         self.device = choose_device(config.rehearse)
-        self.world = join_processes(self.device, engine_family(config.plugin))
+        self.world = join_processes(
+            self.device, registry.find(registry.resolved(config.plugin, 1)).process_group
+        )
         self.processes = Processes(self.world)
         self.heartbeats = Heartbeats(self.processes, config.rank_timeout)
         self.heartbeats.start()

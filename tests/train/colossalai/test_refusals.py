@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from llmforge.backends import registry
 from llmforge.backends.colossalai import rules
 from llmforge.errors import UsageError, UserError
 from llmforge.train.options import TrainConfig
@@ -105,7 +106,7 @@ def about(tmp_path: Path) -> Any:
 def test_models_that_do_not_fit_are_refused(about: Any, flags: Any, values: Any, words: str) -> None:
     config = configured(plugin="3d", accumulation_steps=8, **flags)
     with pytest.raises(UserError, match=words):
-        rules.check_model(config, about(**values), 48, 50)
+        registry.find("3d").check_model(config, about(**values), 48, 50)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,9 @@ def test_models_that_do_not_fit_are_refused(about: Any, flags: Any, values: Any,
 def test_processes_that_cannot_be_divided_are_refused(about: Any, flags: Any, words: str) -> None:
     """Only factors that were given are named."""
     with pytest.raises(UsageError) as error:
-        rules.check_model(configured(plugin="3d", accumulation_steps=4, **flags), about(), 6, 48)
+        registry.find("3d").check_model(
+            configured(plugin="3d", accumulation_steps=4, **flags), about(), 6, 48
+        )
     assert str(error.value) == words
 
 
@@ -128,16 +131,17 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     versions = {"colossalai": "0.5.0", "transformers": "4.51.3"}
     monkeypatch.setattr(rules, "version", versions.__getitem__)
-    rules.check_environment("zero2", rehearse=True, has_gpu=False)
+    rehearsed = configured(plugin="zero2", rehearse=True)
+    registry.find("zero2").check_environment(rehearsed, False)
     with pytest.raises(UserError, match="needs GPUs, and there is none here; --rehearse"):
-        rules.check_environment("zero2", rehearse=False, has_gpu=False)
+        registry.find("zero2").check_environment(configured(plugin="zero2"), False)
     versions["transformers"] = "4.52.0"
     with pytest.raises(UserError, match=r"does not run with 4\.52\.0"):
-        rules.check_environment("zero2", rehearse=True, has_gpu=False)
+        registry.find("zero2").check_environment(rehearsed, False)
 
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(rules, "version", missing)
     with pytest.raises(UserError, match="needs ColossalAI: pip install"):
-        rules.check_environment("zero2", rehearse=True, has_gpu=False)
+        registry.find("zero2").check_environment(rehearsed, False)

@@ -13,59 +13,12 @@ from llmforge.errors import UsageError, UserError
 
 TORCH_DDP, ZERO1, ZERO2, ZERO2_CPU = "torch_ddp", "zero1", "zero2", "zero2_cpu"
 GEMINI, GEMINI_AUTO, HYBRID = "gemini", "gemini_auto", "3d"
-PLUGINS = (TORCH_DDP, ZERO1, ZERO2, ZERO2_CPU, GEMINI, GEMINI_AUTO, HYBRID)
 DIVISOR = 64  # ColossalAI pads vocabularies to multiples of this times tp
 PACKAGES = ("colossalai", "transformers")
 NEWEST_TRANSFORMERS = (4, 51)
 
 
-def check_flags(config: Any) -> None:
-    """The flags of a `TrainConfig` against each other; a `UsageError` names the plugin that can."""
-    plugin = config.plugin
-    if plugin != HYBRID:
-        _check_without_3d(config)
-    if plugin not in PLUGINS:
-        if config.rehearse:
-            raise UsageError(
-                f"--rehearse contradicts --plugin {plugin}: it is for ColossalAI's plugins "
-                f"({', '.join(PLUGINS)}); this one runs on a CPU as it is."
-            )
-        return
-    if config.compile:
-        raise UsageError(f"--compile contradicts --plugin {plugin}; use ddp or fsdp.")
-    if config.trainable == "lora" and plugin in (GEMINI, GEMINI_AUTO, HYBRID):
-        raise UsageError(f"--trainable lora contradicts --plugin {plugin}; use zero2 or torch_ddp.")
-    if plugin in (GEMINI, GEMINI_AUTO) and config.mixed_precision == "fp32":
-        raise UsageError(f"--mixed-precision fp32 contradicts --plugin {plugin}; use zero2 or 3d.")
-    if config.rehearse and config.attention not in ("auto", "sdpa"):
-        raise UsageError(
-            f"--attention {config.attention} cannot be rehearsed: its kernel needs a GPU; leave it out for --rehearse."
-        )
-    if plugin == HYBRID:
-        _check_3d(config)
-
-
-def _check_without_3d(config: Any) -> None:
-    plugin = config.plugin
-    for name in ("tp", "pp", "sp"):
-        if getattr(config, name) > 1:
-            gemini = (
-                ": in ColossalAI 0.5.0 gemini computes wrong gradients with tp" if "gemini" in plugin else ""
-            )
-            raise UsageError(
-                f"--{name} {getattr(config, name)} contradicts --plugin {plugin}{gemini}; use 3d."
-            )
-    if config.sp_mode is not None:
-        raise UsageError(f"--sp-mode {config.sp_mode} contradicts --plugin {plugin}; use 3d.")
-    if config.zero is not None:
-        raise UsageError(f"--zero {config.zero} contradicts --plugin {plugin}; use zero1, zero2 or 3d.")
-    if config.microbatch_size is not None:
-        raise UsageError(
-            f"--microbatch-size goes with --plugin 3d and --pp; --plugin {plugin} has no pipeline."
-        )
-
-
-def _check_3d(config: Any) -> None:
+def check_3d(config: Any) -> None:
     zero, tp, pp, sp, mode = config.zero or 0, config.tp, config.pp, config.sp, sequence_mode(config)
     if zero == 2 and pp > 1:
         raise UsageError(f"--zero 2 contradicts --pp {pp}: a pipeline takes --zero 0 or 1.")
@@ -117,17 +70,6 @@ def product(**sizes: int) -> str:
     return " x ".join(f"--{name} {size}" for name, size in sizes.items() if size > 1)
 
 
-def check_environment(plugin: str, rehearse: bool, has_gpu: bool) -> None:
-    """ColossalAI and its transformers are here, and so is what the plugin runs on."""
-    problem = missing_packages(plugin, {name: installed(name) for name in PACKAGES})
-    if problem:
-        raise UserError(problem)
-    if not has_gpu and not rehearse:
-        raise UserError(
-            f"--plugin {plugin} needs GPUs, and there is none here; --rehearse runs it on the CPU."
-        )
-
-
 def installed(package: str) -> str | None:
     try:
         return version(package)
@@ -137,8 +79,6 @@ def installed(package: str) -> str | None:
 
 def missing_packages(plugin: str, versions: Mapping[str, str | None]) -> str | None:
     """The sentence for a machine on which the `PACKAGES` of `versions` cannot run a plugin; None where they can."""
-    if plugin not in PLUGINS:
-        return None
     if versions["colossalai"] is None:
         return (
             f"--plugin {plugin} needs ColossalAI: pip install 'llmforge[colossalai]', or with a torch newer than 2.5 "
@@ -153,12 +93,10 @@ def missing_packages(plugin: str, versions: Mapping[str, str | None]) -> str | N
     return None
 
 
-def check_model(config: Any, model: Path, processes: int, length: int | None = None) -> None:
+def check_model_of_3d(config: Any, model: Path, processes: int, length: int | None = None) -> None:
     """The model directory `model` against the way that the flags share it, from its configuration alone; and rows of
     `length` tokens, where it is known.
     """
-    if config.plugin != HYBRID:
-        return
     tp, pp, sp = config.tp, config.pp, config.sp
     if processes % (tp * pp * sp):
         raise UsageError(

@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 
+from llmforge.backends.backend import Backend
 from llmforge.backends.common.attention import Documents
 from llmforge.console import warn
 from llmforge.errors import UserError
-
-# Plugins under which a module may be called several times in a step; under the others the calls of all ranks must match.
-CALLS_AGAIN = ("native", "ddp", "torch_ddp", "zero1", "zero2", "zero2_cpu")
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,8 @@ def way_of(causal: Any) -> Way:
     return way
 
 
-def check_rows(way: Way, plugin: str, length: int, documents_per_row: int, *, tell: bool) -> None:
-    """Refuses rows of `length` tokens with up to `documents_per_row` documents that `plugin` cannot compute in `way`;
+def check_rows(way: Way, backend: Backend, length: int, documents_per_row: int, *, tell: bool) -> None:
+    """Refuses rows of `length` tokens with up to `documents_per_row` documents that `backend` cannot compute in `way`;
     and says, where it is to `tell`, what a user would not expect.
     """
     several = documents_per_row > 1
@@ -112,14 +110,14 @@ def check_rows(way: Way, plugin: str, length: int, documents_per_row: int, *, te
             f"{way.growing}."
         )
     alone = several and not way.packed
-    if (alone or grows) and plugin not in CALLS_AGAIN:
+    if (alone or grows) and not backend.calls_again:
         why = (
             f"rotary positions of the kind {way.kind} depend on the longest document beyond {way.growing} tokens"
             if grows
             else f"{way.differs} is not what llmforge's kernels compute"
         )
         raise UserError(
-            f"{why}, so documents are computed one at a time, which --plugin {plugin} cannot; use "
+            f"{why}, so documents are computed one at a time, which --plugin {backend.name} cannot; use "
             + ("ddp or zero2." if grows else "ddp or zero2, or prepare the data with --documents-per-row 1.")
         )
     if tell and alone:

@@ -29,18 +29,16 @@ def world_from_environment() -> World:
     return World(rank, size, rank, size)
 
 
-def join_processes(device: torch.device, family: str = "native") -> World:
+def join_processes(device: torch.device, process_group: str = "cpu:gloo,cuda:nccl") -> World:
     """Joins the process group of the launcher; `UserError` where it cannot be made.
 
-    On GPUs the native engines' group also takes tensors of the host. ColossalAI asks a group for its backend's
-    name, and in pipelines receives into host memory unless that is NCCL alone.
+    `process_group` is its name in torch on GPUs. PyTorch's engines also need one for tensors of the host. ColossalAI asks
+    a group for its name, and in pipelines receives into host memory unless that is NCCL alone.
     """
     world = world_from_environment()
     if world.size == 1 or dist.is_initialized():
         return world
-    backend = (
-        {"native": "cpu:gloo,cuda:nccl", "colossal": "nccl"}[family] if device.type == "cuda" else "gloo"
-    )
+    backend = process_group if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=TIMEOUT)
     except (dist.DistError, RuntimeError, ValueError) as error:
