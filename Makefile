@@ -23,7 +23,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/llmforge run examples/smollm2-zh/recipe.yaml --set inputs=$(INPUTS) --set output=$(OUTPUT)
 
 test: lint $(VENVC)/stamp
-	LLMFORGE_PYTHON_TRANSFORMERS4=$(abspath $(VENVC))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	LLMFORGE_PYTHON_TRANSFORMERS4=$(abspath $(VENVC))/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	OMP_NUM_THREADS=1 $(VENVC)/bin/python -m pytest tests/train/colossalai tests/launch -k colossal
 
 test-fast: $(VENV)/test.stamp

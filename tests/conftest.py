@@ -5,13 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(Path(__file__).parent)]
+
+from warm import TERMINAL, Warm  # noqa: E402
+
+ENVIRONMENT = {**os.environ, **TERMINAL}  # before anything is imported that changes it
 
 
 @pytest.fixture(scope="session")
@@ -23,19 +27,35 @@ def real_input() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def llmforge() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`llmforge("init-model", "--flag", value, code=0)` runs the command as a user does and checks its exit code."""
+def warm() -> Iterator[Warm]:
+    """Starts commands in processes that have torch imported already."""
+    process = Warm(ENVIRONMENT)
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def llmforge(warm: Warm) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`llmforge("init-model", "--flag", value, code=0)` runs the command as a user does and checks its exit code.
+
+    `python -m llmforge` is started where the environment is changed or `cold` asks for it; else `warm` forks.
+    """
 
     def run(
-        *words: object, code: int = 0, timeout: float = 600, **environment: str
+        *words: object, code: int = 0, timeout: float = 600, cold: bool = False, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "llmforge", *map(str, words)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment},
-        )
+        command = list(map(str, words))
+        changed = {**os.environ, **TERMINAL, **environment}
+        if warm.takes(command, changed) and not cold:
+            done = warm.run(command, changed, timeout)
+        else:
+            done = subprocess.run(
+                [sys.executable, "-m", "llmforge", *command],
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                env=changed,
+            )
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         return done
