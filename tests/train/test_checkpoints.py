@@ -277,7 +277,7 @@ def test_nothing_that_a_background_save_writes_changes_with_later_steps(
     def slow(self: Saver, *words: Any) -> None:
         before = list(values(words))
         if threading.current_thread() is not threading.main_thread():
-            go.wait(60)  # until the main thread has taken two more steps
+            assert go.wait(60)  # until the main thread has taken two more steps
         seen.append((before, list(values(words))))
         write(self, *words)
 
@@ -286,9 +286,10 @@ def test_nothing_that_a_background_save_writes_changes_with_later_steps(
     step = Stage._step
 
     def count(self: Stage) -> Any:
-        if self.position.step == 4:
+        result = step(self)
+        if self.position.step == 4:  # before the save of this step, which waits for the one before
             go.set()
-        return step(self)
+        return result
 
     monkeypatch.setattr(Saver, "_write", slow)
     monkeypatch.setattr(Stage, "_step", count)
