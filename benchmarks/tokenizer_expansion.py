@@ -54,12 +54,12 @@ def transformers_ids(
 ) -> tuple[str, list[list[int]]]:
     """The version of transformers in the interpreter `python`, and its ids of `documents`."""
     (work / "documents.json").write_text(json.dumps(documents), encoding="utf-8")
-    command = [python, str(ENCODER), str(directory), str(work / "documents.json"), str(work / "ids.json")]
+    command = [python, str(ENCODER), str(work / "documents.json"), str(work / "ids.json"), str(directory)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    answer = json.loads((work / "ids.json").read_text(encoding="utf-8"))
+    (answer,) = json.loads((work / "ids.json").read_text(encoding="utf-8"))
     return answer["transformers"], answer["ids"]
 
 

