@@ -160,6 +160,10 @@ class Snapshot(Protocol):
         """Collective: whether all ranks are fine."""
         ...
 
+    def bytes(self) -> int:
+        """Collective: what all ranks write together."""
+        ...
+
     def write_model(self, directory: Path) -> None:
         """Collective: weights as Hugging Face safetensors shards with their index, which the main rank writes."""
         ...

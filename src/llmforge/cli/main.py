@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -45,7 +46,7 @@ def main() -> None:
             _stop(str(error), error.exit_code)
         if isinstance(error, OSError) and error.strerror:
             name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-            _stop(f"{name}{error.strerror[0].lower()}{error.strerror[1:]}.", 1)
+            _stop(f"{name}{error.strerror[0].lower()}{error.strerror[1:]}{_room(error)}.", 1)
         if isinstance(error, RuntimeError) and "Symlink loop" in str(
             error
         ):  # of Path.resolve, before Python 3.13
@@ -63,6 +64,17 @@ def main() -> None:
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
     raise TerminatedError(number)
+
+
+def _room(error: OSError) -> str:
+    """What is free where a disk was full."""
+    from llmforge.errors import DISK_FULL
+    from llmforge.workspace import free_bytes
+
+    if error.errno not in DISK_FULL or not error.filename:
+        return ""
+    free = free_bytes(Path(os.fsdecode(error.filename)))
+    return f", {free:,} bytes are free there; make room and run the same command again"
 
 
 def _stop(sentence: str, code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 numbers.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from llmforge.steps import MANIFEST, Manifest, fingerprint_json, read_manifest
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+PART = re.compile(r"part-\d{5,9}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,15 @@ class Part:
     manifest: Manifest
     number: int
 
+    def figures(self) -> dict[str, int]:
+        """Numbers of rows, tokens and bytes in it."""
+        made = self.manifest.metrics["parts"]
+        if self.number >= len(made):
+            raise UserError(
+                f"{self.directory} is none of the {len(made)} parts that llmforge prepare-data wrote; move it away."
+            )
+        return dict(made[self.number])
+
 
 class PackedDataset:
     """Rows of datasets that `prepare-data` wrote: the buckets of each directory one after another.
@@ -64,7 +75,7 @@ class PackedDataset:
                 )
         self.fingerprint = fingerprint_json([[p.manifest.outputs["fingerprint"], p.number] for p in parts])
         self.max_length = max(int(part.manifest.outputs["max_length"]) for part in parts)
-        figures = [part.manifest.metrics["parts"][part.number] for part in parts]
+        figures = [part.figures() for part in parts]
         self.tokens, self.valid_tokens, self.bytes = (
             sum(int(one[key]) for one in figures) for key in ("tokens", "valid_tokens", "bytes")
         )
@@ -198,4 +209,7 @@ def find_parts(directory: Path) -> list[Part]:
         found = sorted(resolved.glob("part-*")) or sorted((resolved / "arrow").glob("part-*"))
     if not found:
         raise UserError(f"{directory} holds no part-00000; prepare the data again.")
+    for path in found:
+        if not PART.fullmatch(path.name):
+            raise UserError(f"{path} is no part that llmforge prepare-data wrote; move it away.")
     return [Part(path, manifest, int(path.name.removeprefix("part-"))) for path in found]

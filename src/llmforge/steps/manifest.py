@@ -12,6 +12,7 @@ from typing import Any
 from llmforge import __version__
 from llmforge.errors import UserError
 from llmforge.steps.checksums import checksum_of
+from llmforge.steps.shapes import misfit
 
 MANIFEST = "llmforge.json"
 LARGEST = 256 << 20  # bytes; ten thousand parts of a dataset take 3 MB
@@ -87,6 +88,11 @@ def read_manifest(output: Path, step: str | None = None) -> Manifest:
     if step is not None and manifest.step != step:
         raise UserError(
             f"{output} was written by llmforge {manifest.step}, but an output of llmforge {step} is needed here."
+        )
+    if wrong := misfit(manifest.step, manifest.outputs, manifest.metrics, whole=step is not None):
+        raise UserError(
+            f"{path} is not a manifest that this llmforge can read ({wrong} is missing or of the wrong kind); make the "
+            "step again."
         )
     return manifest
 

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from llmforge import hub
+from llmforge.console import say
 from llmforge.errors import DISK_FULL, InterruptionError, UserError
 from llmforge.steps.checksums import checksums
+from llmforge.steps.earlier import earlier_fingerprint, is_earlier
 from llmforge.steps.fingerprint import combined, fingerprint, fingerprint_json, is_visible
 from llmforge.steps.manifest import (
     MANIFEST,
@@ -211,6 +213,7 @@ def find_finished(step: Step, inputs: Sequence[Input] | None = None) -> Finished
         refuse_link(output)
         _refuse_foreign(step, output)
         return None
+    manifest = read_manifest(output, step.name)  # with all that the command shows of it
     if inputs is None:
         inputs = read_inputs(step)
     if difference := _difference(manifest, step.arguments, inputs):
@@ -304,10 +307,13 @@ def _difference(manifest: Manifest, arguments: Mapping[str, Any], inputs: Sequen
     if [i.fingerprint for i in manifest.inputs] != [i.fingerprint for i in inputs]:
         known = {i.fingerprint for i in manifest.inputs}
         changed = next((i.path for i in inputs if i.fingerprint not in known), "their number or order")
-        if "checksums" not in manifest.outputs:
-            return (
-                f"by an llmforge that did not read large inputs whole, so whether they are the same cannot be told "
-                f"({changed})"
-            )
+        if is_earlier(manifest) and len(manifest.inputs) == len(inputs):
+            pairs = zip(manifest.inputs, inputs, strict=True)
+            if all(a.fingerprint in (b.fingerprint, earlier_fingerprint(Path(b.path))) for a, b in pairs):
+                say(
+                    f"note: an earlier llmforge made this of {changed}, of which it read a sample; the sample is the same, "
+                    "the rest cannot be compared."
+                )
+                return None
         return f"from other inputs ({changed} differs)"
     return None

@@ -13,26 +13,25 @@ from typing import Any
 
 from llmforge.backends.base import Snapshot
 from llmforge.errors import UserError
-from llmforge.steps import Manifest, manifest_path, publish, record_files, remove_tree, write_manifest
+from llmforge.steps import (
+    Manifest,
+    free_bytes,
+    manifest_path,
+    publish,
+    record_files,
+    remove_tree,
+    write_manifest,
+)
 from llmforge.steps.checksums import checksum
 from llmforge.train.branch import STEP
 from llmforge.train.save_dir import MODELING
 from llmforge.train.schedule import Schedule
 from llmforge.train.states import SCHEDULE, STATES
 from llmforge.weights.config import portable, read_config
+from llmforge.weights.files import side_files
+from llmforge.weights.shards import room_for
 
 MODEL_STEP = "train-model"
-# Weights of the source model, which are not those of the checkpoint, in any format; and its manifest.
-WEIGHT_FILES = (
-    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.ot"),
-    *(
-        "*.safetensors.index.json",
-        "*.bin.index.json",
-        "*.h5.index.json",
-        "*.msgpack.index.json",
-        "llmforge.json",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,10 @@ class Contents:
 
 
 def hold_files(origin: Path) -> dict[str, bytes]:
-    """The files of the model directory `origin` that go into every checkpoint, by name: all but weights."""
-    return {
-        file.name: file.read_bytes()
-        for file in sorted(origin.iterdir())
-        if file.is_file()
-        and not file.name.startswith(".")
-        and not any(file.match(pattern) for pattern in WEIGHT_FILES)
-    }
+    """The files of the model directory `origin` that go into every checkpoint, by name: all but weights. `UserError`
+    for a link that leads out of it.
+    """
+    return {file.name: file.read_bytes() for file in side_files(origin)}
 
 
 def write_checkpoint(path: Path, snapshot: Snapshot, contents: Contents, is_main: bool) -> None:
@@ -84,7 +79,12 @@ def write_checkpoint(path: Path, snapshot: Snapshot, contents: Contents, is_main
             if is_main:
                 shutil.rmtree(partial, ignore_errors=True)  # which follows no link
             reason = " ".join(str(problem or "another process failed").split())[:300]
-            raise UserError(f"{path} could not be written: {reason}.") from problem
+            # A full disk has as many names as there are libraries that write; so the need is said whatever failed.
+            need, free = snapshot.bytes(), free_bytes(path.parent)
+            raise UserError(
+                f"{path} could not be written: {reason}. It needs {need:,} bytes, and {free:,} "
+                "are free there."
+            ) from problem
 
 
 def _prepare(partial: Path) -> None:
@@ -134,7 +134,11 @@ def link_model(checkpoint: Path, target: Path) -> None:
         shutil.copytree(checkpoint / MODELING, partial, copy_function=os.link)
     except OSError:
         _clear(partial)
-        shutil.copytree(checkpoint / MODELING, partial)
+        partial.mkdir()
+        files = sorted((checkpoint / MODELING).iterdir())
+        with room_for(target, sum(file.stat().st_size for file in files)):
+            for file in files:
+                shutil.copyfile(file, partial / file.name)
     publish(partial, target)
 
 

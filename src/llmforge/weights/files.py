@@ -37,6 +37,7 @@ NOT_BESIDE_OTHER_WEIGHTS = (
         "*.onnx",
         "*.ckpt",
         "*.npz",
+        "*.ot",
     ),
     *("*.index.json", "*.index.*.json", "adapter_config.json", "delta.json", "llmforge.json", ".*"),
 )
@@ -78,17 +79,34 @@ def copy_code(origin: Path, output: Path) -> None:
         _copy(origin, output, CODE_FILES)
 
 
+def side_files(origin: Path) -> list[Path]:
+    """Every file of a model directory but weights, their indices and records; `UserError` as `copy_file` raises it."""
+    found = [
+        file
+        for file in sorted(origin.iterdir())
+        if file.is_file() and not any(file.match(pattern) for pattern in NOT_BESIDE_OTHER_WEIGHTS)
+    ]
+    for file in found:
+        refuse_outside(file)
+    return found
+
+
 def copy_side_files(origin: Path, output: Path) -> None:
-    """Copies every file of a model directory but weights, their indices and records."""
-    for file in sorted(origin.iterdir()):
-        if file.is_file() and not any(file.match(pattern) for pattern in NOT_BESIDE_OTHER_WEIGHTS):
-            copy_file(file, output)
+    """Copies `side_files`."""
+    for file in side_files(origin):
+        copy_file(file, output)
 
 
 def copy_file(file: Path, output: Path) -> None:
-    """Copies `file` into the directory `output`, a link as the file that it leads to.
+    """Copies `file` into the directory `output`, a link as the file that it leads to. `UserError` for one that leads
+    out of its directory.
+    """
+    refuse_outside(file)
+    shutil.copyfile(file, output / file.name)
 
-    Raises `UserError` for a link that leads out of the directory of `file`, as what is copied may be published. In the
+
+def refuse_outside(file: Path) -> None:
+    """Raises `UserError` for a link that leads out of the directory of `file`, as what is copied may be published. In the
     cache of the Hub, where all files are links, it may lead to the other folders of the same repository.
     """
     home = file.parent.resolve()
@@ -99,7 +117,6 @@ def copy_file(file: Path, output: Path) -> None:
             f"{file} is a link to {file.resolve()}, outside its directory, and would be copied from there; put the file "
             "itself in its place, or take the link away."
         )
-    shutil.copyfile(file, output / file.name)
 
 
 def _copy(origin: Path, output: Path, patterns: Iterable[str]) -> None:

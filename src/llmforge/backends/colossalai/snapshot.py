@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from llmforge.backends.common import storage
-from llmforge.backends.common.processes import agree
+from llmforge.backends.common.processes import agree, over_ranks
 
 
 def state_file(rank: int) -> str:
@@ -25,6 +26,9 @@ class ColossalSnapshot:
 
     def agree(self, fine: bool) -> bool:
         return agree(fine, self.group)
+
+    def bytes(self) -> int:
+        return over_ranks(storage.bytes_of(self.weights, self.state), dist.ReduceOp.SUM, self.group)
 
     def write_model(self, directory: Path) -> None:
         if self.weights:

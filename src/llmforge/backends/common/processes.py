@@ -64,6 +64,13 @@ def agree(fine: bool, group: Any) -> bool:
     return bool(flag)
 
 
+def over_ranks(number: int, how: Any, group: Any) -> int:
+    """Collective: the sum (`dist.ReduceOp.SUM`) or the largest of the numbers of all ranks of `group`."""
+    box = torch.tensor(number)
+    dist.all_reduce(box, how, group=group)
+    return int(box)
+
+
 class Processes:
     """Who the ranks are, so that a rank that dies can be named by the others."""
 

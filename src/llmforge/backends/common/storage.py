@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from llmforge.errors import UserError
 from llmforge.weights import write as shards
@@ -33,6 +34,13 @@ def write_weights(tensors: Mapping[str, torch.Tensor], directory: Path) -> None:
         for name, tensor in tensors.items()
     ]
     shards.write_weights(directory, shards.packed(new, SHARD_BYTES), label=None)
+
+
+def bytes_of(*groups: Mapping[str, torch.Tensor] | None) -> int:
+    """Bytes of what lies on this rank of the tensors in `groups`."""
+    tensors = [tensor for group in groups for tensor in (group or {}).values()]
+    mine = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return sum(tensor.numel() * tensor.element_size() for tensor in mine)
 
 
 def write_bytes(file: BinaryIO, tensor: torch.Tensor) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from llmforge.backends.base import Accept, LossSums, MicroBatch, StepResult, World
 from llmforge.backends.common import attention, storage
@@ -20,7 +21,7 @@ from llmforge.backends.common.model import (
     noise_hook,
     own_memory,
 )
-from llmforge.backends.common.processes import agree
+from llmforge.backends.common.processes import agree, over_ranks
 from llmforge.backends.common.settings import PRECISIONS, Settings
 from llmforge.backends.common.sharded_weights import read_shares
 from llmforge.backends.common.step import (
@@ -291,6 +292,11 @@ class NativeSnapshot:
 
     def agree(self, fine: bool) -> bool:
         return fine if self.group is None else agree(fine, self.group)
+
+    def bytes(self) -> int:
+        # Every rank has all of the state, and the main rank the weights too.
+        mine = storage.bytes_of(self.weights, self.state)
+        return mine if self.group is None else over_ranks(mine, dist.ReduceOp.MAX, self.group)
 
     def write_model(self, directory: Path) -> None:
         if self.weights:

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 
 from llmforge.backends.base import World
-from llmforge.backends.common import attention
+from llmforge.backends.common import attention, storage
 from llmforge.backends.common.model import empty_model, load_model
-from llmforge.backends.common.processes import TIMEOUT
+from llmforge.backends.common.processes import TIMEOUT, over_ranks
 from llmforge.backends.common.settings import Settings
 from llmforge.backends.common.sharded_weights import (
     deal_shares,
@@ -173,6 +173,9 @@ class SharedSnapshot(NativeSnapshot):
     shapes: dict[str, tuple[int, ...]]
     world: World
     causal: Any  # for the names of its files alone
+
+    def bytes(self) -> int:
+        return over_ranks(storage.bytes_of(self.weights, self.state), dist.ReduceOp.SUM, self.group)
 
     def write_model(self, directory: Path) -> None:
         write_shares(self.weights, self.shapes, directory, self.world, self.group)

@@ -1,0 +1,135 @@
+"""What each step adds to its manifest, and of what shape: checked where a manifest is read, so that whoever reads one
+can rely on it.
+
+A shape is a function that says whether a value fits, a list of one shape (a list of such), an object of shapes by key
+(which must all be there), or `Each` (an object whose values have one shape) and `Maybe` (null, too, or left out).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Shape: TypeAlias = "Callable[[Any], bool] | list[Any] | Mapping[str, Any] | Each | Maybe"
+LARGEST = 1 << 62
+
+
+@dataclass(frozen=True)
+class Each:
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Maybe:
+    shape: Shape
+
+
+def count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST
+
+
+def number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def rows(value: Any) -> bool:
+    """`model.Vocabulary` as JSON."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"source", "size", "padded"}
+        and all(map(count, value.values()))
+        and value["source"] <= value["size"] <= value["padded"]
+    )
+
+
+_COUNTED = {"documents": count, "tokens": count}
+_REJECTED = {**_COUNTED, "reasons": Each(_COUNTED)}
+_LEDGER = {"read": _COUNTED, "written": _COUNTED, "rejected": _REJECTED}
+_ENCODER = {"backend": text, "reason": text, "documents": count, "bytes": count}
+_PART = dict.fromkeys(("rows", "tokens", "valid_tokens", "bytes"), count)
+_GATES = {
+    "documents": count,
+    "characters": count,
+    "reachability": {
+        **dict.fromkeys(("new", "unreachable", "source_unreachable", "source_lost"), count),
+        "reasons": Each(text),
+    },
+    "parity": Maybe(dict.fromkeys(("mismatches", "inherited", "ties"), count)),
+    "round_trip": {"failures": count, "inherited": count},
+    "drift": dict.fromkeys(("documents", "changed", "changed_without_new_pieces"), count),
+}
+_MODEL = {"outputs.vocabulary": Maybe(rows), "outputs.tokenizer": Maybe(text)}
+SHAPES: dict[str, dict[str, Shape]] = {
+    "learn-pieces": {"outputs.pieces": count, "metrics.words": count}
+    | {f"metrics.{name}": Maybe(count) for name in ("characters", "tokens_before", "tokens_after")},
+    "init-tokenizer": {
+        "outputs.source_size": count,
+        "outputs.size": count,
+        "metrics.pieces": dict.fromkeys(("added", "closure", "already_present"), count),
+        "metrics.gates": _GATES,
+    },
+    "init-model": {**_MODEL, "outputs.vocabulary": rows},
+    "prepare-data": {
+        "outputs.fingerprint": text,
+        "outputs.tokenizer": text,
+        "outputs.max_length": lambda value: count(value) and value > 0,
+        "outputs.categories": [text],
+        "metrics.parts": [_PART],
+        "metrics.rows": count,
+        "metrics.tokens": count,
+        "metrics.fill": number,
+        "metrics.encoder": _ENCODER,
+        "metrics.ledger": {**_LEDGER, "categories": Each(_LEDGER)},
+    },
+    "prepare-data-shard": {"metrics.documents": count, "metrics.tokens": count, "metrics.encoder": _ENCODER},
+    "train": _MODEL,
+    "train-model": _MODEL,
+    "export": {
+        **_MODEL,
+        "outputs.vocabulary": rows,
+        "metrics.rows_cut": count,
+        "metrics.verified": Maybe(number),
+    },
+    "delta-make": {f"metrics.{name}": count for name in ("tensors", "grown_tensors", "whole_tensors")},
+    "generate": {"metrics.text": text},
+    "evaluate": {
+        "metrics": Each(Each({"bits_per_byte": number, "tokens_per_character": number})),
+    },
+}
+
+
+def misfit(step: str, outputs: Mapping[str, Any], metrics: Mapping[str, Any], whole: bool) -> str | None:
+    """The first field of a manifest that has another shape than its `step` gives it. One that is missing counts if
+    `whole`: versions differ in what they record, and not everybody needs all of it.
+    """
+    for name, shape in SHAPES.get(step, {}).items():
+        outer, _, inner = name.partition(".")
+        held: Any = {"outputs": outputs, "metrics": metrics}[outer]
+        if inner and inner not in held and not whole:
+            continue
+        if found := _misfit(held.get(inner) if inner else held, shape, name):
+            return found
+    return None
+
+
+def _misfit(value: Any, shape: Shape, name: str) -> str | None:
+    if isinstance(shape, Maybe):
+        return None if value is None else _misfit(value, shape.shape, name)
+    if isinstance(shape, Each):
+        if not isinstance(value, dict):
+            return name
+        inner = [(one, shape.shape, f"{name}.{key}") for key, one in value.items()]
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            return name
+        inner = [(one, shape[0], f"{name}[{number}]") for number, one in enumerate(value)]
+    elif isinstance(shape, Mapping):
+        if not isinstance(value, dict):
+            return name
+        inner = [(value.get(key), one, f"{name}.{key}") for key, one in shape.items()]
+    else:
+        return None if shape(value) else name
+    return next((found for one in inner if (found := _misfit(*one))), None)
