@@ -61,10 +61,15 @@ _GATES = {
     "round_trip": {"failures": count, "inherited": count},
     "drift": dict.fromkeys(("documents", "changed", "changed_without_new_pieces"), count),
 }
-_MODEL = {"outputs.vocabulary": Maybe(rows), "outputs.tokenizer": Maybe(text)}
+_MODEL: dict[str, Shape] = {"outputs.vocabulary": Maybe(rows), "outputs.tokenizer": Maybe(text)}
 SHAPES: dict[str, dict[str, Shape]] = {
-    "learn-pieces": {"outputs.pieces": count, "metrics.words": count}
-    | {f"metrics.{name}": Maybe(count) for name in ("characters", "tokens_before", "tokens_after")},
+    "learn-pieces": {
+        "outputs.pieces": count,
+        "metrics.words": count,
+        "metrics.characters": Maybe(count),
+        "metrics.tokens_before": Maybe(count),
+        "metrics.tokens_after": Maybe(count),
+    },
     "init-tokenizer": {
         "outputs.source_size": count,
         "outputs.size": count,
