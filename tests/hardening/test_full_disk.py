@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 # In a namespace of its own, a file system of SIZE bytes at PLACE; a training that stood there stands there again.
-SMALL = 'mount -t tmpfs -o size="$0" none "$1" && cp -a "$2"/. "$1" && shift 2 && "$@"; code=$?; rm -rf "$LEFT"; '
+SMALL = (
+    'mount -t tmpfs -o size="$0" none "$1" && cp -a "$2"/. "$1" && shift 2 && "$@"; code=$?; rm -rf "$LEFT"; '
+)
 SMALL += 'mkdir "$LEFT"; cp -a "$PLACE"/. "$LEFT"; exit $code'
 
 
@@ -86,7 +88,9 @@ def needed(words: str, made: Path, place: Path, before: Path) -> int:
 
 
 def fill(name: str, share: float, whole: int, made: Path, tmp_path: Path) -> None:
-    code, said, left = run_on(max(4096, int(whole * share)), COMMANDS[name], made, tmp_path / "disk", tmp_path / "none")
+    code, said, left = run_on(
+        max(4096, int(whole * share)), COMMANDS[name], made, tmp_path / "disk", tmp_path / "none"
+    )
     if code == 0:  # what is counted as needed is an upper bound
         return
     assert code == 1, said

@@ -12,7 +12,7 @@ import pytest
 from test_mutations import at, call
 
 from llmforge.errors import UserError
-from llmforge.workspace import Outcome, Step, manifest_path, read_manifest, run_step, write_manifest
+from llmforge.steps import Outcome, Step, manifest_path, read_manifest, run_step, write_manifest
 
 WRONG: list[Any] = [None, -1, "x", [], [[]], {}, {"a": None}, True, 1e300, 10**30]
 

@@ -69,7 +69,7 @@ def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
 def _room(error: OSError) -> str:
     """What is free where a disk was full."""
     from llmforge.errors import DISK_FULL
-    from llmforge.workspace import free_bytes
+    from llmforge.steps import free_bytes
 
     if error.errno not in DISK_FULL or not error.filename:
         return ""

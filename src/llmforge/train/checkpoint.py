@@ -29,7 +29,7 @@ from llmforge.train.schedule import Schedule
 from llmforge.train.states import SCHEDULE, STATES
 from llmforge.weights.config import portable, read_config
 from llmforge.weights.files import side_files
-from llmforge.weights.shards import room_for
+from llmforge.weights.write import room_for
 
 MODEL_STEP = "train-model"
 
