@@ -182,7 +182,7 @@ def write_dataset(
     }
     write_manifest(
         manifest_path(path),
-        Manifest("prepare-data", {}, outputs=outputs, metrics={"ledger": {}, "parts": figures}),
+        Manifest("prepare-data", {}, outputs=outputs, metrics={"parts": figures}),
     )
 
 

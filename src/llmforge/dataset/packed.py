@@ -18,6 +18,13 @@ from llmforge.steps import MANIFEST, Manifest, fingerprint_json, read_manifest
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+NEEDS = (
+    "outputs.fingerprint",
+    "outputs.tokenizer",
+    "outputs.max_length",
+    "outputs.categories",
+    "metrics.parts",
+)
 PART = re.compile(r"part-\d{5,9}", re.ASCII)
 
 
@@ -202,7 +209,7 @@ def find_parts(directory: Path) -> list[Part]:
             f"{directory} is not an output of llmforge prepare-data, nor a part of one, or it is unfinished "
             f"(no {MANIFEST} in or above it)."
         )
-    manifest = read_manifest(root, "prepare-data")
+    manifest = read_manifest(root, "prepare-data", NEEDS)
     if resolved.name.startswith("part-"):
         found = [resolved]
     else:

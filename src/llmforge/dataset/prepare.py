@@ -298,7 +298,7 @@ class _Preparation:
                 raise UserError(
                     f"{directory} is missing; make it with --shard {number}/{count}, then --merge."
                 )
-            manifest = read_manifest(directory, SHARD_STEP)
+            manifest = read_manifest(directory, SHARD_STEP, ["metrics.encoder"])
             for key, value in arguments.items():
                 if json.loads(json.dumps(value)) != manifest.arguments.get(key):
                     raise UserError(

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -69,8 +70,10 @@ def manifest_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.{MANIFEST}") if output.is_file() else output / MANIFEST
 
 
-def read_manifest(output: Path, step: str | None = None) -> Manifest:
-    """The manifest of a finished output; a `UserError` where there is none, or where another step wrote it."""
+def read_manifest(output: Path, step: str | None = None, needs: Collection[str] = ()) -> Manifest:
+    """The manifest of a finished output; a `UserError` where there is none, where another step wrote it, and where a
+    field that the step adds is of another shape (shapes.py), or is missing and among `needs`.
+    """
     path = manifest_path(output)
     if not output.exists():
         raise UserError(f"{output} does not exist; check the path.")
@@ -89,7 +92,7 @@ def read_manifest(output: Path, step: str | None = None) -> Manifest:
         raise UserError(
             f"{output} was written by llmforge {manifest.step}, but an output of llmforge {step} is needed here."
         )
-    if wrong := misfit(manifest.step, manifest.outputs, manifest.metrics, whole=step is not None):
+    if wrong := misfit(manifest.step, manifest.outputs, manifest.metrics, needs):
         raise UserError(
             f"{path} is not a manifest that this llmforge can read ({wrong} is missing or of the wrong kind); make the "
             "step again."

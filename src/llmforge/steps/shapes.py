@@ -5,7 +5,7 @@ A shape is a function that says whether a value fits, a list of one shape (a lis
 (which must all be there), or `Each` (an object whose values have one shape) and `Maybe` (null, too, or left out).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -49,7 +49,7 @@ _COUNTED = {"documents": count, "tokens": count}
 _REJECTED = {**_COUNTED, "reasons": Each(_COUNTED)}
 _LEDGER = {"read": _COUNTED, "written": _COUNTED, "rejected": _REJECTED}
 _ENCODER = {"backend": text, "reason": text, "documents": count, "bytes": count}
-_PART = dict.fromkeys(("rows", "tokens", "valid_tokens", "bytes"), count)
+_PART = dict.fromkeys(("tokens", "valid_tokens", "bytes"), count)
 _GATES = {
     "documents": count,
     "characters": count,
@@ -106,14 +106,16 @@ SHAPES: dict[str, dict[str, Shape]] = {
 }
 
 
-def misfit(step: str, outputs: Mapping[str, Any], metrics: Mapping[str, Any], whole: bool) -> str | None:
-    """The first field of a manifest that has another shape than its `step` gives it. One that is missing counts if
-    `whole`: versions differ in what they record, and not everybody needs all of it.
+def misfit(
+    step: str, outputs: Mapping[str, Any], metrics: Mapping[str, Any], needs: Collection[str]
+) -> str | None:
+    """The first field of a manifest that has another shape than its `step` gives it. One that is missing counts if it is
+    among `needs`: versions differ in what they record.
     """
     for name, shape in SHAPES.get(step, {}).items():
         outer, _, inner = name.partition(".")
         held: Any = {"outputs": outputs, "metrics": metrics}[outer]
-        if inner and inner not in held and not whole:
+        if inner and inner not in held and name not in needs:
             continue
         if found := _misfit(held.get(inner) if inner else held, shape, name):
             return found

@@ -45,6 +45,7 @@ from llmforge.steps.places import (
     restore_replaced,
     take_partial,
 )
+from llmforge.steps.shapes import SHAPES
 from llmforge.steps.verify import changed_file, require_whole, unrecorded_entries
 
 
@@ -213,7 +214,7 @@ def find_finished(step: Step, inputs: Sequence[Input] | None = None) -> Finished
         refuse_link(output)
         _refuse_foreign(step, output)
         return None
-    manifest = read_manifest(output, step.name)  # with all that the command shows of it
+    manifest = read_manifest(output, step.name, SHAPES.get(step.name, {}))  # all that the command shows of it
     if inputs is None:
         inputs = read_inputs(step)
     if difference := _difference(manifest, step.arguments, inputs):
