@@ -2,7 +2,7 @@
 can rely on it.
 
 A shape is a function that says whether a value fits, a list of one shape (a list of such), an object of shapes by key
-(which must all be there), or `Each` (an object whose values have one shape) and `Maybe` (null, too, or left out).
+(which must all be there where the field is needed), or `Each` (an object whose values have one shape) and `Maybe` (null, too, or left out).
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -117,14 +117,15 @@ def misfit(
         held: Any = {"outputs": outputs, "metrics": metrics}[outer]
         if inner and inner not in held and name not in needs:
             continue
-        if found := _misfit(held.get(inner) if inner else held, shape, name):
+        if found := _misfit(held.get(inner) if inner else held, shape, name, name in needs):
             return found
     return None
 
 
-def _misfit(value: Any, shape: Shape, name: str) -> str | None:
+def _misfit(value: Any, shape: Shape, name: str, whole: bool) -> str | None:
+    """The first field in `value`, the field `name`, that does not fit; missing ones count if `whole`."""
     if isinstance(shape, Maybe):
-        return None if value is None else _misfit(value, shape.shape, name)
+        return None if value is None else _misfit(value, shape.shape, name, whole)
     if isinstance(shape, Each):
         if not isinstance(value, dict):
             return name
@@ -136,7 +137,9 @@ def _misfit(value: Any, shape: Shape, name: str) -> str | None:
     elif isinstance(shape, Mapping):
         if not isinstance(value, dict):
             return name
-        inner = [(value.get(key), one, f"{name}.{key}") for key, one in shape.items()]
+        inner = [
+            (value.get(key), one, f"{name}.{key}") for key, one in shape.items() if whole or key in value
+        ]
     else:
         return None if shape(value) else name
-    return next((found for one in inner if (found := _misfit(*one))), None)
+    return next((found for one in inner if (found := _misfit(*one, whole))), None)
