@@ -1,5 +1,6 @@
 """Documents: one reader of text for every command (docs/data.md). Never imports torch."""
 
+from llmforge.corpus.beginning import beginning
 from llmforge.corpus.block import Block, Rejection
 from llmforge.corpus.chunk import Chunk
 from llmforge.corpus.document import Document, Place, Segment
@@ -18,6 +19,7 @@ __all__ = [
     "Rejection",
     "Segment",
     "SourceNames",
+    "beginning",
     "default_categories",
     "find_chunks",
     "labelled",

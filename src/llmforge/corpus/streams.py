@@ -115,31 +115,29 @@ def line_blocks(
     """
     with open_chunk(chunk) as (file, stream):
         # How many bytes of this chunk are still unread, where it is part of a plain file.
-        left = None if chunk.compression else chunk.stop - chunk.start
-        if left is not None and chunk.start:
-            stream.seek(chunk.start - 1)
-            # A line that began before belongs to the chunk before; where it goes on, so does all of this chunk.
-            skipped, ended = _skip_line(stream, left)
-            left = left - (skipped - 1) if ended else 0
+        left = _seek(chunk, stream)
         held: list[bytes] = []
-        size = 0
-        while left is None or left > 0:
-            data, damage = read(stream, block_bytes if left is None else min(block_bytes, left))
-            if left is not None:
-                left -= len(data)
-                if left <= 0 and not data.endswith(b"\n"):
-                    data += stream.readline(longest + 1)
+        size, tail = 0, left is not None  # `tail`: the line in which the chunk ends is still to be read
+        while left is None or left > 0 or (tail and size):
+            if left is None or left > 0:
+                data, damage = read(stream, block_bytes if left is None else min(block_bytes, left))
+                left = None if left is None else left - len(data)
+            else:
+                data, damage, tail = stream.readline(longest + 1), "", False
             position = file.tell() - chunk.start
-            end = data.rfind(b"\n") + 1
-            held.append(data[:end] if end else data)
-            size += len(data)
+            ended, end = not data, data.rfind(b"\n") + 1
             if end:
-                yield b"".join(held), position
-                held, size = [data[end:]], len(data) - end
+                rest = data[end:]
+                held = [b"".join([*held, data[:end]])]
+                del data
+                yield held.pop(), position  # what is handed over, nothing here holds any longer
+                held, size = [rest], len(rest)
+            else:
+                held, size = [*held, data], size + len(data)
             if damage:  # what follows the last newline is not a whole line
                 yield Rejection(0, damage), position
                 return
-            if not data:
+            if ended:
                 break
             if size > longest:
                 held, size = [], 0
@@ -147,7 +145,28 @@ def line_blocks(
                 left = None if left is None else left - skipped
                 yield Rejection(1, f"the line is {too_long}"), position
         if size:
-            yield b"".join(held), position
+            held = [b"".join(held)]
+            yield held.pop(), position
+
+
+def beginning(chunk: Chunk, size: int) -> bytes:
+    """Up to `size` bytes from the first line on that begins in `chunk`; empty where none does or the file is damaged."""
+    with open_chunk(chunk) as (_, stream):
+        left = _seek(chunk, stream)
+        return b"" if left == 0 else read(stream, size)[0]
+
+
+def _seek(chunk: Chunk, stream: Any) -> int | None:
+    """Goes to the first line that begins in `chunk`: how many of its bytes are left then; None of a compressed file."""
+    if chunk.compression:
+        return None
+    left = chunk.stop - chunk.start
+    if chunk.start:
+        stream.seek(chunk.start - 1)
+        # A line that began before belongs to the chunk before; where it goes on, so does all of this chunk.
+        skipped, ended = _skip_line(stream, left)
+        return left - (skipped - 1) if ended else 0
+    return left
 
 
 def _skip_line(stream: Any, most: int | None) -> tuple[int, bool]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,14 @@ import tokenizers
 from llmforge.corpus import Block
 from llmforge.dataset.gigatoken_encoder import Framing, GigatokenEncoder, framing_definition
 from llmforge.tokenizer import Tokenizer
+from llmforge.tokenizer.cuts import Cuts
 
 DEFINITION, FRAMED, FRAMING = "tokenizer.json", "gigatoken.json", "framing.json"
 TOKEN_BYTES = "token_bytes.npy"
+# A document of more is encoded in parts of so many bytes.
+# Smaller where those with odd numbers go to `tokenizers`.
+LONG_BYTES, PART_BYTES, SMALL_PART_BYTES = 8 << 20, 2 << 20, 128 << 10
+PORTION_BYTES = 1 << 20
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
@@ -97,7 +103,56 @@ class Encoder:
         return Encoded(ids, offsets, *self._masked_and_bytes(block, ids, offsets))
 
     def ids(self, texts: pa.StringArray) -> tuple[Int32, Int64, int]:
-        """Ids and offsets of `texts`, framed, and how many of them gigatoken encoded."""
+        """Ids and offsets of `texts`, framed, and how many of them gigatoken encoded; long ones part by part."""
+        import pyarrow.compute as pc
+
+        lengths = np.asarray(pc.binary_length(texts))
+        long = np.flatnonzero(lengths > LONG_BYTES).tolist()
+        if not long:
+            return self._ids(texts)
+        found, begin = [], 0
+        for document in long:
+            if document > begin:
+                found.append(self._ids(texts.slice(begin, document - begin)))
+            found.append(self._long_ids(texts.slice(document, 1)))
+            begin = document + 1
+        if begin < len(texts):
+            found.append(self._ids(texts.slice(begin)))
+        if len(found) == 1:
+            return found[0]
+        offsets = np.append(0, np.cumsum(np.concatenate([np.diff(cuts) for _, cuts, _ in found])))
+        return np.concatenate([ids for ids, _, _ in found]), offsets, sum(count for _, _, count in found)
+
+    def _long_ids(self, text: pa.StringArray) -> tuple[Int32, Int64, int]:
+        """`ids` of one document, from parts of it (`Cuts`), so that memory is that of a part besides the ids; of the
+        document as a whole where it cannot be cut.
+        """
+        offsets = np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + 2].tolist()
+        data = memoryview(text.buffers()[2])[slice(*offsets)]
+        by_parts = self.gigatoken is not None and self.gigatoken.framing.single_digits
+        cuts = self.cuts.find(data, SMALL_PART_BYTES if by_parts else PART_BYTES)
+        if not cuts:
+            return self._ids(text)
+        found: list[Int32] = []
+        count = 1
+        for begin, end in pairwise([0, *cuts, len(data)]):
+            lead = begin and begin - next(i for i in (1, 2, 3, 4) if data[begin - i] & 0xC0 != 0x80)
+            both = pa.array([bytes(data[lead:begin]), bytes(data[lead:end])], pa.binary()).cast(pa.string())
+            ids, ends, encoded = self._ids(both if begin else both.slice(1))
+            count = min(count, encoded)
+            part, before = ids[ends[-2] : ends[-1] - 1], ids[: ends[1] - 1] if begin else ids[:0]
+            if not np.array_equal(part[: len(before)], before):  # then it is no cut; this has not been seen
+                return self._ids(text)
+            found.append(part[len(before) :].astype(np.int32))
+        joined = np.concatenate([*found, np.array([self.eos_id], np.int32)])
+        return joined, np.array([0, len(joined)], np.int64), count
+
+    @cached_property
+    def cuts(self) -> Cuts:
+        """Where documents that are long can be cut."""
+        return Cuts(json.loads((self.directory / DEFINITION).read_text(encoding="utf-8")))
+
+    def _ids(self, texts: pa.StringArray) -> tuple[Int32, Int64, int]:
         found = self.gigatoken.encode(texts) if self.gigatoken else None
         if found is None:
             return *self.reference_ids(texts), 0
@@ -110,7 +165,16 @@ class Encoder:
 
     def reference_ids(self, texts: pa.StringArray) -> tuple[Int32, Int64]:
         """The same from the tokenizer itself: ids and offsets of `texts`, framed."""
-        return _framed(self.reference, texts.to_pylist(), self.prefix_ids, self.eos_id)
+        import pyarrow.compute as pc
+
+        # A portion at a time: `tokenizers` takes 130 bytes of memory for one of text.
+        portion = np.cumsum(np.asarray(pc.binary_length(texts)), dtype=np.int64) // PORTION_BYTES
+        found: list[tuple[Int32, Int64]] = []
+        for begin, end in pairwise([0, *(np.flatnonzero(np.diff(portion)) + 1).tolist(), len(texts)]):
+            some = texts.slice(begin, end - begin).to_pylist()
+            found.append(_framed(self.reference, some, self.prefix_ids, self.eos_id))
+        lengths = [np.diff(cuts) for _, cuts in found]
+        return np.concatenate([ids for ids, _ in found]), np.append(0, np.cumsum(np.concatenate(lengths)))
 
     def attempt(self, sample: list[str]) -> Attempt:
         """What gigatoken makes of the documents of `sample`."""

@@ -1,13 +1,17 @@
 """Documents from all over a corpus, without reading it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
-from llmforge.corpus import Chunk, ReadOptions, read_blocks
+from llmforge.corpus import Chunk, ReadOptions, beginning, read_blocks
 
 SAMPLE_CHUNKS, SAMPLE_BYTES, SAMPLE_BLOCK_BYTES = 32, 256 << 10, 64 << 10
+# Of longer documents only the beginning is read, and that where there is no shorter one in so many blocks.
+LONGEST_SAMPLED, BLOCKS_READ = 1 << 20, 16
 
 
 def sample_texts(chunks: Sequence[Chunk], reading: ReadOptions, size: int = SAMPLE_BYTES) -> list[str]:
@@ -17,10 +21,17 @@ def sample_texts(chunks: Sequence[Chunk], reading: ReadOptions, size: int = SAMP
     say more than a long one, for which `tokenizers` needs 130 bytes of memory a byte.
     """
     count = min(len(chunks), SAMPLE_CHUNKS)
+    short = replace(reading, max_document_bytes=min(LONGEST_SAMPLED, reading.max_document_bytes))
     texts: list[str] = []
     for i in range(count):
-        left = size // count
-        block = next(read_blocks(chunks[i * len(chunks) // count], reading, SAMPLE_BLOCK_BYTES), None)
+        left, chunk = size // count, chunks[i * len(chunks) // count]
+        blocks = islice(read_blocks(chunk, short, SAMPLE_BLOCK_BYTES), BLOCKS_READ)
+        block = next(filter(len, blocks), None)
+        if block is None:
+            if first := beginning(chunk, reading, left):
+                texts.append(first)
+                continue
+            block = next(read_blocks(chunk, reading, SAMPLE_BLOCK_BYTES), None)
         if not block:
             continue
         lengths, taken = np.diff(block.text_offsets).tolist(), []

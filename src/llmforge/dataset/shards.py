@@ -188,7 +188,7 @@ def _in_key_order(block: Block, seed: int, chunk: int) -> tuple[Block, Keys]:
     """
     key = keys(derived_seed("documents", seed, chunk), block.line)
     order = np.lexsort((key, np.asarray(block.category.indices)))
-    return block.take(order), key[order]
+    return (block.take(order) if len(block) > 1 else block), key[order]
 
 
 def _codes(block: Block, categories: dict[str, int]) -> npt.NDArray[np.int64]:

@@ -94,6 +94,9 @@ def _values(chunk: Chunk, options: ReadOptions, block_bytes: int) -> Iterator[Bl
                 continue
             count += 1
             held += size
+            if size > options.max_document_bytes:
+                rejected.append(Rejection(count, f"the record is {options.too_long}"))
+                continue
             try:
                 record = text_fields(value, options)
             except ValueError as error:

@@ -33,12 +33,17 @@ def blocks(chunk: Chunk, options: ReadOptions, block_bytes: int) -> Iterator[Blo
             continue
         ends = line_ends(data)
         lines = len(ends)
-        table = _parse_block(data, ends, options)
+        whole = (ends - line_starts(ends) <= longest).all()
+        table = _parse_block(data, ends, options) if whole else None
         if table is not None:
             numbers, rejected = np.arange(lines) + 1 + before, list[Rejection]()
         else:
             table, numbers, rejected = _parse_lines(data, ends, options, before + 1)
-        yield to_block(table, numbers, rejected, options, chunk.category, lines, size)
+        del data, ends  # a block may be one long document, of which no copy is kept
+        block = to_block(table, numbers, rejected, options, chunk.category, lines, size)
+        del table
+        yield block
+        del block
         before += lines
 
 
@@ -144,6 +149,9 @@ def _parse_lines(
     numbers, rejected = [], []
     starts = line_starts(ends)
     for number in np.flatnonzero(ends > starts).tolist():
+        if ends[number] - starts[number] > options.max_document_bytes:
+            rejected.append(Rejection(first + number, f"the line is {options.too_long}"))
+            continue
         line = data[starts[number] : ends[number]]
         if not line.strip():
             continue

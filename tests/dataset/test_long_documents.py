@@ -1,0 +1,142 @@
+"""Documents longer than a part: the ids of the whole, in little memory, and what is too long is refused by its line."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llmforge.corpus import ReadOptions, beginning, find_chunks, read_blocks
+from llmforge.dataset import encoding, sample
+from llmforge.dataset.encoding import Encoder, save_framed, save_reference
+from llmforge.dataset.sample import sample_texts
+from llmforge.tokenizer import load
+
+from .conftest import write_jsonl
+
+LONG = "The cat, 公园里散步。 x² 12\n\n" * 40 + "é 散步,the end of it"
+
+
+@pytest.mark.parametrize("backend", ["gigatoken", "tokenizers"])
+def test_long_documents_have_the_ids_of_the_whole(
+    tmp_path: Path, byte_level: Path, llama_like: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    texts = pa.array(["a", LONG, "b", LONG[3:], "\n".join([LONG] * 3), "x" * 2000, "c"])
+    for directory in (byte_level, llama_like):
+        tokenizer = load(directory)
+        save_framed(tokenizer, tmp_path / directory.name)
+        save_reference(tokenizer, tmp_path / directory.name)
+        encoder = Encoder(tmp_path / directory.name, backend)
+        whole, offsets, _ = encoder.ids(texts)
+        for name, size in (
+            ("LONG_BYTES", 300),
+            ("PART_BYTES", 70),
+            ("SMALL_PART_BYTES", 50),
+            ("PORTION_BYTES", 90),
+        ):
+            monkeypatch.setattr(encoding, name, size)
+        assert len(encoder.cuts.find(memoryview(LONG.encode()), 70)) > 10
+        parts, cuts, _ = encoder.ids(texts)
+        monkeypatch.undo()
+        assert np.array_equal(parts, whole)
+        assert np.array_equal(cuts, offsets)
+        assert parts.dtype == np.int32
+
+
+def test_the_sample_of_a_long_document_is_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "LONGEST_SAMPLED", 500)
+    (tmp_path / "a.txt").write_text(LONG, encoding="utf-8")
+    write_jsonl(tmp_path / "b.jsonl", [{"id": "x", "target": LONG + '\\"😀'}])
+    (tmp_path / "c.json").write_text(json.dumps([{"meta": {"t": LONG}}]), encoding="utf-8")
+    pq.write_table(pa.table({"text": [LONG]}), tmp_path / "d.parquet")
+    for name, options in (
+        ("a.txt", ReadOptions()),
+        ("b.jsonl", ReadOptions()),
+        ("c.json", ReadOptions("meta.t")),
+        ("d.parquet", ReadOptions()),
+    ):
+        for size in range(100, 130):
+            (text,) = sample_texts(find_chunks([tmp_path / name]), options, size)
+            assert 0 < len(text.encode()) <= size
+            assert LONG.startswith(text)
+            if name != "d.parquet":
+                assert beginning(find_chunks([tmp_path / name])[0], options, size) == text
+
+
+def test_short_documents_are_sampled_behind_long_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "LONGEST_SAMPLED", 500)
+    monkeypatch.setattr(sample, "SAMPLE_BLOCK_BYTES", 100)
+    write_jsonl(tmp_path / "a.jsonl", [{"target": LONG}, {"target": "short"}])
+    assert sample_texts(find_chunks([tmp_path / "a.jsonl"]), ReadOptions()) == ["short"]
+
+
+def records_of(name: str, path: Path) -> None:
+    """Three documents, of which the second is longer than 100 bytes."""
+    texts = ["one", "x" * 101, "three"]
+    if name in (".jsonl", ".ndjson"):
+        write_jsonl(path, [{"text": text} for text in texts])
+    elif name == ".json":
+        path.write_text(json.dumps([{"text": text} for text in texts], indent=1), encoding="utf-8")
+    elif name == ".txt":
+        path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    elif name == ".parquet":
+        pq.write_table(pa.table({"text": texts}), path)
+    else:
+        with (
+            pa.OSFile(str(path), "wb") as file,
+            pa.ipc.new_stream(file, pa.schema([("text", pa.string())])) as stream,
+        ):
+            stream.write_table(pa.table({"text": texts}))
+
+
+@pytest.mark.parametrize("name", [".jsonl", ".ndjson", ".json", ".txt", ".parquet", ".arrow"])
+def test_a_document_beyond_the_limit_is_rejected_with_file_and_line(
+    prepare: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "in" / f"a{name}"
+    path.parent.mkdir()
+    records_of(name, path)
+    reading = ReadOptions(lines=name == ".txt", max_document_bytes=100)
+    finished = prepare(path, reading=reading, max_rejected=1.0)
+    (entry,) = map(json.loads, (finished.output / "rejected.jsonl").read_text().splitlines())
+    assert (entry["file"], entry["line"]) == (str(path), 2)
+    assert entry["reason"].endswith("longer than --max-document-bytes 100")
+    ledger = finished.manifest.metrics["ledger"]
+    assert ledger["rejected"]["reasons"][entry["reason"]]["documents"] == 1
+
+
+@pytest.mark.parametrize("block_bytes", [1, 64, 150, 1 << 20])
+def test_a_line_of_json_is_too_long_whatever_it_holds_and_wherever_a_block_ends(
+    tmp_path: Path, block_bytes: int
+) -> None:
+    lines = [
+        {"text": "one"},
+        {"text": "two", "other": "x" * 200},
+        {"text": "three"},
+        {"text": "y" * 300},
+        {"text": "5"},
+    ]
+    write_jsonl(tmp_path / "a.jsonl", lines)
+    for stop in (None, *range(1, 400, 37)):
+        (chunk,) = find_chunks([tmp_path / "a.jsonl"])
+        chunks = [chunk]
+        if stop:
+            chunks = [replace(chunk, stop=stop), replace(chunk, start=stop)]
+        found, rejected, before = [], [], 0
+        for one in chunks:
+            seen = 0
+            for block in read_blocks(one, ReadOptions(max_document_bytes=100), block_bytes):
+                found += block.text.to_pylist()
+                rejected += [before + entry.line for entry in block.rejected]
+                seen += block.lines
+            before += seen
+        assert (found, rejected) == (["one", "three", "5"], [2, 4]), stop
