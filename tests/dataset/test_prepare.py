@@ -1,11 +1,9 @@
 """prepare-data from end to end: every format, the ledger, the same bytes however the work is shared."""
 
-import base64
 import gzip
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from llmforge.dataset.inspection import inspect_dataset
 from llmforge.dataset.packed import PackedDataset
 from llmforge.errors import UserError
 from llmforge.steps.fingerprint import fingerprint_contents
 from llmforge.tokenizer import load
-from llmforge.tokenizer.formats.schemes import SCHEMES
 
 from .conftest import contents, write_jsonl
 
@@ -203,20 +199,3 @@ def test_held_out_documents_are_written_whole_and_never_trained_on(
     assert held
     assert not set(held) & set(trained)
     assert held + trained == Counter(record["target"] for record in records)
-
-
-def test_ranks_that_cannot_be_told_are_read_by_their_scheme(
-    prepare: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    special = {"<|endoftext|>": 256}
-    for name in ("qwen", "qwen2"):
-        monkeypatch.setitem(SCHEMES, name, replace(SCHEMES[name], ranks=256, special=special))
-    (tmp_path / "tokenizer").mkdir()
-    ranks = b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256))
-    (tmp_path / "tokenizer/some.tiktoken").write_bytes(ranks)
-    write_jsonl(tmp_path / "in/x.jsonl", [{"target": "the cat"}])
-    with pytest.raises(UserError, match="say which with --tokenizer-scheme"):
-        prepare(tmp_path / "in", tokenizer_dir=tmp_path / "tokenizer")
-    finished = prepare(tmp_path / "in", tokenizer_dir=tmp_path / "tokenizer", tokenizer_scheme="qwen2")
-    assert finished.manifest.metrics["tokens"] == 8
-    inspect_dataset([finished.output], tmp_path / "tokenizer", 1, tokenizer_scheme="qwen2")

@@ -30,7 +30,7 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
     """Encodes the first block of evenly spaced chunks and extrapolates; for compressed files by bytes on
     disk.
     """
-    tokenizer = open_tokenizer(options)
+    tokenizer = open_tokenizer(options.tokenizer_dir)
     chunks = find_chunks(options.inputs, options.reading.lines)
     total = sum(chunk.size for chunk in chunks)
     count = min(len(chunks), SAMPLE_CHUNKS)

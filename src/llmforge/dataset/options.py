@@ -28,7 +28,6 @@ class PrepareOptions:
     flat: bool = False
     max_length: int = 4096
     bins: int = 10
-    tokenizer_scheme: str | None = None
     splice: str = "best-fit"
     documents_per_row: int = 0
     reading: ReadOptions = field(default_factory=ReadOptions)
@@ -78,7 +77,6 @@ class PrepareOptions:
             "blocklist": fingerprint(self.blocklist) if self.blocklist else "",
             "decontaminate": fingerprint_json(leaked) if leaked else "",
             "seed": self.seed,
-            **({"tokenizer_scheme": self.tokenizer_scheme} if self.tokenizer_scheme else {}),
         }
 
 

@@ -1,10 +1,10 @@
-"""The dataset as training reads it: memory-mapped rows, and their order as a pure function of three
-numbers.
-"""
+"""The dataset as training reads it: memory-mapped rows by number, and where those of each bin and category are."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from llmforge.dataset.categories import row_categories
 from llmforge.dataset.shuffle import derived_seed, permutation
 from llmforge.errors import UserError
 from llmforge.steps import MANIFEST, Manifest, fingerprint_json, read_manifest
@@ -50,8 +51,8 @@ class Part:
     manifest: Manifest
     number: int
 
-    def figures(self) -> dict[str, int]:
-        """Numbers of rows, tokens and bytes in it."""
+    def figures(self) -> dict[str, Any]:
+        """Numbers of rows, tokens and bytes in it, and of the rows of each category."""
         made = self.manifest.metrics["parts"]
         if self.number >= len(made):
             raise UserError(
@@ -60,8 +61,37 @@ class Part:
         return dict(made[self.number])
 
 
+@dataclass(frozen=True)
+class RowSet:
+    """Rows of one bin, in the order of their numbers: runs of `counts` (k,) from `begins` (k,) on, int64."""
+
+    begins: Int64
+    counts: Int64
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def numbers(self, positions: Int64) -> Int64:
+        """The numbers in the dataset of the rows at these positions of the set."""
+        ends = np.cumsum(self.counts)
+        run = np.searchsorted(ends, positions, side="right")
+        found: Int64 = positions + (self.begins + self.counts - ends)[run]
+        return found
+
+
+@dataclass(frozen=True)
+class CategoryRows:
+    """The rows of one category: those of every bin, and how many tokens they hold."""
+
+    bins: list[RowSet]
+    tokens: int
+
+    def __len__(self) -> int:
+        return sum(map(len, self.bins))
+
+
 class PackedDataset:
-    """Rows of datasets that `prepare-data` wrote: the buckets of each directory one after another.
+    """Rows of datasets that `prepare-data` wrote: the bins of each directory one after another, `bins`.
 
     `directories`: outputs of prepare-data, their `arrow` directories, or single parts. `rows` is their
     number, `tokens` all of their tokens, `valid_tokens` those that a loss is taken over (unmasked, and not
@@ -87,14 +117,17 @@ class PackedDataset:
             sum(int(one[key]) for one in figures) for key in ("tokens", "valid_tokens", "bytes")
         )
         self.categories = sorted({name for part in parts for name in part.manifest.outputs["categories"]})
+        # Datasets of versions that packed all categories together do not count the rows of each.
+        self.packed_by_category = all("categories" in one for one in figures)
         self._batches: list[Batch] = []
-        self._bucket_rows: list[int] = []
+        self.bins: list[RowSet] = []
         self._length: int = 0
         for part in parts:
             batches = list(open_batches(part.directory))
             self._batches += batches
-            self._bucket_rows.append(sum(len(batch) for batch in batches))
-        self._length = sum(self._bucket_rows)
+            rows = sum(len(batch) for batch in batches)
+            self.bins.append(RowSet(np.array([self._length]), np.array([rows])))
+            self._length += rows
         # As the rows have it, whatever the manifest says.
         self.documents_per_row = max(
             (int(np.diff(batch.offsets["seq_lengths"]).max()) for batch in self._batches if len(batch)),
@@ -106,13 +139,40 @@ class PackedDataset:
         return self._length
 
     def order(self, seed: int, epoch: int) -> Int64:
-        """(rows,) int64: the order of rows in an epoch, buckets in order and shuffled inside each."""
-        begins = np.cumsum([0, *self._bucket_rows])
+        """(rows,) int64: the order of rows in an epoch, bins in order and shuffled inside each."""
         orders = [
-            int(begins[bucket]) + permutation(derived_seed(self.fingerprint, seed, epoch, bucket), rows)
-            for bucket, rows in enumerate(self._bucket_rows)
+            rows.numbers(permutation(derived_seed(self.fingerprint, seed, epoch, number), len(rows)))
+            for number, rows in enumerate(self.bins)
         ]
         return np.concatenate(orders).astype(np.int64, copy=False)
+
+    @cached_property
+    def by_category(self) -> dict[str, CategoryRows]:
+        """The rows of each category, `mixed` those that hold several; reads the categories of all rows."""
+        tokens: dict[str, int] = defaultdict(int)
+        found: dict[str, list[list[tuple[Int64, Int64]]]] = defaultdict(lambda: [[] for _ in self.bins])
+        last_rows = np.cumsum([len(rows) for rows in self.bins])
+        for batch, end in zip(self._batches, self._ends.tolist(), strict=True):
+            code, names = row_categories(batch.categories)
+            lengths = np.diff(batch.offsets["input_ids"])
+            for number, name in enumerate(names):
+                mine = np.flatnonzero(code == number)
+                if len(mine):
+                    first = np.flatnonzero(np.diff(mine, prepend=-2) != 1)
+                    runs = (mine[first] + end - len(batch), np.diff(first, append=len(mine)))
+                    found[name][int(np.searchsorted(last_rows, end - 1, side="right"))].append(runs)
+                    tokens[name] += int(lengths[mine].sum())
+        nothing = np.zeros(0, np.int64)
+        return {
+            name: CategoryRows(
+                [
+                    RowSet(*(np.concatenate([nothing, *(one[i] for one in runs)]) for i in (0, 1)))
+                    for runs in found[name]
+                ],
+                tokens[name],
+            )
+            for name in sorted(found)
+        }
 
     def rows(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> list[Row]:
         """The rows with these numbers, in the order given."""

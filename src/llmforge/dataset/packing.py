@@ -1,7 +1,7 @@
 """Documents into rows of at most `max_length` tokens, knowing only their lengths. No token is dropped.
 
-    best-fit   pieces by falling length, each into the fullest row that still has room (arXiv:2404.10830);
-    fewest rows greedy     in order; a piece that does not fit closes the row
+    best-fit   pieces by falling length, each into the fullest row that still has room (arXiv:2404.10830); fewest rows
+    greedy     in order; a piece that does not fit closes the row
     concat     one stream cut every `max_length` tokens; every row full, documents cut wherever a row ends
     one        every piece is a row, for models that cannot keep documents of a row apart
 
@@ -45,6 +45,28 @@ def splice(lengths: Int64, max_length: int, kind: str) -> Rows:
     order = np.argsort(row, kind="stable")
     counts = np.bincount(row, minlength=0)
     return Rows(document[order], start[order], length[order], np.cumsum(counts))
+
+
+def splice_by_category(lengths: Int64, category: Int64, max_length: int, kind: str) -> Rows:
+    """The same for documents that are sorted by `category` (n,), each category by itself."""
+    begins = np.flatnonzero(np.diff(category, prepend=-1))
+    parts = [splice(part, max_length, kind) for part in np.split(lengths, begins[1:])]
+    pieces = np.cumsum([0, *(len(part.length) for part in parts)])
+    return Rows(
+        np.concatenate([part.document + begin for part, begin in zip(parts, begins, strict=True)]),
+        np.concatenate([part.start for part in parts]),
+        np.concatenate([part.length for part in parts]),
+        np.concatenate([part.ends + before for part, before in zip(parts, pieces, strict=False)]),
+    )
+
+
+def in_order(rows: Rows, order: Int64) -> Rows:
+    """The rows with the numbers `order`, in that order."""
+    counts = np.diff(rows.ends, prepend=0)[order]
+    ends = np.cumsum(counts)
+    # Of each row, its pieces: those before it end where it begins.
+    pieces = np.arange(ends[-1] if len(ends) else 0) + np.repeat(rows.ends[order] - ends, counts)
+    return Rows(rows.document[pieces], rows.start[pieces], rows.length[pieces], ends)
 
 
 def cut(lengths: Int64, max_length: int) -> tuple[Int64, Int64, Int64]:

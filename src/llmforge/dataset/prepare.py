@@ -50,7 +50,7 @@ def prepare_data(options: PrepareOptions) -> Finished:
     """
     chunks = find_chunks(options.inputs, options.reading.lines)
     workers = options.workers or (1 if is_small(options.inputs) else available_cores())
-    tokenizer = open_tokenizer(options)
+    tokenizer = open_tokenizer(options.tokenizer_dir)
     if options.dedup == "near":
         minhash_library()
     arguments = options.arguments(tokenizer.fingerprint)
@@ -72,15 +72,13 @@ def prepare_data(options: PrepareOptions) -> Finished:
     return run_step(_step(options, STEP, options.output, arguments), build)
 
 
-def open_tokenizer(options: PrepareOptions) -> Tokenizer:
-    """The tokenizer of `options`, which must be able to end a document; built by `save_reference`, when the
+def open_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer in `directory`, which must be able to end a document; built by `save_reference`, when the
     workers have begun.
     """
-    tokenizer = load_unbuilt(options.tokenizer_dir, options.tokenizer_scheme)
+    tokenizer = load_unbuilt(directory)
     if tokenizer.eos_id is None:
-        raise UserError(
-            f"{options.tokenizer_dir} names no end-of-sequence token; documents could not be told apart."
-        )
+        raise UserError(f"{directory} names no end-of-sequence token; documents could not be told apart.")
     return tokenizer
 
 

@@ -1,8 +1,9 @@
 """Stage 3: one bin becomes one part, a directory that `datasets.load_from_disk` opens, straight from flat
 arrays.
 
-The documents of a bin are taken in the order of their keys, a window at a time; each window is spliced by
-itself, so memory is that of a window whatever the size of the bin.
+The documents of a bin are taken in the order of their categories and keys, a window at a time; each window is spliced
+by itself, so memory is that of a window whatever the size of the bin. A row holds one category. In each window the
+least full row of every category waits until the end: two of them that fit into one row share it.
 """
 
 import json
@@ -17,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from llmforge.dataset.categories import join_rows, row_categories
 from llmforge.dataset.encoding import TOKEN_BYTES
-from llmforge.dataset.packing import Rows, splice
+from llmforge.dataset.packing import ONE, Rows, in_order, splice_by_category
 from llmforge.dataset.planning import PLACED, bin_path
 from llmforge.dataset.shards import shard_path
 from llmforge.errors import UserError
@@ -28,6 +30,7 @@ DATA_FILE = "data-00000-of-00001.arrow"
 IGNORED = -100
 WINDOW_TOKENS = 2 << 20
 WINDOW_ROWS = 256
+MOST_WAITING_BYTES = 16 << 20
 ONLY_MASKED = "only masked labels"
 SCHEMA = pa.schema(
     [
@@ -66,20 +69,37 @@ def write_part(settings: PartSettings, number: int, parts: str) -> dict[str, Any
     figures_path = Path(parts) / f".{target.name}.json"
     if target.is_dir() and figures_path.is_file():
         figures: dict[str, Any] = json.loads(figures_path.read_text(encoding="utf-8"))
-        return figures
+        if "categories" in figures:
+            return figures
+        shutil.rmtree(target)  # begun by a version whose rows mix categories
     temporary = Path(parts) / f".{target.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     source = bin_path(Path(settings.bins), number)
     placed = np.fromfile(source, PLACED) if source.is_file() else np.zeros(0, PLACED)
-    placed = placed.take(np.argsort(placed["key"], kind="stable"))
+    placed = placed.take(np.lexsort((placed["key"], placed["category"])))
     tally = _Tally(len(settings.categories))
+    several = len(placed) > 0 and placed["category"][0] != placed["category"][-1]
     with pa.OSFile(str(temporary / DATA_FILE), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as stream:
-        for window in _windows(placed, settings.max_length):
-            batch = _window_batch(settings, window, tally)
+
+        def write(batch: pa.RecordBatch) -> None:
             if batch.num_rows:
+                tally.add_rows(batch)
                 stream.write_batch(batch)
-            del batch  # before the next window is made
+
+        waiting: list[pa.RecordBatch] = []
+        for window in _windows(placed, settings.max_length):
+            batch, closed = _window_batch(settings, window, tally, several and settings.splice != ONE)
+            write(batch.slice(0, closed))
+            if closed < batch.num_rows:
+                # A copy, so that the rest of the window can go before the next one is made.
+                waiting.append(batch.take(pa.array(np.arange(closed, batch.num_rows))))
+            del batch
+            if sum(rows.nbytes for rows in waiting) > MOST_WAITING_BYTES:
+                write(join_rows(waiting, settings.max_length))
+                waiting = []
+        if waiting:
+            write(join_rows(waiting, settings.max_length))
     data = fingerprint(temporary / DATA_FILE)
     _write_dataset_files(temporary, data)
     figures = {**tally.figures(settings.categories), "fingerprint": data}
@@ -102,12 +122,22 @@ class _Tally:
     """What became of a part's documents, by category."""
 
     def __init__(self, categories: int) -> None:
-        self.rows = self.valid_tokens = self.bytes = 0
+        self.valid_tokens = self.bytes = 0
+        self.rows: dict[str, list[int]] = {}  # category of the row: rows and tokens
         self.documents = np.zeros(categories, np.int64)
         self.tokens = np.zeros(categories, np.int64)
         self.masked_documents = np.zeros(categories, np.int64)
         self.masked_tokens = np.zeros(categories, np.int64)
         self.masked: list[tuple[int, int, int, int]] = []
+
+    def add_rows(self, batch: pa.RecordBatch) -> None:
+        code, names = row_categories(batch.column("seq_categories"))
+        lengths = np.asarray(batch.column("input_ids").value_lengths())
+        rows, tokens = np.bincount(code), np.bincount(code, lengths)
+        for number in np.flatnonzero(rows).tolist():
+            total = self.rows.setdefault(names[number], [0, 0])
+            total[0] += int(rows[number])
+            total[1] += int(tokens[number])
 
     def figures(self, categories: list[str]) -> dict[str, Any]:
         def named(documents: Int64, tokens: Int64) -> dict[str, list[int]]:
@@ -115,7 +145,10 @@ class _Tally:
             return {name: [d, t] for name, d, t in both if d or t}
 
         return {
-            "rows": self.rows,
+            "rows": sum(rows for rows, _ in self.rows.values()),
+            "categories": {
+                name: {"rows": rows, "tokens": tokens} for name, (rows, tokens) in sorted(self.rows.items())
+            },
             "tokens": int(self.tokens.sum()),
             "valid_tokens": self.valid_tokens,
             "bytes": self.bytes,
@@ -139,11 +172,19 @@ def _runs(values: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
         yield from zip([0, *cuts], [*cuts, len(values)], strict=True)
 
 
-def _window_batch(settings: PartSettings, documents: npt.NDArray[np.void], tally: _Tally) -> pa.RecordBatch:
-    lengths = documents["tokens"].astype(np.int64)
-    rows = splice(lengths, settings.max_length, settings.splice)
-    masked = np.clip(documents["masked"].astype(np.int64)[rows.document] - rows.start, 0, rows.length)
-    rows, masked = _without_untrainable(rows, masked, documents, tally)
+def _window_batch(
+    settings: PartSettings, documents: npt.NDArray[np.void], tally: _Tally, sharing: bool
+) -> tuple[pa.RecordBatch, int]:
+    """The rows of `documents` (sorted by category), and how many of them are closed; where there is `sharing` the others,
+    the least full of each category, wait to be joined.
+    """
+    lengths, category = documents["tokens"].astype(np.int64), documents["category"].astype(np.int64)
+    rows = splice_by_category(lengths, category, settings.max_length, settings.splice)
+    rows = _without_untrainable(rows, documents, tally)
+    closed = len(rows.ends)
+    if sharing:
+        rows, closed = _least_full_last(rows, category, settings.max_length)
+    masked = _masked(rows, documents)
     piece_ends = np.cumsum(rows.length)
     ids = _gather(settings, documents, rows)
     labels = ids.copy() if masked.any() else ids
@@ -151,8 +192,7 @@ def _window_batch(settings: PartSettings, documents: npt.NDArray[np.void], tally
         begin = int(piece_ends[piece] - rows.length[piece])
         labels[begin : begin + int(masked[piece])] = IGNORED
     seq_bytes = _piece_bytes(settings, documents, rows, masked, ids, piece_ends)
-    categories = documents["category"][rows.document]
-    tally.rows += len(rows.ends)
+    categories = category[rows.document]
     tally.valid_tokens += int((rows.length - np.maximum(masked, 1)).clip(0).sum())
     tally.bytes += int(seq_bytes.sum())
     tally.tokens += np.bincount(categories, rows.length, len(tally.tokens)).astype(np.int64)
@@ -172,20 +212,40 @@ def _window_batch(settings: PartSettings, documents: npt.NDArray[np.void], tally
         lists(names, rows.ends),
         lists(pa.array(seq_bytes.astype(np.int32)), rows.ends),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), closed
 
 
-def _without_untrainable(
-    rows: Rows, masked: Int64, documents: npt.NDArray[np.void], tally: _Tally
-) -> tuple[Rows, Int64]:
+def _masked(rows: Rows, documents: npt.NDArray[np.void]) -> Int64:
+    """How many leading tokens of each piece are not trained."""
+    masked: Int64 = np.clip(documents["masked"].astype(np.int64)[rows.document] - rows.start, 0, rows.length)
+    return masked
+
+
+def _least_full_last(rows: Rows, category: Int64, max_length: int) -> tuple[Rows, int]:
+    """`rows` with the least full row of each category, unless it is full, at the end, and how many come before."""
+    begins = np.append(0, rows.ends)[:-1]
+    if not len(begins):
+        return rows, 0
+    fill = np.add.reduceat(rows.length, begins)
+    own = category[rows.document[begins]]
+    by_fill = np.lexsort((fill, own))
+    least = by_fill[np.diff(own[by_fill], prepend=-1) > 0]
+    last = fill < max_length
+    last &= np.isin(np.arange(len(fill)), least)
+    order = np.concatenate([np.flatnonzero(~last), np.flatnonzero(last)])
+    return in_order(rows, order), int((~last).sum())
+
+
+def _without_untrainable(rows: Rows, documents: npt.NDArray[np.void], tally: _Tally) -> Rows:
     """`rows` less those in which nothing could be trained: a loss over no label at all is not a number.
 
     The first token of a piece has nothing before it to be predicted from, so it does not count.
     """
+    masked = _masked(rows, documents)
     row = np.repeat(np.arange(len(rows.ends)), np.diff(rows.ends, prepend=0))
     trained = np.bincount(row, (rows.length - np.maximum(masked, 1)).clip(0), len(rows.ends))
     if (trained > 0).all():
-        return rows, masked
+        return rows
     kept = (trained > 0)[row]
     lost, category = rows.document[~kept], documents["category"]
     tally.masked_tokens += np.bincount(category[lost], rows.length[~kept], len(tally.tokens)).astype(np.int64)
@@ -196,7 +256,7 @@ def _without_untrainable(
         tally.masked.append((int(one["chunk"]), int(one["line"]), int(one["tokens"]), int(one["category"])))
     counts = np.bincount(row[kept], minlength=len(rows.ends))
     ends = np.cumsum(counts[counts > 0])
-    return Rows(rows.document[kept], rows.start[kept], rows.length[kept], ends), masked[kept]
+    return Rows(rows.document[kept], rows.start[kept], rows.length[kept], ends)
 
 
 def _gather(settings: PartSettings, documents: npt.NDArray[np.void], rows: Rows) -> Int32:
