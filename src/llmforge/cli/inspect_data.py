@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llmforge.cli.options import AsJson, Debug, Seed, TokenizerScheme, example
+from llmforge.cli.options import AsJson, Debug, Seed, example
 from llmforge.console import show, show_json
 
 
@@ -17,7 +17,6 @@ def inspect_data(
     tokenizer_dir: Annotated[
         Path | None, typer.Option(help="Decode the samples with this tokenizer.")
     ] = None,
-    tokenizer_scheme: TokenizerScheme = None,
     samples: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
     html: Annotated[Path | None, typer.Option(help="Write one HTML page to this file instead.")] = None,
     seed: Seed = 42,
@@ -35,8 +34,9 @@ def inspect_data(
 
     if html:
         check_report(html, "inspect-data", "--html")
-    directory = hub.local(tokenizer_dir, "tokenizer") if tokenizer_dir else None
-    found = inspect_dataset(dataset, directory, samples, seed, tokenizer_scheme)
+    found = inspect_dataset(
+        dataset, hub.local(tokenizer_dir, "tokenizer") if tokenizer_dir else None, samples, seed
+    )
     if html:
         write_report(html, as_html(found), "inspect-data", "--html")
     if as_json:

@@ -15,7 +15,6 @@ from llmforge.cli.options import (
     Seed,
     SourceField,
     TextField,
-    TokenizerScheme,
     example,
     paths,
     reading,
@@ -44,7 +43,6 @@ def prepare_data(
         ),
     ],
     tokenizer_dir: Annotated[Path, typer.Option(help="The tokenizer, or a model with its tokenizer.")],
-    tokenizer_scheme: TokenizerScheme = None,
     data_output_dirs: Annotated[
         Path | None,
         typer.Option(
@@ -184,7 +182,6 @@ def prepare_data(
     options = read.PrepareOptions(
         inputs=inputs,
         tokenizer_dir=hub.local(tokenizer_dir, "tokenizer"),
-        tokenizer_scheme=tokenizer_scheme,
         output=data_output_dirs or data_arrow_output_dir or Path(),
         flat=data_output_dirs is None,
         max_length=max_length,
