@@ -25,7 +25,7 @@ from llmforge.tokenizer import load  # noqa: E402
 
 NAMES = (
     *("deepseek", "qwen3", "llama3", "llama3-hf", "mistral", "mistral-v3", "tekken-2407", "tekken", "gemma"),
-    *("gemma3", "llama2-hf", "gpt-oss", "claude", "smollm2", "gpt2", "qwen3.5", "llama4", "cl100k", "o200k"),
+    *("gemma3", "mistral-hf", "gpt-oss", "claude", "smollm2", "gpt2", "qwen3.5", "llama4", "cl100k", "o200k"),
 )
 
 

