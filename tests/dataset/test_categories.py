@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmforge.dataset.categories import MIXED, join_rows, row_categories
+from llmforge.dataset.inspection import inspect_dataset
+from llmforge.dataset.inspection_text import as_html, as_text
 from llmforge.dataset.packed import PackedDataset
 from llmforge.dataset.packing import ONE, SPLICES, in_order, splice, splice_by_category
 from llmforge.dataset.writing import write_part
@@ -91,6 +93,11 @@ def test_rows_hold_one_category_and_few_are_shared(prepare: Prepare, tmp_path: P
     documents = {"a": 120, "b": 60, "c": 7, "mine": 1}
     finished = prepare(corpus(tmp_path / "in", documents), splice=kind, max_length=256)
     figures = finished.manifest.metrics["parts"]
+    found = inspect_dataset([finished.output])
+    shown = [bucket["rows_by_category"] for bucket in found["buckets"]]
+    assert shown == [{n: c["rows"] for n, c in part["categories"].items()} for part in figures]
+    assert f"a {shown[0]['a']}, b {shown[0]['b']}, " in as_text(found)
+    assert f"<tr><td>0<td>{shown[0]['a']}<td>{shown[0]['b']}" in as_html(found)
     for part, expected in zip(sorted((finished.output / "arrow").iterdir()), figures, strict=True):
         data = PackedDataset([part])
         rows = data.rows(range(len(data)))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from llmforge.dataset.categories import row_categories
 from llmforge.dataset.packed import PackedDataset, Row, find_parts, open_batches
 from llmforge.dataset.shuffle import permutation
 from llmforge.errors import UserError
@@ -35,12 +36,16 @@ def inspect_dataset(
     for part in [part for directory in directories for part in find_parts(Path(directory))]:
         tokens: dict[str, int] = defaultdict(int)
         pieces: dict[str, int] = defaultdict(int)
+        rows_of: dict[str, int] = defaultdict(int)
         rows = trained = 0
         for batch in open_batches(part.directory):
             rows += len(batch)
             size = batch.values["seq_lengths"].astype(np.int64)
             names = pa.compute.dictionary_encode(batch.categories.flatten())
             code = np.asarray(names.indices)
+            row_code, row_names = row_categories(batch.categories)
+            for c, count in zip(*np.unique(row_code, return_counts=True), strict=True):
+                rows_of[row_names[c]] += int(count)
             for c, name in enumerate(names.dictionary.to_pylist()):
                 tokens[name] += int(size[code == c].sum())
                 pieces[name] += int((code == c).sum())
@@ -57,6 +62,7 @@ def inspect_dataset(
                 "trained_tokens": trained,
                 "fill": total / max(1, rows * int(part.manifest.outputs["max_length"])),
                 "categories": {n: {"tokens": tokens[n], "pieces": pieces[n]} for n in sorted(tokens)},
+                "rows_by_category": dict(sorted(rows_of.items())),
             }
         )
     rows, total = len(dataset), dataset.tokens

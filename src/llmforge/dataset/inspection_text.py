@@ -16,6 +16,10 @@ def as_text(found: Mapping[str, Any]) -> str:
         lines.append(
             f"{number:<14}{bucket['rows']:>12,}{bucket['tokens']:>16,}{bucket['fill']:>9.2%}  {shares}"
         )
+    lines += ["", f"{'bucket':14}rows by category"]
+    for number, bucket in enumerate(found["buckets"]):
+        counts = ", ".join(f"{name} {rows:,}" for name, rows in bucket["rows_by_category"].items())
+        lines.append(f"{number:<14}{counts}")
     lines += ["", "documents and pieces by tokens"]
     most = max(found["lengths"].values(), default=1)
     for top, count in found["lengths"].items():
@@ -34,6 +38,12 @@ def as_text(found: Mapping[str, Any]) -> str:
 def as_html(found: Mapping[str, Any]) -> str:
     """One page without scripts or links; masked text is grey and struck through."""
     names = sorted({name for bucket in found["buckets"] for name in bucket["categories"]})
+    kinds = sorted({name for bucket in found["buckets"] for name in bucket["rows_by_category"]})
+    heads = "".join(f"<th>{html.escape(name)}" for name in kinds)
+    by_category = "".join(
+        f"<tr><td>{number}" + "".join(f"<td>{bucket['rows_by_category'].get(name, 0):,}" for name in kinds)
+        for number, bucket in enumerate(found["buckets"])
+    )
     head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     rows = "".join(
         f"<tr><td>{number}<td>{bucket['rows']:,}<td>{bucket['tokens']:,}<td>{bucket['fill']:.2%}"
@@ -54,6 +64,7 @@ td,th{{padding:.1em .8em;text-align:right}}pre{{white-space:pre-wrap;border-left
 s{{color:#888}}small{{color:#666}}</style>
 <h1>{html.escape(", ".join(found["directories"]))}</h1><p>{html.escape(_headline(found))}
 <h2>Buckets</h2><table><tr><th>bucket<th>rows<th>tokens<th>fill{head}</tr>{rows}</table>
+<h2>Rows by category</h2><table><tr><th>bucket{heads}</tr>{by_category}</table>
 <h2>Documents and pieces by tokens</h2><table>{bars}</table><h2>Samples</h2>{samples}
 """
 
