@@ -15,6 +15,7 @@ from llmforge.corpus import ReadOptions, beginning, find_chunks, read_blocks
 from llmforge.dataset import encoding, sample
 from llmforge.dataset.encoding import Encoder, save_framed, save_reference
 from llmforge.dataset.sample import sample_texts
+from llmforge.errors import UserError
 from llmforge.tokenizer import load
 
 from .conftest import write_jsonl
@@ -112,6 +113,24 @@ def test_a_document_beyond_the_limit_is_rejected_with_file_and_line(
     assert entry["reason"].endswith("longer than --max-document-bytes 100")
     ledger = finished.manifest.metrics["ledger"]
     assert ledger["rejected"]["reasons"][entry["reason"]]["documents"] == 1
+
+
+def test_a_parquet_bomb_is_refused_before_it_is_decompressed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table({"text": ["a" * 70_000_000]})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(UserError, match="more than 200 times its size, as a decompression bomb does"):
+        list(read_blocks(find_chunks([tmp_path / "a.parquet"])[0], ReadOptions()))
+
+
+@pytest.mark.parametrize("kind", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_text_in_utf_16_and_32_is_told_apart(tmp_path: Path, kind: str, suffix: str) -> None:
+    (tmp_path / f"a{suffix}").write_bytes('{"text": "公园"}\n'.encode(kind))
+    with pytest.raises(UserError, match=f"is {kind.upper()}; convert it to UTF-8"):
+        list(read_blocks(find_chunks([tmp_path / f"a{suffix}"])[0], ReadOptions()))
 
 
 @pytest.mark.parametrize("block_bytes", [1, 64, 150, 1 << 20])

@@ -39,7 +39,8 @@ def open_chunk(chunk: Chunk) -> Iterator[tuple[IO[bytes], Any]]:
                 head = b""  # whoever reads it meets the same error, and counts it
             # Text in UTF-16 has a zero byte in its first line end or letter; a few stray bytes have none.
             if head.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in head:
-                raise UserError(f"{chunk.name} is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8).")
+                kind = "UTF-32" if b"\0\0" in head[:4] else "UTF-16"
+                raise UserError(f"{chunk.name} is {kind}; convert it to UTF-8 (iconv -f {kind} -t UTF-8).")
         yield file, stream
 
 

@@ -45,6 +45,11 @@ def blocks(chunk: Chunk, options: ReadOptions, block_bytes: int) -> Iterator[Blo
         groups = list(range(chunk.start, chunk.stop))
         rows = sum(file.metadata.row_group(group).num_rows for group in groups)
         reason = unusable(file.schema_arrow, options, "the parquet file")
+        # Pages are decompressed whole: what the file itself says of them is refused before.
+        columns = columns_of(file.schema_arrow, options)
+        _check_ratio(
+            chunk, max((_decompressed(file.metadata.row_group(g), columns) for g in groups), default=0)
+        )
     except DAMAGE as error:
         yield empty_block([Rejection(0, f"the parquet file is damaged or cut off ({first_line(error)})")], 0)
         return
@@ -57,17 +62,28 @@ def blocks(chunk: Chunk, options: ReadOptions, block_bytes: int) -> Iterator[Blo
             numbers = np.arange(len(batch)) + 1 + done
             done += len(batch)
             made += batch.nbytes
-            if made > max(UNCHECKED_BYTES, LARGEST_RATIO * chunk.size):
-                raise UserError(
-                    f"{chunk.name} expands to more than {LARGEST_RATIO} times its size, as a decompression bomb does; "
-                    "if it is a text, write it as .jsonl first."
-                )
+            _check_ratio(chunk, made)
             table, numbers, bad = as_text(batch, numbers, options)
             size = chunk.size * len(batch) // rows
             yield to_block(table, numbers, bad, options, chunk.category, len(batch), size)
     except DAMAGE as error:
         reason = f"the parquet file is damaged ({first_line(error)})"
         yield empty_block([Rejection(0, reason, rows - done)], rows - done)
+
+
+def _decompressed(group: Any, columns: list[str]) -> int:
+    """How many bytes the `columns` of a row group take when they are decompressed, as its description says."""
+    parts = (group.column(i) for i in range(group.num_columns))
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns)
+
+
+def _check_ratio(chunk: Chunk, size: int) -> None:
+    """Raises `UserError` where `size` bytes are more than texts make of the bytes on disk."""
+    if size > max(UNCHECKED_BYTES, LARGEST_RATIO * chunk.size):
+        raise UserError(
+            f"{chunk.name} expands to more than {LARGEST_RATIO} times its size, as a decompression bomb does; "
+            "if it is a text, write it as .jsonl first."
+        )
 
 
 def _batches(file: Any, groups: list[int], columns: list[str], block_bytes: int) -> Iterator[pa.RecordBatch]:
