@@ -17,11 +17,12 @@ from llmforge.tokenizer import Tokenizer, load
 from llmforge.weights.architecture import (
     VocabularyTensors,
     check_supported,
+    empty_causal,
     find_vocabulary_tensors,
     with_vocabulary_size,
 )
 from llmforge.weights.completeness import check_complete
-from llmforge.weights.config import read_config, stating_tied
+from llmforge.weights.config import needs_own_code, read_config, stating_tied
 from llmforge.weights.files import copy_code, copy_legal_files, copy_tokenizer, write_configs
 from llmforge.weights.floats import Float32, from_float32
 from llmforge.weights.tensor import Tensor, write_all
@@ -69,8 +70,11 @@ def grow(
 def _build(partial: Path, output: Path, initialiser: Initialiser, trust_remote_code: bool) -> Outcome:
     growth, source, target = initialiser.growth, initialiser.source, initialiser.target
     source_dir = source.directory
-    weights, config = check_complete(source_dir, trust_remote_code), read_config(source_dir)
+    config = read_config(source_dir)
     check_supported(config, source_dir)
+    if not needs_own_code(config):
+        empty_causal(source_dir)
+    weights = check_complete(source_dir, trust_remote_code)
     tensors = find_vocabulary_tensors(weights, config, trust_remote_code)
     check_extends(source, target)
     vocabulary = _sizes(source_dir, tensors, source, target, growth)

@@ -13,18 +13,17 @@ from llmforge.backends import registry
 from llmforge.backends.common.devices import Device
 from llmforge.backends.common.trainable import Trainable, parse
 from llmforge.dataset.packed import PackedDataset
-from llmforge.errors import UserError
 from llmforge.train.options import TrainConfig
 from llmforge.weights.architecture import (
     attention_heads,
     check_length,
-    check_supported,
     decoder_layers,
+    empty_causal,
     experts_per_token,
     head_widths,
     mlp_width,
 )
-from llmforge.weights.config import load_config, read_config
+from llmforge.weights.config import load_config
 
 ROWS_LOOKED_AT = 1000
 PYTHON_AND_TORCH = 600_000_000  # bytes of a process that has imported torch and transformers
@@ -94,18 +93,8 @@ class Shape:
 
 def read_shape(model: Path) -> Shape:
     """The shape of the model in the directory `model`, of whose files only the configuration is read."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    check_supported(read_config(model), model)
-    config = load_config(model)
-    try:
-        with torch.device("meta"):
-            causal = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError, ImportError) as error:
-        raise UserError(
-            f"{model}: transformers makes no causal language model of its config.json."
-        ) from error
+    causal = empty_causal(model)
+    config = causal.config
     embedding, head = causal.get_input_embeddings().weight, causal.get_output_embeddings().weight
     layers, share = decoder_layers(causal), experts_per_token(config)
     counts = [dict.fromkeys(layer.parameters()) for layer in layers]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmforge.errors import UserError
-from llmforge.weights.config import CONFIG, TEXT_PARTS, load_config, needs_own_code
+from llmforge.weights.config import CONFIG, TEXT_PARTS, load_config, needs_own_code, read_config
 from llmforge.weights.read import Weights
 from llmforge.weights.tensor import Tensor
 
@@ -23,12 +23,18 @@ EMBEDDINGS = (
     "embed_in.weight",
     "word_embeddings.weight",
     "embeddings.weight",
+    "embed.weight",
 )
-HEADS = ("lm_head.weight", "embed_out.weight")
+HEADS = ("lm_head.weight", "embed_out.weight", "head.weight")
 HEAD_BIASES = ("lm_head.bias", "embed_out.bias")
 
 # Where the base model of a causal language model has its decoder layers.
 LAYERS = ("layers", "h", "decoder.layers", "blocks", "language_model.layers")
+# How many there are; LongCat-Flash has layers of two attentions each, and counts those first.
+LAYER_COUNTS = ("num_hidden_layers", "num_layers", "num_blocks")
+# What heads multiply or divide their products by, and bound them with.
+SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 # Positions come from a table, learned or computed, which ends.
 POSITION_TABLES = {"gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "biogpt", "openai-gpt", "ctrl"}
 # Rotary positions whose frequencies depend on the longest document of a micro-batch once it is longer than this field.
@@ -77,7 +83,15 @@ ENCODERS = {
     "xlnet",
     "xmod",
 }
-OTHER_PARTS = ("vision_config", "audio_config", "encoder", "speech_config")
+# What the comparison before a training finds of others, so that it is said before anything is prepared.
+OTHERWISE = {
+    "modernbert-decoder": "the head of a modernbert-decoder model has layers of its own",
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"),
+        "an assistant of Gemma 4 drafts from the states of another model",
+    ),
+}
+OTHER_PARTS = ("vision_config", "audio_config", "encoder", "speech_config", "vq_config")
 SUPPORTED = (
     "LLaMA, Mistral, Mixtral, Qwen2, Qwen3, Qwen3-MoE, Gemma 1 to 3 (text), Phi-3, Phi, SmolLM3, OLMo, GLM-4, Granite, "
     "Cohere, StarCoder2, StableLM, Falcon (without ALiBi), GPT-2, GPT-J, GPT-NeoX, OPT, Bloom, DeepSeek-V3, GPT-OSS and their kin "
@@ -93,6 +107,9 @@ class Logits:
 
     scale: float = 1.0
     softcap: float | None = None
+
+
+PLAIN = Logits()
 
 
 @dataclass(frozen=True)
@@ -151,7 +168,7 @@ def find_vocabulary_tensors(
         )
     if embedding is None or len(embedding.shape) != 2:
         raise UserError(
-            f"{weights.directory}: the input embedding of this architecture was not found among its weights."
+            f"{weights.directory}: the input embedding of this architecture was not found among its weights; supported are {SUPPORTED}."
         )
     states = _says_tied(weights.directory, config)
     if head is None:
@@ -182,7 +199,7 @@ def _says_tied(directory: Path, config: dict[str, Any]) -> bool | None:
         return stated
     if needs_own_code(config):
         return None
-    tied = load_config(directory).get_text_config().tie_word_embeddings
+    tied = getattr(load_config(directory).get_text_config(), "tie_word_embeddings", None)
     return tied if isinstance(tied, bool) else None
 
 
@@ -246,45 +263,83 @@ def check_supported(config: dict[str, Any], directory: Path) -> None:
             f"{directory}: transformers adds the ALiBi of a falcon model twice in its eager attention and once in sdpa, so "
             f"that it cannot be compared; supported are {SUPPORTED}."
         )
+    if kind in OTHERWISE:
+        raise UserError(f"{directory}: {OTHERWISE[kind]}; supported are {SUPPORTED}.")
+    if kind == "gemma4_text" and config.get("hidden_size_per_layer_input"):
+        raise UserError(
+            f"{directory}: a gemma4_text model with hidden_size_per_layer_input has a second embedding of every token, "
+            f"for its layers, which new tokens would lack; supported are {SUPPORTED}."
+        )
     others = [name for name in OTHER_PARTS if config.get(name)]
-    if not others and kind not in ENCODERS and not config.get("is_encoder_decoder"):
+    parts = [name for name in TEXT_PARTS if _is_text_part(name, config.get(name))]
+    if others:
+        what = f"has parts besides its text model ({', '.join(others)})"
+    elif kind in ENCODERS or config.get("is_encoder_decoder"):
+        what = "is no decoder alone"
+    elif parts:
+        what = f"has its text model in a part of its own ({parts[0]})"
+    else:
         return
-    what = f"has parts besides its text model ({', '.join(others)})" if others else "is no decoder alone"
     raise UserError(f"{directory}: a {kind} model {what}; supported are {SUPPORTED}.")
 
 
-def logits_of(config: Any, directory: Path) -> Logits:
-    """What the head does with its products, by transformers' configuration `config`."""
-    kind = str(config.model_type)
-    stated = {
-        name: float(value)
-        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
-        if (value := getattr(config, name, None)) not in (None, 1, 1.0)
-    }
-    softcap = (
-        stated.pop("final_logit_softcapping", None) if kind.startswith(("gemma", "vaultgemma")) else None
-    )
-    scale = 1.0
-    if kind.startswith(("granite", "minicpm3")):
-        scale = 1 / stated.pop("logits_scaling", 1.0)
-    elif kind.startswith("hyperclovax"):
-        scale = stated.pop("logits_scaling", 1.0)
-    elif kind.startswith("cohere"):
-        scale = stated.pop("logit_scale", 1.0)
-    if stated:
+def possible_logits(config: Any) -> list[Logits]:
+    """What the head may do with its products, by the fields of transformers' configuration `config`, the plainest first.
+
+    Classes take the same field in different ways (Granite divides by `logits_scaling`, HyperCLOVA X multiplies), so
+    which it is has to be compared.
+    """
+    stated = config.to_dict()
+    caps = [None, *(float(v) for name in SOFTCAPS if (v := stated.get(name)))]
+    factors = [float(v) for name in SCALES if (v := stated.get(name))]
+    scales = dict.fromkeys([1.0, *factors, *(1 / factor for factor in factors)])
+    return [Logits(scale, cap) for scale in scales for cap in caps]
+
+
+def empty_causal(directory: Path) -> Any:
+    """The causal model of `directory` without weights (on the meta device), of whose files only the configuration is
+    read, after making sure that its parts are where training looks for them. A `UserError` says what is supported.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_supported(read_config(directory), directory)
+    config = load_config(directory)
+    try:
+        with torch.device("meta"):
+            causal = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # of any class, over any configuration
+        what = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{directory}: the head of a {kind} model uses {', '.join(stated)}, which training does not know."
+            f"{directory}: transformers makes no causal language model of its {CONFIG} ({what}); supported are {SUPPORTED}."
+        ) from error
+    find_base(causal)
+    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
+    if causal.base_model is causal or not hasattr(embedding, "weight") or not hasattr(head, "weight"):
+        raise UserError(
+            f"{directory}: a {config.model_type} model is not made of an embedding, layers and a head; supported are "
+            f"{SUPPORTED}."
         )
-    return Logits(scale, softcap)
+    decoder_layers(causal)
+    return causal
+
+
+def find_base(causal: Any) -> None:
+    """Makes `causal.base_model` the model below the head; Llama 4's class of text alone names a part that only the
+    class with images has.
+    """
+    if causal.base_model is causal and hasattr(causal, "model"):
+        causal.base_model_prefix = "model"
 
 
 def decoder_layers(causal: Any) -> Any:
     """The list (`ModuleList`) of the decoder layers of a transformers causal model."""
+    counts = {getattr(causal.config, name, None) for name in LAYER_COUNTS}
     for path in LAYERS:
         module = causal.base_model
         for name in path.split("."):
             module = getattr(module, name, None)
-        if module is not None and len(module) == causal.config.num_hidden_layers:
+        if module is not None and len(module) in counts:
             return module
     raise UserError(
         f"a {causal.config.model_type} model has its layers in no known place; supported are {SUPPORTED}."
@@ -317,31 +372,39 @@ def check_length(config: Any, directory: Path, length: int) -> None:
 
 
 def mlp_width(config: Any) -> int:
-    """The width inside the MLP that a token goes through, over all its experts."""
-    width = next(
-        (int(v) for name in MLP_WIDTHS if (v := getattr(config, name, None))), 4 * config.hidden_size
-    )
+    """The width inside the MLP that a token goes through, over all its experts; the widest of all layers."""
+    width = next((v for name in MLP_WIDTHS if (v := _widest(config, name))), 4 * config.hidden_size)
     if active := experts_per_token(config):
-        width = int(getattr(config, "moe_intermediate_size", None) or width)
-        return width * (active + int(getattr(config, "n_shared_experts", None) or 0))
+        width = _widest(config, "moe_intermediate_size") or width
+        return width * (active + _widest(config, "n_shared_experts"))
     return width
 
 
 def experts_per_token(config: Any) -> int:
     """0 where the model has no experts."""
-    return next((int(v) for name in EXPERTS_PER_TOKEN if (v := getattr(config, name, None))), 0)
+    return next((v for name in EXPERTS_PER_TOKEN if (v := _widest(config, name))), 0)
 
 
 def attention_heads(config: Any) -> int:
     """0 where the model has no attention (Mamba)."""
-    return int(getattr(config, "num_attention_heads", 0))
+    return _widest(config, "num_attention_heads")
 
 
 def head_widths(config: Any) -> tuple[int, int]:
     """The widths of a head's queries and keys, and of its values (multi-head latent attention has two, arXiv
     2405.04434).
     """
-    if rotary := getattr(config, "qk_rope_head_dim", None):
-        return int(config.qk_nope_head_dim + rotary), int(config.v_head_dim)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // max(attention_heads(config), 1))
+    rotary, rest = _widest(config, "qk_rope_head_dim"), _widest(config, "qk_nope_head_dim")
+    if rotary and rest:
+        return rest + rotary, _widest(config, "v_head_dim")
+    width = _widest(config, "head_dim") or config.hidden_size // max(attention_heads(config), 1)
     return width, width
+
+
+def _widest(config: Any, name: str) -> int:
+    """The largest value of a field that may differ by layer (Gemma 3n, Gemma 4); 0 where there is none."""
+    try:
+        found = getattr(config, name, None)
+    except RuntimeError:  # transformers' own, of a field that differs
+        found = [getattr(layer, name, None) for layer in config.per_layer_config]
+    return max((int(v) for v in (found if isinstance(found, list | tuple) else [found]) if v), default=0)

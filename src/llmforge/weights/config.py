@@ -47,12 +47,19 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory} has no {CONFIG}; give the directory of a Hugging Face model.")
     try:
         if path.stat().st_size <= MAX_BYTES:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = json.loads(path.read_text(encoding="utf-8"), object_hook=_tagged_float)
             if isinstance(config, dict) and isinstance(config.get("model_type", ""), str):
                 return config
     except (ValueError, RecursionError):
         pass
     raise UserError(f"{path} is not a JSON object, or its model_type is no text; copy the model again.")
+
+
+def _tagged_float(value: dict[str, Any]) -> Any:
+    """What transformers 5 writes for numbers that JSON lacks ({"__float__": "Infinity"}), as the number, which both
+    versions read.
+    """
+    return float(value["__float__"]) if list(value) == ["__float__"] else value
 
 
 def needs_own_code(config: dict[str, Any]) -> bool:

@@ -12,19 +12,23 @@ version of transformers, rather than what a table says of their class.
 import copy
 import json
 import re
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 
 from llmforge.backends.common.attention import FLEX, NAMES, SDPA, Documents
+from llmforge.backends.common.head import apply_in_place
 from llmforge.backends.common.packing import Way
 from llmforge.backends.common.reduced import reduce
 from llmforge.errors import UserError
+from llmforge.weights.architecture import SUPPORTED, Logits, find_base, possible_logits
 
 ROWS = ((3, 13, 40), (21, 35))
 FEW = 20_000_000  # parameters, at most, of a model that is compared
 TOLERANCE = 1e-3  # of the largest hidden state; float32 rounds to about 1e-6
+SAME_LOGITS = 1e-5  # of the largest logit
 # Layers that hand a state from position to position, by the words of their classes and of `layer_types`.
 STATE = re.compile(
     r"(?i:mamba|rwkv|recurrent|lstm|delta_?net|delta_?attention|short_?conv|lightning|linear_?attention|hyena)|SSM",
@@ -66,9 +70,31 @@ def _find_way(_text: str, held: _Held, name: str) -> Way:
         if reference is None:
             raise UserError(
                 f"{type(config).__name__}: no small model of this configuration can be made to compare attention "
-                "with transformers' own, so training does not support it."
+                f"with transformers' own, so training does not support it; supported are {SUPPORTED}."
             )
-        return _compare(reference, name)
+        return replace(_compare(reference, name), logits=_logits(reference))
+
+
+def _logits(reference: Any) -> Logits:
+    """What the head of `reference` does with its products, by its own logits."""
+    ids = torch.randint(1, _few(reference), (1, 20))
+    head = reference.get_output_embeddings()
+    if head is not None and hasattr(head, "weight"):
+        products = head(reference.base_model(input_ids=ids, use_cache=False)[0])
+        expected = reference(input_ids=ids, use_cache=False).logits
+        for one in possible_logits(reference.config.get_text_config()):
+            made = products.clone()
+            apply_in_place(made, one)
+            if made.shape == expected.shape and _relative(made, expected) <= SAME_LOGITS:
+                return one
+    raise UserError(
+        f"{type(reference).__name__} makes its logits otherwise than by a matrix, a scale and a soft cap, so training "
+        f"does not support it; supported are {SUPPORTED}."
+    )
+
+
+def _few(model: Any) -> int:
+    return min(100, len(model.get_input_embeddings().weight))
 
 
 def _reference(config: Any) -> Any:
@@ -92,14 +118,11 @@ def _reference(config: Any) -> Any:
 def _make(config: Any, name: str) -> Any:
     import transformers
 
-    config = copy.deepcopy(config)
-    return (
-        transformers.AutoModelForCausalLM.from_config(
-            config, attn_implementation=name, trust_remote_code=False
-        )
-        .float()
-        .eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        copy.deepcopy(config), attn_implementation=name, trust_remote_code=False
     )
+    find_base(model)
+    return model.float().eval()
 
 
 def _strengthen(model: Any) -> None:
@@ -116,16 +139,15 @@ def _compare(reference: Any, name: str) -> Way:
     if reference.base_model is reference:
         raise UserError(
             f"{type(reference).__name__} does not give hidden states apart from its head, so training does not "
-            "support it."
+            f"support it; supported are {SUPPORTED}."
         )
     state = _state(reference)
     rows = ROWS if state is None else ((20,),)
-    size = min(100, len(reference.get_input_embeddings().weight))
-    ids = torch.randint(1, size, (len(rows), sum(rows[0])))
+    ids = torch.randint(1, _few(reference), (len(rows), sum(rows[0])))
     alone = _alone(reference, ids, rows)
     if not bool(torch.isfinite(alone).all()):
         raise UserError(
-            f"{type(reference).__name__} gives no finite values, so its attention cannot be compared."
+            f"{type(reference).__name__} gives no finite values, so its attention cannot be compared; supported are {SUPPORTED}."
         )
     _check_causal(reference, ids[:1, -20:])
     growing, kind = _growing(reference.config.get_text_config())
@@ -144,7 +166,9 @@ def _compare(reference: Any, name: str) -> Way:
                 return Way(own, packed=False, state=state, differs=differs, growing=growing, kind=kind)
         except Exception:  # a class without sdpa says so in one of many ways
             continue
-    raise UserError(f"{differs} of {type(reference).__name__} cannot be computed as transformers does.")
+    raise UserError(
+        f"{differs} of {type(reference).__name__} cannot be computed as transformers does; supported are {SUPPORTED}."
+    )
 
 
 def _alone(model: Any, ids: torch.Tensor, rows: tuple[tuple[int, ...], ...]) -> torch.Tensor:
@@ -164,7 +188,7 @@ def _relative(values: torch.Tensor, expected: torch.Tensor) -> float:
 
 def _check_causal(model: Any, ids: torch.Tensor) -> None:
     changed = ids.clone()
-    changed[0, -3:] = (changed[0, -3:] + 7) % min(100, len(model.get_input_embeddings().weight))
+    changed[0, -3:] = (changed[0, -3:] + 7) % _few(model)
     before, after = (model.base_model(input_ids=one, use_cache=False)[0] for one in (ids, changed))
     if _relative(after[:, :-3], before[:, :-3]) > TOLERANCE:
         raise UserError(

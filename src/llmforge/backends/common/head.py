@@ -13,11 +13,9 @@ import torch
 from torch.distributed import ReduceOp, all_reduce
 
 from llmforge.backends.base import IGNORED
-from llmforge.weights.architecture import Logits
+from llmforge.weights.architecture import PLAIN, Logits
 
 BLOCK = 16384  # rows of the matrix whose gradient is added at a time
-
-PLAIN = Logits()
 
 
 def apply_in_place(products: torch.Tensor, logits_are: Logits) -> torch.Tensor | float | None:

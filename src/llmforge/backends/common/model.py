@@ -13,7 +13,7 @@ from llmforge.backends.base import MicroBatch
 from llmforge.backends.common import attention, attention_check, packing
 from llmforge.backends.common.head import chunked_cross_entropy
 from llmforge.errors import UserError
-from llmforge.weights.architecture import check_supported, decoder_layers, logits_of
+from llmforge.weights.architecture import check_supported, decoder_layers, find_base
 from llmforge.weights.completeness import check_complete
 from llmforge.weights.config import load_config, read_config, refuse_own_code
 
@@ -92,7 +92,7 @@ def _make(directory: Path, attention_name: str, dtype: torch.dtype, how: str) ->
         raise UserError(
             f"{directory} cannot be read as a causal language model: {' '.join(str(error).split())[:300]}"
         ) from error
-    logits_of(model.config, directory)  # refuses what is not known
+    find_base(model)
     decoder_layers(model)
     model.config.use_cache = False
     # Rows are packed: the token that a model pads with (often eos) is one like others, and learns like others.
@@ -119,7 +119,7 @@ class CausalLoss(torch.nn.Module):
         super().__init__()
         self.causal = causal
         self.dtype, self.chunk, self.trained_rows = dtype, chunk, trained_rows
-        self.logits_are = logits_of(causal.config, Path(causal.config.name_or_path))
+        self.logits_are = packing.way_of(causal).logits
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The summed loss (a scalar with gradients) and every position's loss, (rows * length,) float32,

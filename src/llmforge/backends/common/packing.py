@@ -14,6 +14,7 @@ from llmforge.backends.backend import Backend
 from llmforge.backends.common.attention import Documents
 from llmforge.console import warn
 from llmforge.errors import UserError
+from llmforge.weights.architecture import PLAIN, Logits
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Way:
 
     `state` is the class of a layer with state between positions, `differs` that of the first layer that a kernel of
     llmforge does not compute as transformers does. `growing`: the position from which rotary frequencies of all
-    positions change (`kind` of them).
+    positions change (`kind` of them). `logits`: what the head does with its products.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Way:
     differs: str | None = None
     growing: int | None = None
     kind: str | None = None
+    logits: Logits = PLAIN
 
 
 class PackedForward:

@@ -9,21 +9,21 @@ import re
 from typing import Any
 
 LAYERS, WINDOW = 8, 8
-LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "decoder_layers")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
 KEY_HEADS = r"(global_)?(num_key_value_heads|num_kv_heads|n_head_kv|kv_n_heads)"
 # The first pattern that a field's whole name matches says how large it may be.
 SIZES = (
     (r"(sliding|local|attention)_window(_size)?|attention_chunk_size|window_size|block_local_size", WINDOW),
     (r".*vocab_size.*", 128),
-    (r"hidden_size|n_embd|d_model|dim|embedding_size|word_embed_proj_dim|hidden_dim|lru_width", 64),
+    (r"hidden_size|n_embd|d_model|dim|embedding_(size|dim)|word_embed_proj_dim|hidden_dim|lru_width", 64),
     (r"hidden_size_per_layer_input|attention_hidden_size|index_head_dim", 64),
     (r"(num_attention|decoder_attention|num|encoder_attention)_heads|n_heads?|index_n_heads", 4),
     (r"qk_rope_head_dim|qk_nope_head_dim|rotary_dim", 8),
     (r"head_dim|qk_head_dim|kv_channels|attention_head_dim", 16),
     (r"v_head_dim", 12),
     (r"(q|kv|o)_lora_rank", 16),
-    (r".*intermediate_size.*|.*ffn_dim|ffn_hidden_size|n_inner|d_ff|.*_hidden_dim", 96),
+    (r".*intermediate_size.*|.*ffn_dim|(expert_)?ffn_hidden_size|n_inner|d_ff|.*_hidden_dim", 96),
     (r"(num|n)_(local_|routed_)?experts|moe_num_experts|num_local_experts", 4),
     (
         r"(num_)?(experts_per_tok|experts_per_token|experts_per_topk)|moe_(top_?k|k)|top_k(_experts)?|num_selects",
@@ -31,6 +31,7 @@ SIZES = (
     ),
     (r"n_group|topk_group|num_expert_group|n_groups_of_experts", 1),
     (r"(n|num)_shared_experts", 1),
+    (r"zero_expert_num|(mamba_)?n_?groups", 2),
     (r"num_kv_shared_layers", 2),
     (r"mamba_d_ssm|mamba_intermediate_size", 128),
     (r"mamba_(n|num)_heads", 16),
@@ -71,13 +72,12 @@ def _fewer_layers(fields: dict[str, Any], most: int) -> None:
         repr([[values[i] for values in lists.values()], [table.get(i) for table in tables.values()]])
         for i in range(count)
     ]
-    firsts = [i for i in range(count) if kinds.index(kinds[i]) == i][:most]
-    others = [i for i in range(count) if i not in firsts]
-    chosen = sorted([*firsts, *others[: most - len(firsts)]])
+    # The first of each kind, then the second of each, as some share weights with the one before (Zamba).
+    chosen = sorted(sorted(range(count), key=lambda i: (kinds[:i].count(kinds[i]), i))[:most])
     fields.update({n: [values[i] for i in chosen] for n, values in lists.items()})
     for n, table in tables.items():
         fields[n] = {chosen.index(i): dict(own) for i, own in table.items() if i in chosen}
-    fields[name] = most
+    fields.update({n: most for n in LAYER_COUNTS if fields.get(n) == count})
     if isinstance(last := fields.get("max_window_layers"), int):
         fields["max_window_layers"] = most if last >= count else min(last, most // 2)
     for n, values in fields.items():
@@ -103,6 +103,7 @@ def _by_number(value: Any) -> bool:
 def _narrower(fields: dict[str, Any]) -> None:
     if fields.get("head_dim") is not None and fields["head_dim"] == fields.get("qk_rope_head_dim"):
         fields["head_dim"] = 8  # of latent attention: what is rotated
+    attended = int(fields.get("attention_hidden_size") or 0) // int(fields.get("hidden_size") or 1)
     heads = next((fields[n] for n in HEADS if isinstance(fields.get(n), int)), None)
     for name, value in list(fields.items()):
         if _by_number(value):
@@ -117,6 +118,17 @@ def _narrower(fields: dict[str, Any]) -> None:
         # A window that is switched off stays wide: transformers 4.51's eager masks have it all the same.
         if size is not None and not (name == "sliding_window" and fields.get("use_sliding_window") is False):
             fields[name] = min(value, size)
+    width = fields.get("hidden_size")
+    if attended:  # Zamba, whose attention sees two inputs side by side
+        fields["attention_hidden_size"] = attended * width
+        fields["attention_head_dim"] = attended * width // fields["num_attention_heads"]
+    # Layers of Mamba 2, whose heads share a width.
+    for expand, count, size in (
+        ("mamba_expand", "n_mamba_heads", "mamba_headdim"),
+        ("expand", "num_heads", "head_dim"),
+    ):
+        if {expand, count, size} <= fields.keys():
+            fields[size] = fields[expand] * width // fields[count]
     for name in ("rope_parameters", "rope_scaling"):
         fields[name] = _shorter_factors(fields.get(name), fields)
         if fields[name] is None:
