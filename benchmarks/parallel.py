@@ -35,7 +35,7 @@ def child(plugin: str, work: Path, rows: int, steps: int, memory: bool) -> None:
     torch.set_num_threads(1)
     from llmforge.backends.common.processes import join_processes, leave_processes
     from llmforge.backends.common.trainable import parse
-    from llmforge.backends.torch import NativeEngine, Settings
+    from llmforge.backends.torch.engine import NativeEngine, Settings
     from llmforge.backends.torch.parallel import DDPEngine, FSDPEngine
     from llmforge.train.batches import Groups, make_micro_batch
 

@@ -87,7 +87,7 @@ def precision() -> str:
 
 def run_llmforge(model: Path, rows: list[Any], micro: int, chunk: int) -> list[tuple[float, float]]:
     from llmforge.backends.common.trainable import parse
-    from llmforge.backends.torch import NativeEngine, Settings
+    from llmforge.backends.torch.engine import NativeEngine, Settings
     from llmforge.train.batches import Groups, make_micro_batch
 
     groups = Groups(("zh",), 49_152)

@@ -227,7 +227,7 @@ class Trial:
     def _engine(self, model: Path) -> Any:
         from llmforge.backends.common.settings import Settings
         from llmforge.backends.common.trainable import parse
-        from llmforge.backends.torch import NativeEngine
+        from llmforge.backends.torch.engine import NativeEngine
 
         rows = {"old_rows": OLD, "rows": NEW, "groups": 2, "seed": 1}
         return NativeEngine(Settings(model=model, precision="fp32", trainable=parse("all"), **rows))

@@ -25,7 +25,7 @@ from llmforge.backends.colossalai import compat
 from llmforge.backends.common.devices import gpu_device
 from llmforge.backends.common.settings import Settings
 from llmforge.backends.common.trainable import parse
-from llmforge.backends.torch import NativeEngine
+from llmforge.backends.torch.engine import NativeEngine
 from llmforge.train.batches import Groups, make_micro_batch
 from llmforge.train.plan import read_shape
 

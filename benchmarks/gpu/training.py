@@ -26,7 +26,7 @@ from llmforge.backends.build import computes_in_bf16
 from llmforge.backends.common.attention import available
 from llmforge.backends.common.devices import gpu_device
 from llmforge.backends.common.trainable import parse
-from llmforge.backends.torch import NativeEngine, Settings
+from llmforge.backends.torch.engine import NativeEngine, Settings
 from llmforge.train.batches import Groups, make_micro_batch
 from llmforge.train.plan import read_shape
 

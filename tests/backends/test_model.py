@@ -99,7 +99,7 @@ def test_checkpoints_hold_experts_as_other_readers_have_them(tmp_path: Path) -> 
     from llmforge.backends.common.settings import Settings
     from llmforge.backends.common.sharded_weights import rewrite_as_in_files
     from llmforge.backends.common.trainable import parse
-    from llmforge.backends.torch import NativeEngine
+    from llmforge.backends.torch.engine import NativeEngine
 
     sizes = {
         "vocab_size": 32,

@@ -118,17 +118,17 @@ def _narrower(fields: dict[str, Any]) -> None:
         # A window that is switched off stays wide: transformers 4.51's eager masks have it all the same.
         if size is not None and not (name == "sliding_window" and fields.get("use_sliding_window") is False):
             fields[name] = min(value, size)
-    width = fields.get("hidden_size")
+    width: Any = fields.get("hidden_size")
     if attended:  # Zamba, whose attention sees two inputs side by side
         fields["attention_hidden_size"] = attended * width
         fields["attention_head_dim"] = attended * width // fields["num_attention_heads"]
     # Layers of Mamba 2, whose heads share a width.
-    for expand, count, size in (
+    for expand, count, each in (
         ("mamba_expand", "n_mamba_heads", "mamba_headdim"),
         ("expand", "num_heads", "head_dim"),
     ):
-        if {expand, count, size} <= fields.keys():
-            fields[size] = fields[expand] * width // fields[count]
+        if {expand, count, each} <= fields.keys():
+            fields[each] = fields[expand] * width // fields[count]
     for name in ("rope_parameters", "rope_scaling"):
         fields[name] = _shorter_factors(fields.get(name), fields)
         if fields[name] is None:
