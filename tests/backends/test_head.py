@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from llmforge.backends.common.head import chunked_cross_entropy
-from llmforge.weights.architecture import Logits
+from llmforge.weights.modules import Logits
 
 
 @settings(deadline=None, max_examples=30)

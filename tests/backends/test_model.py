@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmforge.backends.build import say_routers
 from llmforge.backends.common.attention import SDPA
 from llmforge.backends.common.model import load_model
 from llmforge.errors import UserError
@@ -147,3 +148,30 @@ def test_adapters_for_a_model_without_linear_layers_are_refused() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2))
     with pytest.raises(UserError, match="a gpt2 model has none"):
         Lora(model, 2, 0)
+
+
+def test_experts_that_no_adapter_reaches_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """transformers 5 has the experts of a layer in one tensor, which is no linear layer."""
+    pytest.importorskip("peft")
+    from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+    from llmforge.backends.common.lora import Lora
+
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    mixtral = MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=4))
+    for model in (LlamaForCausalLM(LlamaConfig(**sizes)), mixtral):
+        model.requires_grad_(False)
+        lora = Lora(model, 2, 0)
+        lora.say_unreached()
+        assert ("stay as they are; train layers" in capsys.readouterr().err) == (model is mixtral)
+        assert any("experts" in name for name in lora.unreached) == (model is mixtral)
+
+
+def test_a_loss_of_routers_that_is_not_taken_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import MixtralConfig
+
+    say_routers(MixtralConfig(output_router_logits=False), Path("m"))
+    assert capsys.readouterr().err == ""
+    say_routers(MixtralConfig(output_router_logits=True), Path("m"))
+    assert "output_router_logits" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from llmforge.backends.common.memory import free_memory
 from llmforge.backends.common.model import find_way
 from llmforge.backends.common.settings import PRECISIONS, Settings
 from llmforge.backends.common.trainable import parse
-from llmforge.console import say
+from llmforge.console import say, warn
 from llmforge.weights.architecture import check_length, check_supported
 from llmforge.weights.config import load_config, read_config
 from llmforge.weights.read import open_weights
@@ -85,6 +85,15 @@ def check(config: Any, model: Path, world: World, length: int) -> None:
     backend.check_model(config, model, world.size, length)
 
 
+def say_routers(config: Any, model: Path) -> None:
+    """Says where transformers would add to the loss what balances experts, which training does not."""
+    if config.to_dict().get("output_router_logits"):
+        warn(
+            f"{model}: output_router_logits is set, but the loss of a training is that of the text alone; what "
+            "transformers adds to it for the routers (router_aux_loss_coef) is no part of it."
+        )
+
+
 def build_engine(
     config: Any,
     model: Path,
@@ -124,6 +133,8 @@ def build_engine(
         noise=config.neft_alpha if config.use_neft else 0.0,
         device=str(device),
     )
+    if world.is_main:
+        say_routers(load_config(model), model)
     kernel = attention.NAMES[attention.choose(device, PRECISIONS[precision], settings.attention)]
     packing.check_rows(find_way(model, kernel), backend, length, documents_per_row, tell=world.is_main)
     return backend.build(config, settings, world)

@@ -17,7 +17,6 @@ from llmforge.tokenizer import Tokenizer, load
 from llmforge.weights.architecture import (
     VocabularyTensors,
     check_supported,
-    empty_causal,
     find_vocabulary_tensors,
     with_vocabulary_size,
 )
@@ -25,6 +24,7 @@ from llmforge.weights.completeness import check_complete
 from llmforge.weights.config import needs_own_code, read_config, stating_tied
 from llmforge.weights.files import copy_code, copy_legal_files, copy_tokenizer, write_configs
 from llmforge.weights.floats import Float32, from_float32
+from llmforge.weights.modules import empty_causal
 from llmforge.weights.tensor import Tensor, write_all
 from llmforge.weights.vocabulary import Vocabulary
 from llmforge.weights.write import NewTensor, room_for, write_weights

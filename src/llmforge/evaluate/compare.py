@@ -48,17 +48,16 @@ def compare(
     )
     from llmforge.evaluate.bits import measure  # torch, and only once the texts are known to be readable
     from llmforge.evaluate.models import load_model
+    from llmforge.weights.architecture import positions
 
     results: Results = {}
     for name, directory in zip(_names(models), models, strict=True):
         loaded = load_model(directory, protocol.dtype, trust_remote_code)
-        positions = int(getattr(loaded.model.config, "max_position_embeddings", protocol.max_length))
+        longest = min(protocol.max_length, positions(loaded.model.config) or protocol.max_length)
         results[name] = {}
         for corpus in corpora:
             with progress(f"{name}, {corpus.label}", None, "tokens") as advance:
-                bits = measure(
-                    loaded, corpus, min(protocol.max_length, positions), protocol.batch_tokens, advance
-                )
+                bits = measure(loaded, corpus, longest, protocol.batch_tokens, advance)
             results[name][corpus.label] = asdict(bits)
         del loaded
         gc.collect()

@@ -17,13 +17,12 @@ from llmforge.train.options import TrainConfig
 from llmforge.weights.architecture import (
     attention_heads,
     check_length,
-    decoder_layers,
-    empty_causal,
     experts_per_token,
     head_widths,
     mlp_width,
 )
 from llmforge.weights.config import load_config
+from llmforge.weights.modules import decoder_layers, empty_causal
 
 ROWS_LOOKED_AT = 1000
 PYTHON_AND_TORCH = 600_000_000  # bytes of a process that has imported torch and transformers

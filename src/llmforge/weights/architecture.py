@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmforge.errors import UserError
-from llmforge.weights.config import CONFIG, TEXT_PARTS, load_config, needs_own_code, read_config
+from llmforge.weights.config import CONFIG, TEXT_PARTS, load_config, needs_own_code
 from llmforge.weights.read import Weights
 from llmforge.weights.tensor import Tensor
 
@@ -28,13 +28,6 @@ EMBEDDINGS = (
 HEADS = ("lm_head.weight", "embed_out.weight", "head.weight")
 HEAD_BIASES = ("lm_head.bias", "embed_out.bias")
 
-# Where the base model of a causal language model has its decoder layers.
-LAYERS = ("layers", "h", "decoder.layers", "blocks", "language_model.layers")
-# How many there are; LongCat-Flash has layers of two attentions each, and counts those first.
-LAYER_COUNTS = ("num_hidden_layers", "num_layers", "num_blocks")
-# What heads multiply or divide their products by, and bound them with.
-SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
-SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 # Positions come from a table, learned or computed, which ends.
 POSITION_TABLES = {"gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "biogpt", "openai-gpt", "ctrl"}
 # Rotary positions whose frequencies depend on the longest document of a micro-batch once it is longer than this field.
@@ -97,19 +90,6 @@ SUPPORTED = (
     "Cohere, StarCoder2, StableLM, Falcon (without ALiBi), GPT-2, GPT-J, GPT-NeoX, OPT, Bloom, DeepSeek-V3, GPT-OSS and their kin "
     "(docs/models.md)"
 )
-
-
-@dataclass(frozen=True)
-class Logits:
-    """What becomes of the products of hidden states and head: multiplied by `scale`, then `softcap` x tanh(. /
-    `softcap`) (Gemma 2, arXiv 2408.00118).
-    """
-
-    scale: float = 1.0
-    softcap: float | None = None
-
-
-PLAIN = Logits()
 
 
 @dataclass(frozen=True)
@@ -283,69 +263,6 @@ def check_supported(config: dict[str, Any], directory: Path) -> None:
     raise UserError(f"{directory}: a {kind} model {what}; supported are {SUPPORTED}.")
 
 
-def possible_logits(config: Any) -> list[Logits]:
-    """What the head may do with its products, by the fields of transformers' configuration `config`, the plainest first.
-
-    Classes take the same field in different ways (Granite divides by `logits_scaling`, HyperCLOVA X multiplies), so
-    which it is has to be compared.
-    """
-    stated = config.to_dict()
-    caps = [None, *(float(v) for name in SOFTCAPS if (v := stated.get(name)))]
-    factors = [float(v) for name in SCALES if (v := stated.get(name))]
-    scales = dict.fromkeys([1.0, *factors, *(1 / factor for factor in factors)])
-    return [Logits(scale, cap) for scale in scales for cap in caps]
-
-
-def empty_causal(directory: Path) -> Any:
-    """The causal model of `directory` without weights (on the meta device), of whose files only the configuration is
-    read, after making sure that its parts are where training looks for them. A `UserError` says what is supported.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    check_supported(read_config(directory), directory)
-    config = load_config(directory)
-    try:
-        with torch.device("meta"):
-            causal = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # of any class, over any configuration
-        what = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{directory}: transformers makes no causal language model of its {CONFIG} ({what}); supported are {SUPPORTED}."
-        ) from error
-    find_base(causal)
-    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
-    if causal.base_model is causal or not hasattr(embedding, "weight") or not hasattr(head, "weight"):
-        raise UserError(
-            f"{directory}: a {config.model_type} model is not made of an embedding, layers and a head; supported are "
-            f"{SUPPORTED}."
-        )
-    decoder_layers(causal)
-    return causal
-
-
-def find_base(causal: Any) -> None:
-    """Makes `causal.base_model` the model below the head; Llama 4's class of text alone names a part that only the
-    class with images has.
-    """
-    if causal.base_model is causal and hasattr(causal, "model"):
-        causal.base_model_prefix = "model"
-
-
-def decoder_layers(causal: Any) -> Any:
-    """The list (`ModuleList`) of the decoder layers of a transformers causal model."""
-    counts = {getattr(causal.config, name, None) for name in LAYER_COUNTS}
-    for path in LAYERS:
-        module = causal.base_model
-        for name in path.split("."):
-            module = getattr(module, name, None)
-        if module is not None and len(module) in counts:
-            return module
-    raise UserError(
-        f"a {causal.config.model_type} model has its layers in no known place; supported are {SUPPORTED}."
-    )
-
-
 def check_length(config: Any, directory: Path, length: int) -> None:
     """Raises `UserError` where documents of `length` tokens are longer than the positions of the model, by
     transformers' configuration `config`.
@@ -399,6 +316,11 @@ def head_widths(config: Any) -> tuple[int, int]:
         return rest + rotary, _widest(config, "v_head_dim")
     width = _widest(config, "head_dim") or config.hidden_size // max(attention_heads(config), 1)
     return width, width
+
+
+def positions(config: Any) -> int:
+    """How many positions the model was made for, in a table or not; 0 where it states none."""
+    return _widest(config.get_text_config(), "max_position_embeddings")
 
 
 def _widest(config: Any, name: str) -> int:

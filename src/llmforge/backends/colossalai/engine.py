@@ -96,6 +96,8 @@ class ColossalEngine(ABC):
         )
         self.names = Names.of(self.causal)
         self.lora = Lora(self.causal, settings.lora_rank, settings.seed) if settings.trainable.lora else None
+        if self.lora and self.world.is_main:
+            self.lora.say_unreached()
         if settings.gradient_checkpointing:
             enable_recomputation(self.causal)
         self.rows = (settings.old_rows, settings.rows) if settings.trainable.new_rows_only else None

@@ -23,7 +23,8 @@ from llmforge.backends.common.head import apply_in_place
 from llmforge.backends.common.packing import Way
 from llmforge.backends.common.reduced import reduce
 from llmforge.errors import UserError
-from llmforge.weights.architecture import SUPPORTED, Logits, find_base, possible_logits
+from llmforge.weights.architecture import SUPPORTED
+from llmforge.weights.modules import Logits, find_base, possible_logits
 
 ROWS = ((3, 13, 40), (21, 35))
 FEW = 20_000_000  # parameters, at most, of a model that is compared

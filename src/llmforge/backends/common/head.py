@@ -13,7 +13,7 @@ import torch
 from torch.distributed import ReduceOp, all_reduce
 
 from llmforge.backends.base import IGNORED
-from llmforge.weights.architecture import PLAIN, Logits
+from llmforge.weights.modules import PLAIN, Logits
 
 BLOCK = 16384  # rows of the matrix whose gradient is added at a time
 

@@ -7,7 +7,9 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from llmforge.backends.common import storage
+from llmforge.console import warn
 from llmforge.errors import UserError
+from llmforge.weights.modules import decoder_layers
 
 SCALE = 2  # what the product of two adapters is multiplied by before it is added
 
@@ -49,7 +51,17 @@ class Lora:
         finally:
             hook.remove()
         self.names = list(before)
+        self.unreached = _unreached(causal)
         self.initial = {f"{n}.weight": made[m] for n, m in causal.named_modules() if m in made}
+
+    def say_unreached(self) -> None:
+        """Says which matrices of the layers have no adapter: experts that are one tensor, and no linear layers."""
+        if self.unreached:
+            warn(
+                f"--trainable lora adapts linear layers alone: {len(self.unreached)} tensors of this model "
+                f"({sum(p.numel() for p in self.unreached.values()):,} parameters; the first is {next(iter(self.unreached))}) "
+                "are none, as where experts are joined, and stay as they are; train layers to reach them."
+            )
 
     def base(self) -> dict[str, torch.Tensor]:
         """The tensors that the adapters are added to, and all others of the model, under their own names."""
@@ -87,3 +99,13 @@ class Lora:
                 up = adapters[name.replace(".lora_A.", ".lora_B.")]
                 weights[f"{module}.weight"] = weights[f"{module}.weight"] + SCALE * (up @ down)
         return weights
+
+
+def _unreached(causal: Any) -> dict[str, torch.Tensor]:
+    """The matrices of the layers of `causal` without an adapter, by name."""
+    return {
+        f"{path}.{name}" if path else name: parameter
+        for path, module in decoder_layers(causal).named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() >= 2 and not parameter.requires_grad and not isinstance(module, torch.nn.Linear)
+    }

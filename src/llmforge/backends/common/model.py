@@ -13,9 +13,10 @@ from llmforge.backends.base import MicroBatch
 from llmforge.backends.common import attention, attention_check, packing
 from llmforge.backends.common.head import chunked_cross_entropy
 from llmforge.errors import UserError
-from llmforge.weights.architecture import check_supported, decoder_layers, find_base
+from llmforge.weights.architecture import check_supported
 from llmforge.weights.completeness import check_complete
 from llmforge.weights.config import load_config, read_config, refuse_own_code
+from llmforge.weights.modules import decoder_layers, find_base
 
 
 def load_model(directory: Path, attention_name: str, dtype: torch.dtype = torch.float32) -> Any:

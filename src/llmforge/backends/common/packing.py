@@ -14,7 +14,7 @@ from llmforge.backends.backend import Backend
 from llmforge.backends.common.attention import Documents
 from llmforge.console import warn
 from llmforge.errors import UserError
-from llmforge.weights.architecture import PLAIN, Logits
+from llmforge.weights.modules import PLAIN, Logits
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from llmforge.errors import UsageError
-from llmforge.weights.architecture import decoder_layers
+from llmforge.weights.modules import decoder_layers
 
 ALL, EMBEDDINGS, NEW_EMBEDDINGS, LORA = "all", "embeddings", "new-embeddings", "lora"
 _RANGE = re.compile(r"(\d+)?(-)?(\d+)?")

@@ -35,7 +35,7 @@ from llmforge.backends.common.step import (
 )
 from llmforge.backends.common.trainable import embedding_parameters, freeze
 from llmforge.backends.torch.memory_saving import keep_less
-from llmforge.weights.architecture import decoder_layers
+from llmforge.weights.modules import decoder_layers
 from llmforge.weights.read import open_weights
 
 
@@ -64,6 +64,8 @@ class NativeEngine:
         keep_less(self.causal)
         freeze(self.causal, settings.trainable)
         self.lora = Lora(self.causal, settings.lora_rank, settings.seed) if settings.trainable.lora else None
+        if self.lora and self.world.is_main:
+            self.lora.say_unreached()
         if settings.gradient_checkpointing:
             enable_recomputation(self.causal)
         if settings.noise:

@@ -27,7 +27,7 @@ from llmforge.backends.common.sharded_weights import (
 from llmforge.backends.common.step import copy_to_cpu
 from llmforge.backends.torch.engine import NativeEngine, NativeSnapshot
 from llmforge.console import say
-from llmforge.weights.architecture import decoder_layers
+from llmforge.weights.modules import decoder_layers
 from llmforge.weights.read import open_weights
 
 
