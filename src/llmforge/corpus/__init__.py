@@ -7,6 +7,7 @@ from llmforge.corpus.document import Document, Place, Segment
 from llmforge.corpus.options import ReadOptions
 from llmforge.corpus.reader import Account, Reader, SourceNames, read_blocks
 from llmforge.corpus.sources import default_categories, find_chunks, labelled
+from llmforge.corpus.spans import Spans
 
 __all__ = [
     "Account",
@@ -19,6 +20,7 @@ __all__ = [
     "Rejection",
     "Segment",
     "SourceNames",
+    "Spans",
     "beginning",
     "default_categories",
     "find_chunks",

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from llmforge.corpus.document import Document, Place, Segment
+from llmforge.corpus.spans import Spans
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,13 @@ class Rejection:
 class Block:
     """Documents that follow one another in a chunk.
 
-    `text` is source + text, UTF-8; `source_bytes` (n,) int64 how much of it is source; `category` a
+    `text` has all segments of each document, UTF-8; `untrained` the bytes of those that are not trained; `category` a
     dictionary array of names; `line` (n,) int64, 1-based in the chunk. `lines` counts the lines of the block,
     blank ones too, and `size` the bytes on disk that it took.
     """
 
     text: pa.StringArray
-    source_bytes: npt.NDArray[np.int64]
+    untrained: Spans
     category: pa.DictionaryArray
     line: npt.NDArray[np.int64]
     rejected: list[Rejection] = field(default_factory=list)
@@ -58,29 +59,32 @@ class Block:
         rows = pa.array(order)
         text, category = self.text.take(rows), self.category.take(rows)
         return replace(
-            self, text=text, source_bytes=self.source_bytes[order], category=category, line=self.line[order]
+            self, text=text, untrained=self.untrained.take(order), category=category, line=self.line[order]
         )
 
     def head(self, n: int) -> "Block":
         """The first `n` documents, with their share of the bytes."""
         return replace(self.take(np.arange(n)), size=self.size * n // max(1, len(self)))
 
-    def source(self, number: int) -> str:
-        """The segment of a document that is not trained on; empty where it has none."""
-        end = int(self.source_bytes[number])
-        begin = int(self.text_offsets[number])
-        return bytes(self.text_data[begin : begin + end]).decode() if end else ""
+    def segments(self, number: int) -> tuple[Segment, ...]:
+        """The segments of a document; trained ones that follow one another are one."""
+        first, end = self.text_offsets[number : number + 2].tolist()
+        data, found, at = self.text_data[first:end], [], 0
+        for begin, stop in [*self.untrained.pairs(number), (len(data), len(data))]:
+            for trained, part in ((True, data[at:begin]), (False, data[begin:stop])):
+                if len(part):
+                    found.append(Segment(bytes(part).decode(), trained))
+            at = stop
+        return tuple(found)
 
     def document(self, number: int, file: str, lines_before: int = 0) -> Document:
         """One of the documents; `lines_before` is how many lines of `file` come before the block's chunk."""
-        text, source = self.text[number].as_py(), self.source(number)
-        segments = (Segment(source, False),) if source else ()
         place = Place(file, lines_before + int(self.line[number]))
-        return Document((*segments, Segment(text[len(source) :])), str(self.category[number].as_py()), place)
+        return Document(self.segments(number), str(self.category[number].as_py()), place)
 
 
 def empty_block(rejected: list[Rejection], lines: int, size: int = 0) -> Block:
     """A block of no document, only of what could not be read."""
     nothing = np.zeros(0, np.int64)
     no_text = pa.array([], pa.string())
-    return Block(no_text, nothing, no_text.dictionary_encode(), nothing, rejected, lines, size)
+    return Block(no_text, Spans.none(0), no_text.dictionary_encode(), nothing, rejected, lines, size)

@@ -144,9 +144,10 @@ class SourceNames:
 
     def see(self, block: Block) -> None:
         """Looks at the first documents of a block; one in which a source is long says nothing about names."""
-        numbers = block.source_bytes.nonzero()[0][:NAMES_SEEN_AT_ONCE]
-        if (block.source_bytes[numbers] <= NAME_BYTES).all():
-            self.add(Counter(map(block.source, numbers.tolist())))
+        first = (block.untrained.begins == 0).nonzero()[0][:NAMES_SEEN_AT_ONCE]
+        if (block.untrained.ends[first] <= NAME_BYTES).all():
+            numbers = block.untrained.documents[first].tolist()
+            self.add(Counter(block.segments(number)[0].text for number in numbers))
 
     def add(self, values: Mapping[str, int]) -> None:
         """Takes in the `values` of other documents."""

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from llmforge.corpus.block import Block, Rejection
 from llmforge.corpus.options import ReadOptions
+from llmforge.corpus.spans import Spans
 
 Numbers = npt.NDArray[np.int64]
 
@@ -89,16 +90,16 @@ def to_block(
         target, numbers = target.filter(mask), numbers[keep]
         source = None if source is None else source.filter(mask)
         named = None if named is None else named.filter(mask)
-    source_bytes = np.zeros(len(target), np.int64)
+    untrained = Spans.none(len(target))
     if source is not None and source.null_count < len(target):
         source = pc.fill_null(source, "")
-        source_bytes = np.asarray(pc.binary_length(source)).astype(np.int64)
+        untrained = Spans.leading(np.asarray(pc.binary_length(source)).astype(np.int64))
         target = pc.binary_join_element_wise(source, target, "")
     if named is None:
         named = pa.nulls(len(target), pa.string())
     named = pc.fill_null(named, "")
     categories = pc.dictionary_encode(pc.if_else(pc.equal(named, ""), category, named))
-    return Block(target, source_bytes, categories, numbers, rejected, lines, size)
+    return Block(target, untrained, categories, numbers, rejected, lines, size)
 
 
 def _flat(values: Any) -> Any:

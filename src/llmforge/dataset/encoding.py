@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import tokenizers
 
-from llmforge.corpus import Block
+from llmforge.corpus import Block, Spans
 from llmforge.dataset.gigatoken_encoder import Framing, GigatokenEncoder, framing_definition
 from llmforge.tokenizer import Tokenizer
 from llmforge.tokenizer.cuts import Cuts
@@ -34,13 +34,13 @@ class Encoded:
     """The documents of a block: `prefix + tokens + eos` each, in flat `ids` (int32), cut by `offsets` (int64, n
     + 1).
 
-    `masked` (n,) counts the leading tokens that are not trained because they end inside `source`;
-    `trained_bytes` (n,) the UTF-8 bytes that the others stand for.
+    `untrained` are the tokens that lie inside segments that are not trained, and a prefix before one or of several
+    tokens; `trained_bytes` (n,) the UTF-8 bytes that the others stand for.
     """
 
     ids: Int32
     offsets: Int64
-    masked: Int64
+    untrained: Spans
     trained_bytes: Int64
 
 
@@ -100,7 +100,7 @@ class Encoder:
     def encode(self, block: Block) -> Encoded:
         """The documents of `block`, in order."""
         ids, offsets, _ = self.ids(block.text)
-        return Encoded(ids, offsets, *self._masked_and_bytes(block, ids, offsets))
+        return Encoded(ids, offsets, *self._untrained_and_bytes(block, ids, offsets))
 
     def ids(self, texts: pa.StringArray) -> tuple[Int32, Int64, int]:
         """Ids and offsets of `texts`, framed, and how many of them gigatoken encoded; long ones part by part."""
@@ -183,44 +183,73 @@ class Encoder:
             return Attempt(sample, nothing, nothing.astype(np.int64), 0, self.refusal)
         return Attempt(sample, *self.ids(pa.array(sample, pa.string())))
 
-    def _masked_and_bytes(self, block: Block, ids: Int32, offsets: Int64) -> tuple[Int64, Int64]:
-        """Per document: how many leading tokens are not trained (those that end inside `source`, and a prefix of
-        several), and how many bytes of text the others stand for.
+    def _untrained_and_bytes(self, block: Block, ids: Int32, offsets: Int64) -> tuple[Spans, Int64]:
+        """The tokens that are not trained, by document, and how many bytes of text the others of each stand for.
+
+        A token is not trained where all of it lies inside such a segment. So is the prefix before one, and one of
+        several tokens: the first token of a document is never predicted, but those after it would be.
         """
         text_bytes = np.diff(block.text_offsets).astype(np.int64)
-        masked = np.zeros(len(block), np.int64)
-        trained = text_bytes.copy()
-        with_source = np.flatnonzero(block.source_bytes)
-        prefix = len(self.prefix_ids)
-        # The first token of a document is never predicted; those after it would be.
-        masked_prefix = np.where(block.source_bytes > 0, prefix, prefix if prefix > 1 else 0)
-        if len(with_source) == 0:
-            return masked_prefix, trained
+        prefix, spans = len(self.prefix_ids), block.untrained
+        if not len(spans):
+            always = np.full(len(block), prefix if prefix > 1 else 0)
+            return Spans.leading(always), text_bytes
+        document = spans.documents
         begins, stops = offsets[:-1] + prefix, offsets[1:] - 1
         ends = np.append(0, np.cumsum(self.token_bytes[ids], dtype=np.int64))
         spelled = ends[stops] - ends[begins]
         # Sentencepiece puts one space before a text; whatever else differs is the work of a normalizer.
         added = np.clip(spelled - text_bytes, 0, 1)
-        inside = ends[begins] + added + block.source_bytes
-        last = np.minimum(np.searchsorted(ends, inside, side="right") - 1, stops)
-        masked[with_source] = (last - begins)[with_source]
-        changed = with_source[(spelled != text_bytes + added)[with_source]]
-        for document in changed.tolist():
-            masked[document] = self._masked_by_offsets(block, document)
-        covered = ends[begins + masked] - ends[begins] - np.where(masked > 0, added, 0)
-        trained[with_source] = (text_bytes - covered)[with_source]
-        trained[changed] = (text_bytes - block.source_bytes)[changed]
-        return masked + masked_prefix, trained
+        before = (ends[begins] + added)[document]
+        first = np.searchsorted(ends, before + spans.begins, side="left")
+        first = np.minimum(np.where(spans.begins == 0, begins[document], first), stops[document])
+        last = np.minimum(np.searchsorted(ends, before + spans.ends, side="right") - 1, stops[document])
+        last = np.maximum(first, last)
+        covered = (
+            ends[last] - ends[first] - np.where((spans.begins == 0) & (last > first), added[document], 0)
+        )
+        first, last = first - begins[document], last - begins[document]
+        for number in np.unique(document[(spelled != text_bytes + added)[document]]).tolist():
+            which = slice(spans.offsets[number], spans.offsets[number + 1])
+            first[which], last[which] = self._tokens_inside(block, number)
+            covered[which] = (spans.ends - spans.begins)[which]
+        trained = text_bytes - np.bincount(document, covered, len(block)).astype(np.int64)
+        return _with_prefix(spans, first, last, prefix), trained
 
-    def _masked_by_offsets(self, block: Block, document: int) -> int:
-        """Where a normalizer changed the bytes, the tokenizer itself says what part of the text each token
-        covers.
+    def _tokens_inside(self, block: Block, document: int) -> tuple[list[int], list[int]]:
+        """The first token inside each span of a document, and the one behind the last. Where a normalizer changed the
+        bytes, the tokenizer itself says what part of the text each token covers.
         """
         text = block.text[document].as_py()
-        source = len(text.encode()[: block.source_bytes[document]].decode())
-        encoding = self.reference.encode(text, add_special_tokens=False)
-        inside = [end <= source for _, end in encoding.offsets]
-        return inside.index(False) if False in inside else len(inside)
+        data = text.encode()
+        covered = np.array(self.reference.encode(text, add_special_tokens=False).offsets).reshape(-1, 2)
+        first, last = [], []
+        for span in block.untrained.pairs(document):
+            begin, end = (len(data[:at].decode()) for at in span)
+            # From the first that begins inside to the first that ends behind.
+            inside = np.append(np.flatnonzero(covered[:, 0] >= begin), len(covered)) if begin else [0]
+            behind = np.append(np.flatnonzero(covered[inside[0] :, 1] > end), len(covered) - inside[0])
+            first.append(int(inside[0]))
+            last.append(int(inside[0] + behind[0]))
+        return first, last
+
+
+def _with_prefix(spans: Spans, first: Int64, last: Int64, prefix: int) -> Spans:
+    """Tokens of documents, `first` to `last` (m,) of each of the `spans`, counted behind the prefix, as spans from the
+    beginning of the documents; with the prefix where it is not trained.
+    """
+    leading = np.zeros(len(spans.counts), np.int64)
+    if prefix > 1:
+        leading[:] = prefix
+    at_start = spans.begins == 0
+    leading[spans.documents[at_start]] = (last + prefix)[at_start]
+    others = ~at_start & (last > first)
+    document = np.concatenate([np.flatnonzero(leading), spans.documents[others]])
+    begins = np.concatenate([np.zeros(int((leading > 0).sum()), np.int64), (first + prefix)[others]])
+    ends = np.concatenate([leading[leading > 0], (last + prefix)[others]])
+    order = np.lexsort((begins, document))
+    counts = np.bincount(document, minlength=len(leading))
+    return Spans(np.append(0, np.cumsum(counts)), begins[order], ends[order])
 
 
 def _replaced(

@@ -40,6 +40,7 @@ def write_holdout(
                             "w", encoding="utf-8"
                         )
                     document = block.document(i, chunks[number].name)
+                    assert len(document.segments) <= 2, "a record has one source and one target"
                     record = {"target" if s.trained else "source": s.text for s in document.segments}
                     record["category"] = category
                     files[category].write(json.dumps(record, ensure_ascii=False) + "\n")

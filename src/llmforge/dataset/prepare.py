@@ -41,7 +41,7 @@ from llmforge.tokenizer.files import tokenizer_files
 
 EARLY_SHARDS = 4  # per worker, made while it is not yet known whether gigatoken is exact
 STEP, SHARD_STEP = "prepare-data", "prepare-data-shard"
-SUFFIXES = ("ids", "records", "hashes", "minhash", "rejected", "json")
+SUFFIXES = ("ids", "records", "spans", "hashes", "minhash", "rejected", "json")
 
 
 def prepare_data(options: PrepareOptions) -> Finished:

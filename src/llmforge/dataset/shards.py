@@ -3,6 +3,7 @@ another.
 
     000012.ids        uint16 or int32 (`ids_type`), the documents one after another
     000012.records    one RECORD per document
+    000012.spans      the tokens that are not trained, one SPAN for each stretch of them, in the order of the documents
     000012.hashes     XXH3-128 of each text, where duplicates or a holdout need it
     000012.minhash    the MinHash of each text, where near duplicates are looked for
     000012.rejected   the lines that are not documents, as in rejected.jsonl
@@ -36,7 +37,8 @@ RECORD = np.dtype(
     [
         ("start", "<i8"),  # of its ids in the file, in tokens
         ("tokens", "<u4"),
-        ("masked", "<u4"),
+        ("span", "<u4"),  # the number of its first span in the file
+        ("spans", "<u4"),  # how many it has
         ("bytes", "<u4"),  # of trained text
         ("line", "<u4"),  # in the chunk, from 1
         ("category", "<u2"),  # an index into the shard's categories
@@ -44,6 +46,8 @@ RECORD = np.dtype(
         ("verdict", "<u2"),  # 0, or 1 + an index into the shard's verdicts: why it is not wanted
     ]
 )
+SPAN = np.dtype([("begin", "<u4"), ("end", "<u4")])  # in tokens of the document
+LAYOUT = 2  # of these files; shards of another one are made again
 Records = npt.NDArray[np.void]
 
 
@@ -96,16 +100,17 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
     encoder, judge = open_encoder(settings.encoder, settings.backend), _judge(settings.quality)
     categories: dict[str, int] = {}
     verdicts: dict[str, int] = {}
-    start = documents = size = lines = rejected = 0
+    start = documents = size = lines = rejected = stretches = 0
     first_rejected = ""
     names = SourceNames(settings.reading)
     paths = {
         suffix: shard_path(directory, chunk.number, suffix)
-        for suffix in ("ids", "records", "hashes", "minhash", "rejected")
+        for suffix in ("ids", "records", "spans", "hashes", "minhash", "rejected")
     }
     with (
         paths["ids"].open("wb") as ids,
         paths["records"].open("wb") as records,
+        paths["spans"].open("wb") as spans,
         paths["hashes"].open("wb") as hashes,
         paths["minhash"].open("wb") as minhash,
         paths["rejected"].open("w", encoding="utf-8") as rejects,
@@ -125,7 +130,8 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
             table = np.zeros(len(block), RECORD)
             table["start"] = start + encoded.offsets[:-1]
             table["tokens"] = np.diff(encoded.offsets)
-            table["masked"] = encoded.masked
+            table["span"] = stretches + encoded.untrained.offsets[:-1]
+            table["spans"] = encoded.untrained.counts
             table["bytes"] = encoded.trained_bytes
             table["line"] = block.line
             table["key"] = key
@@ -139,6 +145,10 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
             if settings.minhash:
                 minhash.write(signatures(block.text.to_pylist()).tobytes())
             records.write(table.data)
+            untrained = np.empty(len(encoded.untrained), SPAN)
+            untrained["begin"], untrained["end"] = encoded.untrained.begins, encoded.untrained.ends
+            spans.write(untrained.data)
+            stretches += len(untrained)
             start += len(encoded.ids)
             documents += len(block)
             size += block.text_bytes
@@ -155,14 +165,17 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
         list(verdicts),
         dict(names.values),
     )
-    _write_json(shard_path(directory, chunk.number, "json"), asdict(summary))
+    _write_json(shard_path(directory, chunk.number, "json"), {"layout": LAYOUT, **asdict(summary)})
     return summary
 
 
 def read_summary(directory: Path, number: int) -> Summary | None:
     """The summary of a finished shard, else None."""
     path = shard_path(directory, number, "json")
-    return Summary(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    made = json.loads(path.read_text(encoding="utf-8"))
+    return Summary(**made) if made.pop("layout", 1) == LAYOUT else None
 
 
 def read_records(directory: Path, number: int) -> Records:

@@ -18,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from llmforge.corpus import Spans
 from llmforge.dataset.categories import join_rows, row_categories
 from llmforge.dataset.encoding import TOKEN_BYTES
 from llmforge.dataset.packing import ONE, Rows, in_order, splice_by_category
 from llmforge.dataset.planning import PLACED, bin_path
-from llmforge.dataset.shards import shard_path
-from llmforge.errors import UserError
+from llmforge.dataset.shard_files import read_ids, read_spans, runs
+from llmforge.dataset.untrained import inside, of_pieces, predicted_tokens
 from llmforge.steps import fingerprint
 
 DATA_FILE = "data-00000-of-00001.arrow"
@@ -161,15 +162,8 @@ class _Tally:
 def _windows(placed: npt.NDArray[np.void], max_length: int) -> Iterator[npt.NDArray[np.void]]:
     size = max(WINDOW_TOKENS, WINDOW_ROWS * max_length)
     window = np.cumsum(placed["tokens"], dtype=np.int64) // size
-    for begin, end in _runs(window):
+    for begin, end in runs(window):
         yield placed[begin:end]
-
-
-def _runs(values: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
-    """(begin, end) of every run of equal `values`."""
-    if len(values):
-        cuts = (np.flatnonzero(np.diff(values)) + 1).tolist()
-        yield from zip([0, *cuts], [*cuts, len(values)], strict=True)
 
 
 def _window_batch(
@@ -180,20 +174,21 @@ def _window_batch(
     """
     lengths, category = documents["tokens"].astype(np.int64), documents["category"].astype(np.int64)
     rows = splice_by_category(lengths, category, settings.max_length, settings.splice)
-    rows = _without_untrainable(rows, documents, tally)
+    spans = read_spans(Path(settings.shards), documents)
+    rows = _without_untrainable(rows, spans, documents, tally)
     closed = len(rows.ends)
     if sharing:
         rows, closed = _least_full_last(rows, category, settings.max_length)
-    masked = _masked(rows, documents)
+    untrained = of_pieces(spans, rows)
     piece_ends = np.cumsum(rows.length)
-    ids = _gather(settings, documents, rows)
-    labels = ids.copy() if masked.any() else ids
-    for piece in np.flatnonzero(masked).tolist():
-        begin = int(piece_ends[piece] - rows.length[piece])
-        labels[begin : begin + int(masked[piece])] = IGNORED
-    seq_bytes = _piece_bytes(settings, documents, rows, masked, ids, piece_ends)
+    ids = read_ids(Path(settings.shards), settings.ids_type, documents, rows)
+    labels = ids
+    if len(untrained):
+        labels = ids.copy()
+        labels[inside(untrained, piece_ends - rows.length, len(ids))] = IGNORED
+    seq_bytes = _piece_bytes(settings, documents, rows, ids, labels, piece_ends)
     categories = category[rows.document]
-    tally.valid_tokens += int((rows.length - np.maximum(masked, 1)).clip(0).sum())
+    tally.valid_tokens += int(predicted_tokens(untrained, rows).sum())
     tally.bytes += int(seq_bytes.sum())
     tally.tokens += np.bincount(categories, rows.length, len(tally.tokens)).astype(np.int64)
     written = np.zeros(len(documents), np.bool_)
@@ -215,12 +210,6 @@ def _window_batch(
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), closed
 
 
-def _masked(rows: Rows, documents: npt.NDArray[np.void]) -> Int64:
-    """How many leading tokens of each piece are not trained."""
-    masked: Int64 = np.clip(documents["masked"].astype(np.int64)[rows.document] - rows.start, 0, rows.length)
-    return masked
-
-
 def _least_full_last(rows: Rows, category: Int64, max_length: int) -> tuple[Rows, int]:
     """`rows` with the least full row of each category, unless it is full, at the end, and how many come before."""
     begins = np.append(0, rows.ends)[:-1]
@@ -236,14 +225,10 @@ def _least_full_last(rows: Rows, category: Int64, max_length: int) -> tuple[Rows
     return in_order(rows, order), int((~last).sum())
 
 
-def _without_untrainable(rows: Rows, documents: npt.NDArray[np.void], tally: _Tally) -> Rows:
-    """`rows` less those in which nothing could be trained: a loss over no label at all is not a number.
-
-    The first token of a piece has nothing before it to be predicted from, so it does not count.
-    """
-    masked = _masked(rows, documents)
+def _without_untrainable(rows: Rows, spans: Spans, documents: npt.NDArray[np.void], tally: _Tally) -> Rows:
+    """`rows` less those in which nothing could be trained: a loss over no label at all is not a number."""
     row = np.repeat(np.arange(len(rows.ends)), np.diff(rows.ends, prepend=0))
-    trained = np.bincount(row, (rows.length - np.maximum(masked, 1)).clip(0), len(rows.ends))
+    trained = np.bincount(row, predicted_tokens(of_pieces(spans, rows), rows), len(rows.ends))
     if (trained > 0).all():
         return rows
     kept = (trained > 0)[row]
@@ -259,56 +244,12 @@ def _without_untrainable(rows: Rows, documents: npt.NDArray[np.void], tally: _Ta
     return Rows(rows.document[kept], rows.start[kept], rows.length[kept], ends)
 
 
-def _gather(settings: PartSettings, documents: npt.NDArray[np.void], rows: Rows) -> Int32:
-    """The ids of all pieces, row by row.
-
-    They are read in the order in which they lie on disk, neighbours at once, and then put into the order of
-    the rows. No file is mapped: pages once read would count as this process's memory.
-    """
-    at = documents["start"][rows.document] + rows.start
-    chunk = documents["chunk"][rows.document]
-    order = np.lexsort((at, chunk))
-    at, chunk, length = at[order], chunk[order], rows.length[order]
-    ends = np.cumsum(length)
-    read = np.empty(int(ends[-1]) if len(ends) else 0, settings.ids_type)
-    view, width = memoryview(read.view(np.uint8)), read.itemsize  # type: ignore[arg-type]
-    apart = np.flatnonzero((at[1:] != (at + length)[:-1]) | (chunk[1:] != chunk[:-1])) + 1
-    begins = np.append(0, apart)[: len(at)]
-    last_ends = ends[np.append(apart, len(at))[: len(begins)] - 1]
-    portions = (begins, last_ends, (ends - length)[begins])
-    for first, last in _runs(chunk[begins]):
-        path = shard_path(Path(settings.shards), int(chunk[begins[first]]), "ids")
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            for i in range(first, last):
-                wanted = view[int(portions[2][i]) * width : int(portions[1][i]) * width]
-                _read_all(descriptor, wanted, int(at[begins[i]]) * width, path)
-        finally:
-            os.close(descriptor)
-    # Arrow moves a binary value in one go, seven times as fast as a list of the same bytes.
-    buffers = [None, pa.py_buffer(np.append(0, ends) * width), pa.py_buffer(read)]
-    pieces = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(ends), buffers)
-    where = np.empty(len(order), np.int64)
-    where[order] = np.arange(len(order))
-    rows_ids = np.frombuffer(pieces.take(pa.array(where)).buffers()[2] or b"", read.dtype)[: len(read)]
-    return rows_ids.astype(np.int32, copy=False)
-
-
-def _read_all(descriptor: int, wanted: memoryview, offset: int, path: Path) -> None:
-    done = 0
-    while done < len(wanted):
-        got = os.preadv(descriptor, [wanted[done:]], offset + done)
-        if not got:
-            raise UserError(f"{path} was cut off while it was in use; run the same command again.")
-        done += got
-
-
 def _piece_bytes(
     settings: PartSettings,
     documents: npt.NDArray[np.void],
     rows: Rows,
-    masked: Int64,
     ids: Int32,
+    labels: Int32,
     piece_ends: Int64,
 ) -> Int64:
     """The UTF-8 bytes of each piece's unmasked text; the pieces of a document sum to the document's."""
@@ -318,12 +259,12 @@ def _piece_bytes(
         return result
     table = np.load(Path(settings.encoder) / TOKEN_BYTES)
     for piece in split.tolist():
-        end = int(piece_ends[piece])
-        result[piece] = table[ids[end - int(rows.length[piece] - masked[piece]) : end]].sum()
+        own = slice(int(piece_ends[piece] - rows.length[piece]), int(piece_ends[piece]))
+        result[piece] = table[ids[own][labels[own] != IGNORED]].sum()
     # A space that the tokenizer put before the text is no text; what a normalizer changed is put down to the
     # last piece.
     order = split[np.lexsort((rows.start[split], rows.document[split]))]
-    for begin, end in _runs(rows.document[order]):
+    for begin, end in runs(rows.document[order]):
         pieces = order[begin:end]
         total = int(documents["bytes"][rows.document[pieces[0]]])
         if int(rows.length[pieces].sum()) == int(documents["tokens"][rows.document[pieces[0]]]):

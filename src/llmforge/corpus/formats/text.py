@@ -12,6 +12,7 @@ from llmforge.corpus.chunk import Chunk
 from llmforge.corpus.formats.base import Format, Ranges, byte_ranges, whole
 from llmforge.corpus.formats.jsonl import line_ends, line_starts
 from llmforge.corpus.options import ReadOptions
+from llmforge.corpus.spans import Spans
 
 BOM = b"\xef\xbb\xbf"
 NUL = "holds NUL bytes, so it is no text in UTF-8"
@@ -87,8 +88,7 @@ def _block(
 
     text = pa.array(texts, pa.binary()).cast(pa.string())
     category = pc.dictionary_encode(pa.array([chunk.category] * len(texts), pa.string()))
-    nothing = np.zeros(len(texts), np.int64)
-    return Block(text, nothing, category, np.array(numbers, np.int64), rejected, lines, size)
+    return Block(text, Spans.none(len(texts)), category, np.array(numbers, np.int64), rejected, lines, size)
 
 
 FORMAT = Format((".txt", ".md"), blocks, ranges)
