@@ -20,7 +20,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,7 @@ def in_batches(python: str, kinds: list[str]) -> Found:
         batch = kinds[start : start + BATCH]
         command = [python, __file__, "--batch", ",".join(batch)]
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=open("/tmp/sweep.child", "a"), text=True
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as process:
             assert process.stdout is not None
             for line in process.stdout:
@@ -116,7 +115,6 @@ def try_all(kinds: list[str]) -> None:
             except (Exception, TimeoutError) as error:
                 state, said = WRONG, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             said = re.sub(re.escape(str(work)) + r"[\w/.-]*", "MODEL", said)
-            print(kind, round(time.process_time()), file=sys.stderr, flush=True)
             print(MARK + json.dumps([kind, state, said]), flush=True)
 
 

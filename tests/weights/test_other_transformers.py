@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import llmforge
 from llmforge.embedding.initializers.choice import Growth
 from llmforge.embedding.resize import grow
 from llmforge.weights.export import ExportOptions, export
@@ -77,3 +78,26 @@ def test_every_architecture_in_transformers_4(
         json.loads((tmp_path / "exported" / "llama-True" / "config.json").read_text())["vocab_size"]
         == NEW_SIZE
     )
+
+
+@pytest.mark.slow
+def test_completeness_is_what_transformers_4_reads(python: str) -> None:
+    """Whole models pass; a tensor that is missing, surplus or cut is named."""
+    source = str(Path(llmforge.__file__).parents[1])
+    done = subprocess.run(
+        [python, Path(__file__).with_name("complete_probe.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": source},
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    assert result["transformers"].startswith("4.")
+    assert len(result["cases"]) == 8
+    for kind, case in result["cases"].items():
+        assert case["whole"] == "", kind
+        assert "lacks 1 tensors" in case["one less"], (kind, case)
+        assert case["name"] in case["one less"], (kind, case)
+        assert "holds 1 tensors" in case["one more"], (kind, case)
+        assert "has the shape" in case["one cut"], (kind, case)
+        assert case["name"] in case["one cut"], (kind, case)

@@ -78,6 +78,13 @@ ENCODERS = {
 }
 # What the comparison before a training finds of others, so that it is said before anything is prepared.
 OTHERWISE = {
+    "deepseek_v4": "a deepseek_v4 model sends tokens to experts by a table of their ids, which new tokens would lack",
+    "dory": "a dory model runs some of its layers several times, which has not been compared",
+    **dict.fromkeys(
+        ("inkling2_text", "inkling2_loop_text"),
+        "the input embedding of an Inkling 2 model is in no known place",
+    ),
+    "inkling_text": "the head of an inkling_text model is more than a matrix, a scale and a soft cap",
     "modernbert-decoder": "the head of a modernbert-decoder model has layers of its own",
     **dict.fromkeys(
         ("gemma4_assistant", "gemma4_unified_assistant"),

@@ -14,7 +14,7 @@ LAYERS = ("layers", "h", "decoder.layers", "blocks", "language_model.layers")
 LAYER_COUNTS = ("num_hidden_layers", "num_layers", "num_blocks")
 # What heads multiply or divide their products by, and bound them with.
 SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
-SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 @dataclass(frozen=True)

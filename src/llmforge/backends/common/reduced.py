@@ -88,7 +88,8 @@ def _fewer_layers(fields: dict[str, Any], most: int) -> None:
             and isinstance(values, list)
             and all(isinstance(v, int) for v in values)
         ):
-            fields[n] = [v for v in values if v < most] or ([most // 2] if values else [])
+            kept = [chosen.index(v) for v in values if v in chosen]
+            fields[n] = kept or ([most // 2] if values else [])
 
 
 def _by_number(value: Any) -> bool:
