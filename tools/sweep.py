@@ -8,7 +8,7 @@ LLMFORGE_PYTHON_TRANSFORMERS4 names an interpreter with transformers 4.51.3, whi
 
 The configuration is the one that transformers has for the type, made small (`reduce` of attention_check). Whatever is not
 refused must grow, give every token of packed documents the loss that transformers' own model gives it in its document
-alone, train a step with transformers' loss and gradient norm, go on after a checkpoint, and be exported to a model with
+alone, train a step with transformers' loss and gradient norm, and be exported to a model with
 equal logits.
 """
 
@@ -193,8 +193,7 @@ def small(config: Any) -> Any:
 INTRODUCTION = """Made by `python tools/sweep.py --write`: every model type for which transformers has a causal language model, by
 its own configuration made small, in float32 on a CPU. What is not refused grows, gives every token the loss that
 transformers' own model gives it in its document alone (to 0.0001), trains a step with transformers' loss and gradient
-norm, goes on after a checkpoint bit for bit, and is exported to a model with the same logits. What is refused is
-refused by `plan` and `init-model` alike.
+norm, and is exported to a model with the same logits. What is refused is refused by `plan` and `init-model` alike.
 """
 
 
