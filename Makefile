@@ -1,7 +1,7 @@
 # make demo    the whole job on SmolLM2-135M, on a CPU (examples/smollm2-zh)
 # make test    lint, then every test, in environments that it makes itself
 # make lint    ruff, mypy and import-linter
-# make stress  kills, signals and full disks over all commands, then FUZZ_MINUTES of fuzzing; figures in docs/reliability.md
+# make stress  kills, signals, damage and full disks over all commands, two hosts, then FUZZ_MINUTES of fuzzing; figures in docs/reliability.md
 # make clean   what the above made, but for fetched inputs
 
 PYTHON ?= python3
@@ -29,8 +29,10 @@ test: lint $(VENVC)/stamp
 test-fast: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m "not slow and not stress"
 
-stress: $(VENV)/test.stamp
+stress: $(VENV)/test.stamp $(VENVC)/stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m stress -s
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/launch/test_two_hosts.py
+	OMP_NUM_THREADS=1 $(VENVC)/bin/python -m pytest tests/launch -k colossal
 	$(BIN)/python tools/fuzz.py --minutes $(FUZZ_MINUTES)
 
 lint: $(VENV)/test.stamp

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from llmforge.console import say
 from llmforge.errors import UserError
+from llmforge.sizes import refuse_large
 
 Kind = Literal["model", "tokenizer"]
 
@@ -218,7 +219,7 @@ def is_whole(snapshot: Path, kind: Kind) -> bool:
 def shards_of(index: Path) -> set[str]:
     """The names of the weight files that an index names."""
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(json.loads(refuse_large(index).read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is no index of weights ({error}); fetch it again.") from error
     if not all(isinstance(one, str) and "/" not in one for one in shards):

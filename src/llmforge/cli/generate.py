@@ -8,6 +8,9 @@ import typer
 
 from llmforge.cli.options import AsJson, Debug, Overwrite, Seed, TrustRemoteCode, example
 from llmforge.console import show, show_json, writing_results
+from llmforge.errors import UsageError
+
+COLDEST, HOTTEST = 1e-4, 1e4  # beyond them the likeliest token, or any, is taken, and further on float32 ends
 
 
 @example('llmforge generate --model models/export --prompt "中国的首都是"')
@@ -35,6 +38,10 @@ def generate(
     from llmforge import hub
     from llmforge.evaluate.generation import Sampling, generate_text, generate_to_file
 
+    if temperature and not COLDEST <= temperature <= HOTTEST:  # nan neither
+        raise UsageError(
+            f"--temperature {temperature} is neither 0 nor from {COLDEST:g} to {HOTTEST:g}; 0.7 to 1 is usual."
+        )
     sampling = Sampling(max_new_tokens, temperature, top_p, seed, dtype)
     directory = hub.local(model)
     if output is None:

@@ -256,6 +256,16 @@ def open_batches(directory: Path) -> Iterator[Batch]:
             ) from error
 
 
+def refuse_bytes(path: Path) -> None:
+    """Raises `UserError` where the name `path` is no UTF-8: Arrow opens no such file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path}: its name holds bytes that are no UTF-8; datasets need another one."
+        ) from None
+
+
 def find_parts(directory: Path) -> list[Part]:
     """The parts in or at `directory`, with the manifest of the preparation that wrote them."""
     if not directory.is_dir():
@@ -263,6 +273,7 @@ def find_parts(directory: Path) -> list[Part]:
             f"{directory} is not a directory; --dataset takes the output of llmforge prepare-data."
         )
     resolved = directory.resolve()
+    refuse_bytes(resolved)
     root = next((d for d in (resolved, *resolved.parents[:2]) if (d / MANIFEST).is_file()), None)
     if root is None:
         raise UserError(

@@ -22,6 +22,7 @@ from llmforge.dataset.assemble import Assembly, lines_before, remove
 from llmforge.dataset.dedup import minhash_library
 from llmforge.dataset.encoding import Choice, choose_backend, save_framed, save_reference
 from llmforge.dataset.options import PrepareOptions
+from llmforge.dataset.packed import refuse_bytes
 from llmforge.dataset.quality import QualitySettings, contaminant_codes, read_blocklist
 from llmforge.dataset.shards import (
     ShardSettings,
@@ -48,6 +49,7 @@ def prepare_data(options: PrepareOptions) -> Finished:
     """Prepares the dataset (or, with `shard`, one part of the way to it); `UserError` for what the user can
     mend.
     """
+    refuse_bytes(options.output.absolute())
     chunks = find_chunks(options.inputs, options.reading.lines)
     workers = options.workers or (1 if is_small(options.inputs) else available_cores())
     tokenizer = open_tokenizer(options.tokenizer_dir)

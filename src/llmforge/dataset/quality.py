@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from llmforge.dataset.words import CJK, ngram_codes, word_codes, words
 from llmforge.errors import UserError
+from llmforge.sizes import refuse_large
 
 NGRAM = 13
 CONTAMINATED, BLOCKED = "holds evaluation text", "blocklist"
@@ -189,7 +190,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return refuse_large(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text.") from None
     except OSError as error:

@@ -72,7 +72,7 @@ def called(host: Host) -> str:
     """A name that `colossalai run` can use: it resolves names itself, and knows no aliases of ssh."""
     try:
         socket.getaddrinfo(host.name, None)
-    except OSError:
+    except (OSError, UnicodeError):
         return host.address
     return host.name
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmforge.errors import UserError
+from llmforge.sizes import refuse_large
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 CONNECT_SECONDS = 10
@@ -68,7 +69,7 @@ def read_hostfile(path: Path, ssh: Ssh) -> list[Host]:
     machine named twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = refuse_large(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(
             f"--hostfile {path}: {error.strerror}; it holds one host a line (hostfile.example)."
@@ -128,5 +129,5 @@ def look_up(name: str, ssh: Ssh) -> tuple[Host, str | None]:
         return host, f"{address} {port}"  # only the machine between may know the name
     try:
         return host, f"{socket.getaddrinfo(address, None)[0][4][0]} {port}"
-    except OSError:
+    except (OSError, UnicodeError):  # UnicodeError: a name that no host can have
         return host, None

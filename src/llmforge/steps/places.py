@@ -153,7 +153,12 @@ def _open_lock(path: Path) -> int:
         except FileExistsError:
             pass
         else:
-            os.write(descriptor, LOCK_TEXT + b"\n")
+            try:
+                os.write(descriptor, LOCK_TEXT + b"\n")
+            except OSError:  # the disk is full
+                path.unlink()
+                os.close(descriptor)
+                raise
             return descriptor
         try:
             descriptor = os.open(path, os.O_RDWR | NOT_FOLLOWED)

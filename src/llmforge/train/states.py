@@ -11,6 +11,7 @@ import numpy as np
 
 from llmforge.backends.base import Engine
 from llmforge.errors import UserError
+from llmforge.sizes import refuse_large
 from llmforge.train.schedule import SCHEDULES, Schedule
 
 STATES = "running_states.json"
@@ -117,7 +118,7 @@ def unpack(text: str, count: int) -> np.ndarray:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(refuse_large(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error}); resume from another checkpoint.") from error
     if not isinstance(raw, dict):

@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 
 from llmforge.errors import UserError
+from llmforge.sizes import refuse_large
 from llmforge.steps import Finished, Outcome, Step, run_step
 from llmforge.weights.completeness import check_complete
 from llmforge.weights.files import copy_side_files
@@ -185,7 +186,7 @@ def _unsigned(dtype: str) -> str:
 def _read_record(delta_dir: Path, delta: Weights) -> tuple[str, dict[str, Entry]]:
     path = delta_dir / RECORD
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(refuse_large(path).read_text(encoding="utf-8"))
         entries = {name: Entry(**entry) for name, entry in record["tensors"].items()}
         if set(entries) == set(delta.tensors):
             return str(record["base"]), entries

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmforge.errors import UserError
+from llmforge.sizes import refuse_large
 from llmforge.weights import header
 from llmforge.weights.pickled import read_pickled
 from llmforge.weights.tensor import Tensor
@@ -77,7 +78,7 @@ def _read_index(path: Path) -> tuple[list[str], dict[str, str]]:
     try:
         if path.stat().st_size > MAX_INDEX_BYTES:
             raise ValueError(f"it has {path.stat().st_size:,} bytes")
-        named = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        named = json.loads(refuse_large(path).read_text(encoding="utf-8"))["weight_map"]
         if not isinstance(named, dict) or not named:
             raise ValueError("its weight_map names no tensors")
         if wrong := [name for name, file in named.items() if not isinstance(file, str)]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.errors import UserError
+from llmforge.sizes import refuse_large
 from llmforge.tokenizer.formats.shapes import added_token, check_id, check_text
 
 CONFIG, SPECIAL_MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -38,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(refuse_large(path).read_text(encoding="utf-8"))
     except RecursionError:
         raise UserError(
             f"{path} has lists or objects too deep in one another; fetch the file again."

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llmforge.errors import UserError
+from llmforge.sizes import refuse_large
 from llmforge.tokenizer.formats.shapes import check_charsmap, first_twice
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -30,7 +31,7 @@ def read_model(path: Path) -> Any:
 
     proto = sentencepiece_model_pb2.ModelProto()
     try:
-        proto.ParseFromString(path.read_bytes())
+        proto.ParseFromString(refuse_large(path).read_bytes())
     except DecodeError:
         raise UserError(
             f"{path} is not a sentencepiece model, or was cut short; fetch the file again."

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.errors import UserError
+from llmforge.sizes import refuse_large
 from llmforge.tokenizer import bytelevel
 from llmforge.tokenizer.formats.config import read_json
 from llmforge.tokenizer.formats.framing import template
@@ -160,7 +161,7 @@ def _rank_lines(path: Path) -> dict[int, bytes]:
     """Ranks in ascending order; some files leave out the ids of special tokens."""
     ranks: dict[int, bytes] = {}
     last = -1
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(refuse_large(path).read_bytes().splitlines(), 1):
         fields = line.split()
         raw = (
             _decoded(fields[0]) if len(fields) == 2 and fields[1].isdigit() and len(fields[1]) < 10 else None

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.errors import UserError
+from llmforge.sizes import refuse_large
 from llmforge.tokenizer.formats.config import read_json
 from llmforge.tokenizer.formats.framing import add_default_names
 from llmforge.tokenizer.formats.schemes import QWEN
@@ -66,7 +67,7 @@ def read(directory: Path, config: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def _merges(path: Path, pieces: dict[str, int]) -> list[tuple[str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = refuse_large(path).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error}); fetch the file again.") from error
     merges = []
