@@ -104,7 +104,7 @@ def make_engine(plugin: str, precision: str, layout: dict[str, int], model: Path
 
 def train(engine: Any, steps: int) -> list[tuple[float, float]]:
     """(loss, gradient norm) of each step."""
-    from llmforge.train.batches import Deal, Groups, make_micro_batch
+    from llmforge.train.batches import Groups, MicroBatches, make_micro_batch
 
     groups, micro = Groups(("a",), OLD), 2
     found = []
@@ -112,7 +112,7 @@ def train(engine: Any, steps: int) -> list[tuple[float, float]]:
         rows = np.arange(step * ROWS, (step + 1) * ROWS)
         batches = [
             make_micro_batch([make_row(int(n)) for n in share], micro, LENGTH, groups, cross_document=False)
-            for share in Deal(micro, ROWS).share(rows, engine.world)
+            for share in MicroBatches(micro, ROWS).of_rank(rows, engine.world)
         ]
         result = engine.train_step(batches, 3e-3, lambda *_: True)
         found.append((result.loss, result.gradient_norm))

@@ -17,13 +17,13 @@ def test_the_export_gives_the_logits_of_the_training_process(tiny_model, tmp_pat
 import numpy as np, torch
 from pathlib import Path
 from llmforge.train.options import TrainConfig
-from llmforge.train.trainer import Stage
+from llmforge.train.trainer import Trainer
 config = TrainConfig(pretrained=Path({str(tiny_model)!r}), dataset=[Path({str(tmp_path / "data")!r})],
                      save_dir=Path({str(tmp_path / "trained")!r}), max_steps=5, lr=1e-2, mixed_precision="bf16")
-stage = Stage(config, config.pretrained)
-assert stage.run() is not None
+trainer = Trainer(config, config.pretrained)
+assert trainer.run() is not None
 with torch.no_grad():
-    logits = stage.engine.causal.eval()(torch.arange(200)[None]).logits[0].float()
+    logits = trainer.engine.causal.eval()(torch.arange(200)[None]).logits[0].float()
 np.save({str(tmp_path / "logits.npy")!r}, logits.numpy())
 """
     done = subprocess.run([sys.executable, "-c", train], capture_output=True, text=True)

@@ -281,18 +281,17 @@ def test_nothing_that_a_background_save_writes_changes_with_later_steps(
         seen.append((before, list(values(words))))
         write(self, *words)
 
-    from llmforge.train.trainer import Stage
+    from llmforge.train.trainer import Trainer
 
-    step = Stage._step
+    report = Trainer.report
 
-    def count(self: Stage) -> Any:
-        result = step(self)
+    def count(self: Trainer, figures: Any) -> None:
         if self.position.step == 4:  # before the save of this step, which waits for the one before
             go.set()
-        return result
+        report(self, figures)
 
     monkeypatch.setattr(Saver, "_write", slow)
-    monkeypatch.setattr(Stage, "_step", count)
+    monkeypatch.setattr(Trainer, "report", count)
     train(max_steps=5, save_interval=2, trainable=trainable, skip_save_each_epoch=True)
     assert len(seen) == 3
     assert all(before == after for before, after in seen)
@@ -320,20 +319,20 @@ def test_a_resume_with_other_steps_says_how_the_rate_jumps_and_refuses_fewer_tha
 def test_metrics_have_every_step_once_when_a_run_is_stopped_while_it_measures(
     train: Train, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmforge.train.trainer import Stage
+    from llmforge.train.callbacks.evaluation import Evaluation
 
     flags = {"max_steps": 4, "holdout": [tiny_data], "eval_interval": 2, "save_interval": 0}
     train(save_dir=tmp_path / "whole", **flags)
-    measure = Stage._measure_holdout
+    measure = Evaluation._measure
     asked: list[bool] = []
 
-    def stop(self: Stage) -> Any:
-        if self.position.step == 2 and not asked:
+    def stop(self: Evaluation, figures: Any) -> Any:
+        if self.run.position.step == 2 and not asked:
             asked.append(True)
-            self.asked_to_stop = "SIGTERM"
-        return measure(self)
+            self.run.asked_to_stop = "SIGTERM"
+        return measure(self, figures)
 
-    monkeypatch.setattr(Stage, "_measure_holdout", stop)
+    monkeypatch.setattr(Evaluation, "_measure", stop)
     stopped = train(**flags)
     assert (stopped.step, stopped.reason) == (2, "SIGTERM")
     assert lines(tmp_path / "run") == [0, 1]
@@ -347,7 +346,7 @@ def test_metrics_have_every_step_once_when_a_run_is_stopped_while_it_measures(
 
 
 def test_lines_that_a_full_disk_does_not_take_wait_and_are_written_once(tmp_path: Path) -> None:
-    from llmforge.train.monitor import Lines, cut_metrics
+    from llmforge.train.callbacks.metrics import Lines, cut_metrics
 
     out = Lines(tmp_path / "metrics.jsonl")
     out._descriptor, kept = os.open("/dev/full", os.O_WRONLY), out._descriptor

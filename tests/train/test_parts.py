@@ -1,4 +1,4 @@
-"""The parts of the stage loop that are functions: schedules, the dealing of rows, guards."""
+"""The parts of the trainer that are functions: schedules, the division of rows among ranks, guards."""
 
 from types import SimpleNamespace
 
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmforge.backends.base import IGNORED, World
-from llmforge.train.batches import Deal, Groups, make_micro_batch
-from llmforge.train.guards import Guard, Running
+from llmforge.train.batches import Groups, MicroBatches, make_micro_batch
+from llmforge.train.callbacks.guards import Guard, Running
 from llmforge.train.schedule import SCHEDULES, make_schedule
 
 
@@ -43,11 +43,11 @@ def test_schedules_by_hand() -> None:
 
 
 @given(rows=st.integers(1, 60), micro=st.integers(1, 5), ranks=st.integers(1, 4))
-def test_every_row_is_dealt_once_and_every_rank_makes_as_many_calls(
+def test_every_row_goes_to_one_rank_and_every_rank_makes_as_many_calls(
     rows: int, micro: int, ranks: int
 ) -> None:
     numbers = np.arange(rows)
-    shares = [Deal(micro, rows).share(numbers, World(r, ranks, r, ranks)) for r in range(ranks)]
+    shares = [MicroBatches(micro, rows).of_rank(numbers, World(r, ranks, r, ranks)) for r in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     assert sorted(np.concatenate([part for share in shares for part in share]).tolist()) == numbers.tolist()
     assert all(len(part) <= micro for share in shares for part in share)
@@ -96,7 +96,7 @@ def test_a_guard_knows_a_jump_from_a_ripple() -> None:
     assert "gradient norm" in str(guard.spiked)
     assert guard.accept(3.0, 1.0)
     again = Guard("skip", 6.0)
-    again.restore(guard.state())
+    again.load_state_dict(guard.state_dict())
     assert again == Guard("skip", 6.0, guard.loss, guard.norm)
 
 

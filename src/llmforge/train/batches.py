@@ -1,8 +1,8 @@
-"""Rows of a dataset as micro-batches: who reads which row in which step, and what each position has to
+"""Rows of a dataset as micro-batches: which rank reads which row in which step, and what each position has to
 predict.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from llmforge.backends.base import IGNORED, MicroBatch, World
+from llmforge.dataset.packed import PackedDataset
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,37 @@ class Groups:
         return self.categories[group // 2], bool(group % 2)
 
 
+class EpochSampler:
+    """The numbers of the rows of each step: `PackedDataset.order` of one epoch after the other.
+
+    A step has no rows of two epochs: the last one of an epoch may be short.
+    """
+
+    def __init__(self, data: PackedDataset, seed: int) -> None:
+        self.data, self.seed = data, seed
+        self.epoch = self.sample = 0  # rows of the epoch that were read
+        self._ordered: tuple[int, np.ndarray] | None = None
+
+    def next(self, rows: int) -> np.ndarray:
+        """int64 (n,): at most `rows` numbers of rows."""
+        if self._ordered is None or self._ordered[0] != self.epoch:
+            self._ordered = self.epoch, self.data.order(self.seed, self.epoch)
+        indices = self._ordered[1][self.sample : self.sample + rows]
+        self.sample += len(indices)
+        if self.sample >= len(self.data):
+            self.epoch, self.sample = self.epoch + 1, 0
+        return indices
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "sample": self.sample}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.epoch, self.sample = state["epoch"], state["sample"]
+
+
 @dataclass(frozen=True)
-class Deal:
-    """How the rows of a step are dealt to data ranks and micro-batches of `micro` rows.
+class MicroBatches:
+    """How the rows of a step are divided among data ranks, in micro-batches of `micro` rows.
 
     Micro-batch k of rank r holds rows `(k * ranks + r) * micro` and following of the step, so the rows of a
     step do not depend on the number of ranks. Where a short step leaves a rank without rows, it gets an empty
@@ -42,7 +71,7 @@ class Deal:
     micro: int
     rows_per_step: int
 
-    def share(self, rows: np.ndarray, world: World) -> list[np.ndarray]:
+    def of_rank(self, rows: np.ndarray, world: World) -> list[np.ndarray]:
         """The indices of each micro-batch of this rank, out of the indices `rows` (n,) of one step."""
         count = -(-len(rows) // (self.micro * world.data_size))
         starts = [(k * world.data_size + world.data_rank) * self.micro for k in range(count)]

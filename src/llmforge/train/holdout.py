@@ -10,8 +10,8 @@ import numpy as np
 from llmforge.backends.base import Engine, LossSums
 from llmforge.dataset.packed import PackedDataset
 from llmforge.errors import UserError
-from llmforge.train.batches import Deal, Groups, make_micro_batch
-from llmforge.train.monitor import bits_per_byte
+from llmforge.train.batches import Groups, MicroBatches, make_micro_batch
+from llmforge.train.figures import bits_per_byte
 
 
 class Holdout:
@@ -34,10 +34,10 @@ class Holdout:
         self, engine: Engine, micro: int, cross_document: bool, stop: Callable[[], bool]
     ) -> dict[str, float] | None:
         """Bits per byte by category, and of all; None where `stop`, which is asked after each batch, says so."""
-        deal = Deal(micro, len(self.data))
+        split = MicroBatches(micro, len(self.data))
         total: LossSums | None = None
-        for share in deal.share(np.arange(len(self.data)), engine.world):
-            rows = self.data.rows(share) if len(share) else []
+        for indices in split.of_rank(np.arange(len(self.data)), engine.world):
+            rows = self.data.rows(indices) if len(indices) else []
             sums = engine.evaluate(
                 [make_micro_batch(rows, micro, self.data.max_length, self.groups, cross_document)]
             )

@@ -1,4 +1,4 @@
-"""What is looked at before the first step, because it would only show hours later."""
+"""What is checked before the first step, because it would only show hours later."""
 
 import os
 from pathlib import Path
@@ -72,7 +72,7 @@ def check_embeddings(norms: torch.Tensor, vocabulary: Vocabulary, model: object)
         warn(f"{model}: {len(zero)} old tokens (the first is {zero[0]}) have embeddings of zeros.")
 
 
-def check_memory(needed: int, free: int) -> None:
+def _check_free(needed: int, free: int) -> None:
     if needed > free:
         warn(
             f"a step is estimated to need {needed / 1e9:.1f} GB more per process, and {free / 1e9:.1f} GB are free; "
@@ -80,7 +80,7 @@ def check_memory(needed: int, free: int) -> None:
         )
 
 
-def check_room(
+def check_step_memory(
     config: TrainConfig, shape: plan.Shape, engine: Engine, length: int, device: torch.device
 ) -> None:
     """Warns where the memory of `device` is too small for steps with rows of `length` tokens."""
@@ -97,23 +97,12 @@ def check_room(
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else 1
     # The engine has been made: its weights and its optimizer are in memory already.
     rest = sum(size for part, size in needed.items() if part not in ("weights", "optimizer", "program"))
-    check_memory(rest, device_memory(device) // local)
+    _check_free(rest, device_memory(device) // local)
 
 
-class Utilization:
-    """Model FLOPs per second of all processes, and their share of what known GPUs could do."""
-
-    def __init__(self, flops_per_token: float, precision: str, processes: int, device: torch.device) -> None:
-        self.flops_per_token = flops_per_token
-        self.peak: float | None = None
-        if device.type == "cuda" and (
-            gpu := gpu_device(torch.cuda.get_device_name(device), device_memory(device))
-        ):
-            self.peak = gpu.peak(precision) * processes
-
-    def figures(self, speed: float) -> dict[str, float]:
-        """`speed` in tokens per second."""
-        flops = speed * self.flops_per_token
-        if self.peak is None:
-            return {"model_flops_per_second": flops}
-        return {"model_flops_per_second": flops, "model_flops_utilization": flops / self.peak}
+def peak_flops(precision: str, processes: int, device: torch.device) -> float | None:
+    """What the data sheet gives all processes per second; None for a device that is not known."""
+    if device.type != "cuda":
+        return None
+    gpu = gpu_device(torch.cuda.get_device_name(device), device_memory(device))
+    return gpu.peak(precision) * processes if gpu else None

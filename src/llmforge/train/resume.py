@@ -1,20 +1,30 @@
-"""Which checkpoint a run goes on from, and whether it may."""
+"""Which checkpoint a run goes on from, whether it may, and how its state comes back."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llmforge.backends import registry
-from llmforge.backends.base import World
+from llmforge.backends.base import Engine, World
 from llmforge.backends.common.processes import Processes
 from llmforge.console import say
 from llmforge.errors import UserError
 from llmforge.train import branch
+from llmforge.train.batches import MicroBatches
 from llmforge.train.options import TrainConfig
 from llmforge.train.save_dir import MODELING, is_modeling
 from llmforge.train.schedule import Schedule
-from llmforge.train.states import RunStates, read_schedule, read_states
+from llmforge.train.states import STATES, RunStates, damaged, read_schedule, read_states
+
+
+class HasState(Protocol):
+    """A callback, as far as its state goes."""
+
+    @property
+    def name(self) -> str | None: ...
+
+    def load_state_dict(self, state: Any) -> None: ...
 
 
 def find_resumed(
@@ -96,3 +106,38 @@ def check_engine(found: Path, states: RunStates, config: TrainConfig, world: Wor
         f"{found} was written by {written}; its full state resumes there only, but --load-checkpoint "
         f"{found / MODELING} starts a new stage from its weights."
     )
+
+
+def load_engine(engine: Engine, path: Path, say: Callable[[str], None]) -> RunStates:
+    """Collective: gives the engine the optimizer and the counters of the checkpoint `path`, and returns its states."""
+    states = read_states(path)
+    engine.load_state(path / "optimizer")
+    engine.restore(states.engine)
+    before, now = states.engine.get("description"), engine.describe()
+    if before and before != now:
+        say(f"{path} was computed by {before}; now it is {now}: the bits may come out otherwise.")
+    say(f"resuming {path} after step {states.position.step}.")
+    return states
+
+
+def load_callbacks(callbacks: Sequence[HasState], path: Path, states: RunStates) -> None:
+    """Gives every callback its state; one that the checkpoint does not know keeps the state of a new run."""
+    for callback in callbacks:
+        if callback.name and callback.name in states.callbacks:
+            try:
+                callback.load_state_dict(states.callbacks[callback.name])
+            except (LookupError, TypeError, ValueError) as error:
+                raise damaged(path / STATES, callback.name) from error
+
+
+def keep_rows(
+    states: RunStates, ours: MicroBatches, processes: int, say: Callable[[str], None]
+) -> MicroBatches:
+    """A resumed run keeps the rows of a step, whatever the flags and the number of processes are now."""
+    if states.rows_per_step == ours.rows_per_step:
+        return ours
+    say(
+        f"a step keeps the {states.rows_per_step} rows of the checkpoint, though the flags and {processes} processes "
+        f"would make it {ours.rows_per_step}."
+    )
+    return MicroBatches(ours.micro, states.rows_per_step)

@@ -108,16 +108,17 @@ def run_training(config: TrainConfig) -> Finished | Stopped | None:
         _check_places(config)
         if config.verify:
             require_whole(weights)
-    from llmforge.train.trainer import Stage
+    from llmforge.train.trainer import Trainer
 
     with _locked(config, arguments) if is_main else _nothing():
-        stage = Stage(config, weights)
-        metrics = stage.run()
+        trainer = Trainer(config, weights)
+        metrics = trainer.run()
         if not is_main:
             return None
         if metrics is None:
-            at, (_, checkpoint) = stage.position.step, stage.last_save
-            return Stopped(config.save_dir, str(stage.stopping), at, stage.total, checkpoint)
+            _, checkpoint = trainer.last_save
+            at = trainer.position.step
+            return Stopped(config.save_dir, str(trainer.stopping), at, trainer.total, checkpoint)
         model = read_manifest(config.save_dir / MODELING).outputs
         outputs = {
             **model,

@@ -32,18 +32,16 @@ class RunStates:
     """What a checkpoint knows of its run, besides weights and optimizer.
 
     `identity`: fingerprints of dataset and tokenizer, and the seed. `engine`: `family`, `name`, `description` and what
-    the engine itself keeps. `seen_new_tokens`: one bit for each new token, as hexadecimal digits.
+    the engine itself keeps. `callbacks`: the state of each callback that has one, by its name.
     """
 
     position: Position
     identity: dict[str, Any]
     engine: dict[str, Any]
     counters: dict[str, int]
-    guard: dict[str, dict[str, float]]
     rows_per_step: int
     processes: int
-    seen_new_tokens: str
-    unmeasured: dict[str, Any] | None
+    callbacks: dict[str, Any]
 
 
 def read_states(checkpoint: Path) -> RunStates:
@@ -62,24 +60,28 @@ def read_states(checkpoint: Path) -> RunStates:
     counters = _table(file, raw, "counters", dict.fromkeys(COUNTERS, _count))
     figures = {"count": _count, "mean": _number, "variance": _number}
     guard = _table(file, raw, "guard", {})
+    callbacks = {name: value for name, value in raw.items() if name not in OTHERS}
+    callbacks["guard"] = {
+        name: {n: table[n] for n in figures}
+        for name in ("loss", "norm")
+        for table in [_table(file, guard, f"guard.{name}", figures)]
+    }
+    _field(file, raw, "seen_new_tokens", _hexadecimal)
+    if raw.get("unmeasured"):
+        _table(file, raw, "unmeasured", {"step": _count})
     return RunStates(
         position=Position(**{name: position[name] for name in ("step", "epoch", "sample")}),
         identity=identity,
         engine={**engine, "scale": {name: scale[name] for name in parts}},
         counters={name: counters[name] for name in COUNTERS},
-        guard={
-            name: {n: table[n] for n in figures}
-            for name in ("loss", "norm")
-            for table in [_table(file, guard, f"guard.{name}", figures)]
-        },
         rows_per_step=_field(file, raw, "rows_per_step", lambda value: _count(value) and value > 0),
         processes=_field(file, raw, "processes", lambda value: _count(value) and value > 0),
-        seen_new_tokens=_field(file, raw, "seen_new_tokens", _hexadecimal),
-        unmeasured=_table(file, raw, "unmeasured", {"step": _count}) if raw.get("unmeasured") else None,
+        callbacks=callbacks,
     )
 
 
 COUNTERS = ("tokens", "skipped_steps", "spikes", "rollbacks")
+OTHERS = ("position", "identity", "engine", "counters", "rows_per_step", "processes", "config")
 
 
 def states_text(position: Position, identity: Mapping[str, Any], engine: Engine, **others: Any) -> str:
@@ -122,7 +124,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error}); resume from another checkpoint.") from error
     if not isinstance(raw, dict):
-        raise _damaged(file, "its value")
+        raise damaged(file, "its value")
     return raw
 
 
@@ -131,20 +133,20 @@ def _table(
 ) -> dict[str, Any]:
     value = raw.get(name.rpartition(".")[2])
     if not isinstance(value, dict):
-        raise _damaged(file, name)
+        raise damaged(file, name)
     for inner, fits in kinds.items():
         if not fits(value.get(inner)):
-            raise _damaged(file, f"{name}.{inner}")
+            raise damaged(file, f"{name}.{inner}")
     return value
 
 
 def _field(file: Path, raw: Mapping[str, Any], name: str, fits: Callable[[Any], bool]) -> Any:
     if not fits(raw.get(name)):
-        raise _damaged(file, name)
+        raise damaged(file, name)
     return raw[name]
 
 
-def _damaged(file: Path, name: str) -> UserError:
+def damaged(file: Path, name: str) -> UserError:
     return UserError(
         f"{file} is damaged ({name} is missing or of the wrong kind); resume from another checkpoint."
     )

@@ -1,4 +1,4 @@
-"""What a run reports: one line of metrics.jsonl per step, TensorBoard, and Weights & Biases if asked for."""
+"""Where the figures of a run go: a line of metrics.jsonl per step, TensorBoard, and Weights & Biases if asked for."""
 
 import contextlib
 import json
@@ -10,12 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from llmforge.backends.base import LossSums
 from llmforge.console import warn
 from llmforge.errors import UserError
-from llmforge.train.batches import Groups
+from llmforge.train.callbacks.base import Callback
 
 METRICS, WANDB_ID = "metrics.jsonl", ".wandb-id"
 
@@ -73,29 +70,34 @@ class Lines:
         os.close(self._descriptor)
 
 
-class Monitor:
-    """Writes the figures of a run; used by the main rank alone."""
+class Metrics(Callback):
+    """Writes the figures of a run; the main rank alone has anything to do."""
 
-    def __init__(self, save_dir: Path, tensorboard_dir: Path, first_step: int, project: str | None) -> None:
-        self._file = save_dir / METRICS
-        self._open(first_step)
-        self._board = Board(tensorboard_dir, first_step)
-        self._wandb = None
-        if project:
+    def start(self) -> None:
+        run, config = self.run, self.run.config
+        self._writes, self._wandb = run.setup.world.is_main, None
+        if not self._writes:
+            return
+        self._file = config.save_dir / METRICS
+        self._open(run.position.step)
+        self._board = Board(config.tensorboard_dir or config.save_dir / "tensorboard", run.position.step)
+        if config.wandb_project:
             try:
                 import wandb
             except ImportError:
                 raise UserError("--wandb-project needs wandb: pip install 'llmforge[wandb]'.") from None
             self._wandb = wandb.init(
-                project=project, name=save_dir.name, dir=str(save_dir), id=_run_id(save_dir), resume="allow"
+                project=config.wandb_project,
+                name=config.save_dir.name,
+                dir=str(config.save_dir),
+                id=_run_id(config.save_dir),
+                resume="allow",
             )
 
-    def _open(self, steps: int) -> None:
-        cut_metrics(self._file, steps)
-        self._lines = Lines(self._file)
-
-    def write(self, figures: Mapping[str, Any]) -> None:
+    def report(self, figures: Mapping[str, Any]) -> None:
         """One line for a step; nested figures become `name/inner` in TensorBoard."""
+        if not self._writes:
+            return
         self._lines.write(json.dumps(figures, ensure_ascii=False))
         flat = {}
         for name, value in figures.items():
@@ -108,18 +110,25 @@ class Monitor:
 
     def sync(self) -> None:
         """Called before a checkpoint is written: the lines up to its step must not be lost where it is not."""
-        self._lines.sync()
+        if self._writes:
+            self._lines.sync()
 
-    def go_back(self, steps: int) -> None:
-        """Forgets the lines after step `steps`."""
-        self._lines.close()
-        self._open(steps)
+    def rolled_back(self, checkpoint: Path, state: Any) -> None:
+        """Forgets the lines after the checkpoint's step."""
+        if self._writes:
+            self._lines.close()
+            self._open(self.run.position.step)
 
     def close(self) -> None:
-        self._lines.close()
-        self._board.close()
+        if self._writes:
+            self._lines.close()
+            self._board.close()
         if self._wandb:
             self._wandb.finish()
+
+    def _open(self, steps: int) -> None:
+        cut_metrics(self._file, steps)
+        self._lines = Lines(self._file)
 
 
 class Board:
@@ -165,28 +174,3 @@ def _run_id(save_dir: Path) -> str:
     if not file.is_file():
         file.write_text(secrets.token_hex(4), encoding="utf-8")
     return file.read_text(encoding="utf-8")
-
-
-def group_means(sums: LossSums, groups: Groups) -> dict[str, dict[str, float]]:
-    """Mean losses in nats per token, by category and by old and new tokens, of the groups that have
-    tokens.
-    """
-    tables: dict[str, dict[str, tuple[float, int]]] = {"loss_by_category": {}, "loss_by_token": {}}
-    for number in range(groups.count):
-        category, new = groups.label(number)
-        for table, name in (("loss_by_category", category), ("loss_by_token", "new" if new else "old")):
-            loss, tokens = tables[table].get(name, (0.0, 0))
-            tables[table][name] = (loss + float(sums.loss[number]), tokens + int(sums.tokens[number]))
-    return {
-        table: {n: loss / tokens for n, (loss, tokens) in rows.items() if tokens}
-        for table, rows in tables.items()
-    }
-
-
-def bits_per_byte(sums: LossSums, groups: Groups, byte_counts: np.ndarray) -> dict[str, float]:
-    """Bits per UTF-8 byte of each category and of all; `byte_counts` (categories,) of the text that was
-    measured.
-    """
-    losses = sums.loss.reshape(-1, 2).sum(dim=1).numpy() / np.log(2)
-    values = {name: losses[i] / byte_counts[i] for i, name in enumerate(groups.categories) if byte_counts[i]}
-    return {name: float(value) for name, value in {**values, "all": losses.sum() / byte_counts.sum()}.items()}

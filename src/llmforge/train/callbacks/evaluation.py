@@ -1,0 +1,56 @@
+"""Bits per byte on `--holdout`: before the first step, every `--eval-interval` steps, and after the last one."""
+
+from typing import Any
+
+from llmforge.train.callbacks.base import Callback, Run, Step
+
+
+class Evaluation(Callback):
+    """Where a run is asked to stop meanwhile, the figures of the step go into the checkpoint instead of
+    metrics.jsonl; the resumed run measures and writes them.
+    """
+
+    name = "unmeasured"
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.unmeasured: dict[str, Any] | None = None
+
+    def start(self) -> None:
+        first = {"step": 0} if self.run.position.step == 0 and self.run.setup.holdout else None
+        figures = self.unmeasured or first
+        if figures and not self._measure(figures):
+            self.run.report(figures)
+
+    def after_step(self, step: Step) -> bool:
+        every, number = self.run.config.eval_interval, self.run.position.step
+        due = number == self.run.total or bool(every and number % every == 0)
+        return due and self._measure(step.figures)
+
+    def rolled_back(self, checkpoint: Any, state: Any) -> None:
+        self.unmeasured = None
+
+    def state_dict(self) -> dict[str, Any] | None:
+        return self.unmeasured
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        self.unmeasured = state
+
+    def _measure(self, figures: dict[str, Any]) -> bool:
+        """Adds the measurement to `figures`. True where the run was asked to stop before its end."""
+        self.unmeasured = None
+        holdout, config = self.run.setup.holdout, self.run.config
+        if holdout is None:
+            return False
+        values = holdout.measure(
+            self.run.engine,
+            config.micro_batch_size,
+            config.cross_document_attention,
+            self.run.stop_is_asked,
+        )
+        if values is None:
+            self.unmeasured = figures
+            return True
+        self.run.say(f"step {self.run.position.step}: {values['all']:.4f} bits per byte on the holdout.")
+        figures["holdout_bits_per_byte"] = values
+        return False

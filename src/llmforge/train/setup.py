@@ -1,0 +1,145 @@
+"""Everything a training needs before its first step: processes, data, engine, and the checks between them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmforge import tokenizer
+from llmforge.backends import registry
+from llmforge.backends.base import Engine, World
+from llmforge.backends.build import build_engine, check, choose_device
+from llmforge.backends.common.heartbeats import Heartbeats
+from llmforge.backends.common.processes import Processes, join_processes
+from llmforge.console import say
+from llmforge.dataset.packed import PackedDataset
+from llmforge.tokenizer import Tokenizer
+from llmforge.train import branch, plan, preflight
+from llmforge.train.batches import Groups
+from llmforge.train.checkpoint import hold_files
+from llmforge.train.holdout import Holdout
+from llmforge.train.options import TrainConfig
+from llmforge.train.ranks import facts, refuse_disagreement, refuse_separate_directories
+from llmforge.train.resolved import write_config
+from llmforge.train.resume import find_resumed
+from llmforge.train.save_dir import MODELING
+from llmforge.weights import Vocabulary, vocabulary
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run: the device of this one, who the others are, and the thread that watches them."""
+
+    device: torch.device
+    world: World
+    processes: Processes
+    heartbeats: Heartbeats
+
+    @staticmethod
+    def join(config: TrainConfig) -> "Ranks":
+        """Collective; the heartbeats have begun."""
+        device = choose_device(config.rehearse)
+        backend = registry.find(registry.resolved(config.plugin, 1))
+        world = join_processes(device, backend.process_group)
+        processes = Processes(world)
+        heartbeats = Heartbeats(processes, config.rank_timeout)
+        heartbeats.start()
+        return Ranks(device, world, processes, heartbeats)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What stays the same during a run.
+
+    `model_files`: the files of the source model that every checkpoint gets, on the main rank. `identity`: what a
+    checkpoint must have in common with the run that resumes it. `resumed`: the checkpoint that it goes on from, or None.
+    `peak_flops`: of all processes per second, where the device is known.
+    """
+
+    world: World
+    data: PackedDataset
+    holdout: Holdout | None
+    vocabulary: Vocabulary
+    tokenizer: Tokenizer
+    groups: Groups
+    model_files: Mapping[str, bytes]
+    identity: Mapping[str, Any]
+    resumed: Path | None
+    engine: Engine
+    flops_per_token: float
+    peak_flops: float | None
+
+
+def set_up(config: TrainConfig, weights: Path, ranks: Ranks) -> Setup:
+    """Collective: reads the data, finds the checkpoint to resume, and makes the engine with the weights of the model
+    directory `weights`, or of that checkpoint. `UserError` where any of it does not go together.
+    """
+    world, processes, data = ranks.world, ranks.processes, PackedDataset(config.dataset)
+    words, loaded = vocabulary(weights), tokenizer.load(weights)
+    # The source model may go away while the run goes on.
+    model_files = hold_files(weights) if world.is_main else {}
+    identity = {"dataset": data.fingerprint, "tokenizer": loaded.fingerprint, "seed": config.seed}
+    refuse_disagreement(processes, facts(config, weights, identity))
+    refuse_separate_directories(processes, config.save_dir)
+    preflight.check_inputs(config, data, loaded.fingerprint, words, weights)
+    check(config, weights, world, data.max_length)
+    preflight.check_rows(data, words, config.dataset[0])
+    holdout = Holdout(config.holdout, loaded.fingerprint, words.source) if config.holdout else None
+    resumed = find_resumed(config, processes, identity, weights)
+    # Adapters are part of the state, and belong to the weights that the run had started from.
+    start = resumed / MODELING if resumed and config.trainable != "lora" else weights
+    groups = Groups(tuple(data.categories), words.source)
+    datasets = [data, *([holdout.data] if holdout else [])]
+    engine = build_engine(
+        config,
+        start,
+        words,
+        max(groups.count, holdout.groups.count if holdout else 0),
+        ranks.device,
+        world,
+        max(one.max_length for one in datasets),
+        max(one.documents_per_row for one in datasets),
+    )
+    preflight.check_embeddings(engine.embedding_norms(), words, start)
+    shape = plan.read_shape(start)
+    if world.is_main:
+        preflight.check_step_memory(config, shape, engine, data.max_length, ranks.device)
+    visible = plan.visible_keys(data, config.cross_document_attention)
+    return Setup(
+        world=world,
+        data=data,
+        holdout=holdout,
+        vocabulary=words,
+        tokenizer=loaded,
+        groups=groups,
+        model_files=model_files,
+        identity=identity,
+        resumed=resumed,
+        engine=engine,
+        flops_per_token=shape.flops_per_token(config.trainable, visible),
+        peak_flops=preflight.peak_flops(engine.precision, world.size, ranks.device),
+    )
+
+
+def prepare_save_dir(config: TrainConfig, setup: Setup) -> None:
+    """Makes --save-dir ready for the run: what an earlier one left half-written or abandoned leaves the way."""
+    config.save_dir.mkdir(parents=True, exist_ok=True)
+    if setup.world.is_main:
+        branch.remove_partial(config.save_dir)
+        branch.set_aside(config.save_dir, setup.resumed)
+        write_config(config)
+
+
+def announce(config: TrainConfig, setup: Setup, rows_per_step: int, steps: int) -> None:
+    size, source, data = setup.vocabulary.size, setup.vocabulary.source, setup.data
+    if config.pad_token:
+        say(
+            f"--pad-token {config.pad_token} changes nothing: rows are packed, and their padding is neither seen nor "
+            "learned."
+        )
+    say(
+        f"{setup.engine.describe()}; {len(data):,} rows of {data.max_length:,} tokens, {rows_per_step} per step, "
+        f"{steps:,} steps; vocabulary {size:,}, of which {size - source:,} are new."
+    )
