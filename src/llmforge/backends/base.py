@@ -1,6 +1,6 @@
 """The Engine protocol: one optimizer step is one call, and everything a device needs lies behind it.
 
-The stage loop (`llmforge.train`) knows rows, steps, schedules and checkpoints; an engine knows devices,
+The trainer (`llmforge.train`) knows rows, steps, schedules and checkpoints; an engine knows devices,
 processes, precision, accumulation, clipping and how its own state is stored. Tensors that cross the border
 are CPU tensors.
 """
@@ -23,7 +23,8 @@ class MicroBatch:
     tokens of `source`, and (unless documents see each other) the last token of every document. `positions`
     restart with every document. `groups[i, j]` numbers the group to which the loss of position j is reported.
     `lengths[i]` are the lengths of the documents of row i, padding included as a last one where `padded[i]`; they
-    sum to `length`.
+    sum to `length`. `kept` (n,) int64 are the positions that have a target, in the rows laid end to end; where it is
+    None they are looked for on the device, which the host then waits for.
     """
 
     input_ids: torch.Tensor
@@ -32,6 +33,7 @@ class MicroBatch:
     groups: torch.Tensor
     lengths: tuple[tuple[int, ...], ...]
     padded: tuple[bool, ...] = ()
+    kept: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class StepResult:
     """One optimizer step, the same on every rank.
 
     `loss_sum` in nats over `valid_tokens`, of all ranks; `gradient_norm` of the mean loss before clipping
-    (L2, over trained parameters). `applied` is False where the step was passed over: the loss or the gradient
+    (L2, over trained parameters). `applied` is False where the step was skipped: the loss or the gradient
     was not finite, or `accept` refused it. `groups` holds the same sums by group.
     """
 
@@ -91,7 +93,7 @@ class Accept(Protocol):
 
 
 class Engine(Protocol):
-    """What the stage loop needs of an engine. Collective: every rank makes the same calls in the same
+    """What the trainer needs of an engine. Collective: every rank makes the same calls in the same
     order.
     """
 
@@ -131,7 +133,7 @@ class Engine(Protocol):
         ...
 
     def embedding_norms(self) -> torch.Tensor:
-        """L2 norms of the input embeddings of the tokens in use, float64 (rows,)."""
+        """L2 norms of the input embeddings of the tokens in use, float64 (rows,). Waits for the device."""
         ...
 
     def total(self, values: torch.Tensor) -> torch.Tensor:

@@ -121,4 +121,5 @@ def make_micro_batch(
         as_tensor(group),
         tuple(lengths),
         tuple(padded),
+        as_tensor(np.flatnonzero(targets != IGNORED)),
     )

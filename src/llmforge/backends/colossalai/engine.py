@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from llmforge.backends.common.step import (
     seed_step,
 )
 from llmforge.backends.common.trainable import freeze
+from llmforge.backends.common.transfer import batch_to_device, to_host
 from llmforge.errors import UserError
 
 
@@ -56,6 +57,17 @@ class Layout:
     sequence_mode: str | None = None
     zero: int = 0
     pipeline_rows: int = 1
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What was lost at each position of `batches`, (rows * length,) each, on the device; `times`: how many ranks share
+    the rows, of which this one alone has losses.
+    """
+
+    values: Sequence[torch.Tensor]
+    batches: Sequence[MicroBatch]
+    times: int = 1
 
 
 # ColossalAI's own loss scale stays 1: ours is applied to the loss before, and its state is ours to save.
@@ -130,9 +142,11 @@ class ColossalEngine(ABC):
         seed_step(self.settings.seed, self.steps, self.world.data_rank)
         tokens = self.total(torch.tensor([count_targets(micro_batches)], dtype=torch.float64)).item()
         factor = self.scale.value * self.world.data_size / max(tokens, 1.0)
-        groups = self._as_loss_sums(self._backward(micro_batches, factor))
+        losses = self._backward(micro_batches, factor)
+        # Ours waits for the device here alone; what ColossalAI's plugins wait for inside is theirs.
+        groups, square = self._read(losses, self.weights.gradient_square(self.rows))
         loss_sum, valid = float(groups.loss.sum()), int(groups.tokens.sum())
-        norm = self.weights.gradient_norm(self.rows) / self.scale.value
+        norm = math.sqrt(square) / self.scale.value
         finite = math.isfinite(loss_sum) and math.isfinite(norm)
         applied = valid > 0 and finite and accept(loss_sum / valid, norm)
         if applied:
@@ -152,9 +166,9 @@ class ColossalEngine(ABC):
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSums:
         self.model.eval()
         with torch.no_grad():
-            sums = self._losses(micro_batches)
+            losses = self._losses(micro_batches)
         self.model.train()
-        return self._as_loss_sums(sums)
+        return self._read(losses, torch.zeros(1, dtype=torch.float64, device=self.device))[0]
 
     def snapshot(self) -> ColossalSnapshot:
         weights: dict[str, torch.Tensor] = {}
@@ -280,38 +294,39 @@ class ColossalEngine(ABC):
 
     # Inside a step.
 
-    def _backward(self, micro_batches: Sequence[MicroBatch], factor: float) -> torch.Tensor:
-        """Gradients of `factor` times the summed loss; returns float64 (2, groups), as `group_sums` does."""
-        sums = torch.zeros(2, self.settings.groups, dtype=torch.float64)
+    def _backward(self, micro_batches: Sequence[MicroBatch], factor: float) -> Losses:
+        """Gradients of `factor` times the summed loss."""
+        values = []
         for number, batch in enumerate(micro_batches):
             with self._gradient_sync(number == len(micro_batches) - 1):
                 with self._autocast():
                     loss, losses = self._forward(batch)
                 self.optimizer.backward(loss * factor)
-            sums += group_sums(losses, batch, self.settings.groups)
-        return sums
+            values.append(losses)
+        return Losses(values, micro_batches)
 
-    def _losses(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
-        sums = torch.zeros(2, self.settings.groups, dtype=torch.float64)
+    def _losses(self, micro_batches: Sequence[MicroBatch]) -> Losses:
+        values = []
         for batch in micro_batches:
             with self._autocast():
-                losses = self._forward(batch)[1]
-            sums += group_sums(losses, batch, self.settings.groups)
-        return sums
+                values.append(self._forward(batch)[1])
+        return Losses(values, micro_batches)
 
     def _forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        names = ("input_ids", "targets", "positions")
-        moved = replace(batch, **{n: getattr(batch, n).to(self.device, non_blocking=True) for n in names})
-        loss, losses = self.model(moved)
+        loss, losses = self.model(batch_to_device(batch, self.device))
         return loss, losses
 
     def _autocast(self) -> Any:
         lowered = self.holds_float32 and self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=lowered)
 
-    def _as_loss_sums(self, sums: torch.Tensor) -> LossSums:
+    def _read(self, losses: Losses, square: torch.Tensor) -> tuple[LossSums, float]:
+        """The sums of `losses` over all ranks, and `square`, float64 (1,), by one copy to the host."""
+        *values, last = to_host([*(one.detach().double() for one in losses.values), square])
+        sums = group_sums(values, losses.batches, self.settings.groups)
+        sums[0] *= losses.times
         sums = self.total(sums)
-        return LossSums(loss=sums[0], tokens=sums[1].round().long())
+        return LossSums(loss=sums[0], tokens=sums[1].round().long()), float(last)
 
     # Weights.
 

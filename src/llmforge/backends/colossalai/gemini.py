@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from llmforge.backends.base import MicroBatch
-from llmforge.backends.colossalai.engine import NO_SCALING, ColossalEngine
+from llmforge.backends.colossalai.engine import NO_SCALING, ColossalEngine, Losses
 from llmforge.backends.colossalai.parts import Cut, Part
 from llmforge.backends.common.model import CausalLoss
 
@@ -83,7 +83,7 @@ class GeminiEngine(ColossalEngine):
         # Its own way of passing over a step leaves this on, and the next step adds to the gradients of this one.
         self.optimizer.chunk_manager.accumulating_grads = False
 
-    def _losses(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+    def _losses(self, micro_batches: Sequence[MicroBatch]) -> Losses:
         manager = self.model.gemini_manager
         if manager.need_warmup and manager.is_warmup():
             # Placement "auto" learns the order of chunks from one step, and evaluates only after it.
@@ -97,7 +97,12 @@ class GeminiLoss(CausalLoss):
     """Tells Gemini when the head's matrix is used: it watches PyTorch's functions, not ours."""
 
     def cross_entropy(
-        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        kept: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         from colossalai.tensor.param_op_hook import ColoParamOpHookManager
 
@@ -105,6 +110,6 @@ class GeminiLoss(CausalLoss):
         with torch._C.DisableTorchFunction():
             hidden, *used = ColoParamOpHookManager.pre_op(parameters, hidden, *parameters)
             matrix, added = used[0], used[1] if bias is not None else None
-            total, losses = super().cross_entropy(hidden, matrix, added, targets)
+            total, losses = super().cross_entropy(hidden, matrix, added, targets, kept)
             total = ColoParamOpHookManager.post_op(parameters, (total,))[0]
         return total, losses

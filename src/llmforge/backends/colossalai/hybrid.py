@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 
 from llmforge.backends.base import IGNORED, MicroBatch, World
-from llmforge.backends.colossalai.engine import NO_SCALING
+from llmforge.backends.colossalai.engine import NO_SCALING, Losses
 from llmforge.backends.colossalai.parts import Cut, Part
 from llmforge.backends.colossalai.plain import ZeroParts, flat
-from llmforge.backends.common.step import group_sums
+from llmforge.backends.common.transfer import to_device
 
 
 class HybridEngine(ZeroParts):
@@ -95,18 +95,18 @@ class HybridEngine(ZeroParts):
         loss, losses = self.model(**self._tensors(batch))
         return loss, self._whole_sequences(losses, len(batch.input_ids))
 
-    def _backward(self, micro_batches: Sequence[MicroBatch], factor: float) -> torch.Tensor:
+    def _backward(self, micro_batches: Sequence[MicroBatch], factor: float) -> Losses:
         factor *= self._sequence_ranks()
         if self.layout.pipeline == 1:
             return super()._backward(micro_batches, factor)
         return self._run_pipeline(micro_batches, factor)
 
-    def _losses(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+    def _losses(self, micro_batches: Sequence[MicroBatch]) -> Losses:
         if self.layout.pipeline == 1:
             return super()._losses(micro_batches)
         return self._run_pipeline(micro_batches, None)
 
-    def _run_pipeline(self, micro_batches: Sequence[MicroBatch], factor: float | None) -> torch.Tensor:
+    def _run_pipeline(self, micro_batches: Sequence[MicroBatch], factor: float | None) -> Losses:
         """One pass of all rows through the stages, with gradients of `factor` times the loss unless it is None."""
         layout, plugin, scheduler = self.layout, self.plugin, self.plugin.scheduler
         batch = join(micro_batches, layout.pipeline_rows, layout.pipeline)
@@ -129,12 +129,8 @@ class HybridEngine(ZeroParts):
             plugin.execute_pipeline(data, self.model, criterion, self.optimizer, return_loss=False)
         if not collected:
             # The losses are on the last stage; the others know how many tokens there are, and wait.
-            collected = [torch.zeros(batch.targets.numel())]
-            sums = group_sums(collected[0], batch, self.settings.groups)
-        else:
-            sums = group_sums(torch.cat(collected), batch, self.settings.groups)
-            sums[0] *= layout.pipeline  # one of so many ranks that share the rows knows the losses
-        return sums
+            collected = [torch.zeros(batch.targets.numel(), device=self.device)]
+        return Losses([torch.cat(collected)], [batch], times=layout.pipeline)
 
     def _sequence_ranks(self) -> int:
         return self.layout.sequence if self.layout.sequence_mode == "all_to_all" else 1
@@ -151,7 +147,10 @@ class HybridEngine(ZeroParts):
         documents = max(map(len, batch.lengths))
         lengths = torch.tensor([[*row, *[0] * (documents - len(row))] for row in batch.lengths])
         tensors = {"input_ids": batch.input_ids, "targets": batch.targets, "positions": batch.positions}
-        return {name: t.to(self.device) for name, t in {**tensors, "lengths": lengths}.items()}
+        if batch.kept is not None and self.layout.pipeline == 1 and self._sequence_ranks() == 1:
+            tensors["kept"] = batch.kept
+        moved = {name: to_device(tensor, self.device) for name, tensor in tensors.items()}
+        return {**moved, "lengths": lengths}  # which the host reads
 
 
 def join(micro_batches: Sequence[MicroBatch], rows: int, at_least: int) -> MicroBatch:

@@ -65,6 +65,7 @@ def causal_forward(
     positions: torch.Tensor,
     lengths: torch.Tensor,
     hidden_states: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
     *,
     shards: Any,
     manager: Any,
@@ -116,6 +117,7 @@ def causal_forward(
         trained_rows=rows,
         group=group,
         first_row=first,
+        kept=kept,
     )
 
 

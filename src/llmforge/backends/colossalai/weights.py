@@ -64,8 +64,10 @@ class Weights:
         local = torch.Size(self.cut.local_shape(part)).numel()
         return max(0, min(part.master().numel(), local - part.start))
 
-    def gradient_norm(self, rows: tuple[int, int] | None) -> float:
-        """L2 norm over what is trained; the gradients of embeddings are cleared first in all rows but `rows`."""
+    def gradient_square(self, rows: tuple[int, int] | None) -> torch.Tensor:
+        """float64 (1,) on the device: the square of the L2 norm over what is trained; the gradients of embeddings are
+        cleared first in all rows but `rows`.
+        """
         square = torch.zeros(1, dtype=torch.float64, device=self.cut.device)
         for part in self.parts:
             gradient = part.gradient()
@@ -77,7 +79,7 @@ class Weights:
                 norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
                 square += norm.to(self.cut.device, torch.float64).square()
         dist.all_reduce(square)
-        return float(square.sqrt())
+        return square
 
     def embedding_norms(self, count: int) -> torch.Tensor:
         """float64 (count,): L2 norms of the first rows of the input embeddings, in float32."""

@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from llmforge.backends.common.transfer import to_device
 from llmforge.errors import UserError
 
 # None holds "sdpa" or "flash": transformers takes these for its own, and asks the class whether it knows them.
@@ -100,7 +102,7 @@ class Documents:
     @cached_property
     def bounds(self) -> torch.Tensor:
         """int32 (documents + 1,): where documents begin in the rows laid end to end."""
-        return functional.pad(torch.tensor(self.sizes, device=self.device).cumsum(0), (1, 0)).to(torch.int32)
+        return to_device(torch.tensor([0, *accumulate(self.sizes)], dtype=torch.int32), self.device)
 
     @cached_property
     def _block_masks(self) -> dict[int | None, Any]:
@@ -113,14 +115,8 @@ class Documents:
         if window in self._block_masks:
             return self._block_masks[window]
         length = sum(self.rows[0])
-        numbers = torch.stack(
-            [
-                torch.repeat_interleave(
-                    torch.arange(len(row), device=self.device), torch.tensor(row, device=self.device)
-                )
-                for row in self.rows
-            ]
-        )
+        documents = [torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in self.rows]
+        numbers = to_device(torch.stack(documents), self.device)
         reach = window or length
 
         def visible(row: Any, _head: Any, query: Any, key: Any) -> Any:

@@ -44,6 +44,7 @@ def chunked_cross_entropy(
     group: Any = None,
     first_row: int = 0,
     logits_are: Logits = PLAIN,
+    kept: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the cross entropies of `targets`, and each of them.
 
@@ -52,12 +53,15 @@ def chunked_cross_entropy(
     `trained_rows` alone (half-open), the others are 0. Returns a float32 scalar that carries gradients, and
     float32 (T,) that does not.
 
+    `kept` (n,) int64 are the positions whose target is not -100, where the caller knows them: to find them is to wait
+    for the device.
+
     In tensor parallelism each rank of the process group `group` holds the rows of the matrix from `first_row`
     on, and all have the same `hidden` and `targets`; loss and gradient of `hidden` come out the same on all.
     """
     total, losses = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         *(hidden, weight, bias, targets, dtype, chunk, trained_rows or (0, len(weight)), group, first_row),
-        logits_are,
+        *(logits_are, kept),
     )
     return total, losses
 
@@ -76,6 +80,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         group: Any,
         first_row: int,
         logits_are: Logits,
+        kept: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         first, last = trained_rows
@@ -91,7 +96,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
         with torch.autocast(hidden.device.type, enabled=False):
             matrix = weight.to(dtype)
-            kept = (targets != IGNORED).nonzero().squeeze(1)
+            if kept is None:
+                kept = (targets != IGNORED).nonzero().squeeze(1)
             for start in range(0, len(kept), chunk):
                 rows = kept[start : start + chunk]
                 states, labels = hidden[rows].to(dtype), targets[rows, None] - first_row
@@ -142,5 +148,5 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if hidden is None else hidden.mul_(scale),
             None if weight is None else weight.mul_(scale).to(ctx.weight_dtype),
             None if bias is None else bias.mul_(scale).to(ctx.weight_dtype),
-            *(None,) * 7,
+            *(None,) * 8,
         )

@@ -132,15 +132,22 @@ class CausalLoss(torch.nn.Module):
             use_cache=False,
             documents=attention.Documents(batch.lengths, batch.input_ids.device, batch.padded),
         ).last_hidden_state
-        return self.head(hidden.flatten(0, 1), batch.targets.flatten())
+        return self.head(hidden.flatten(0, 1), batch.targets.flatten(), batch.kept)
 
-    def head(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def head(
+        self, hidden: torch.Tensor, targets: torch.Tensor, kept: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The same from the last hidden states, (rows * length, width)."""
         head = self.causal.get_output_embeddings()
-        return self.cross_entropy(hidden, head.weight, head.bias, targets)
+        return self.cross_entropy(hidden, head.weight, head.bias, targets, kept)
 
     def cross_entropy(
-        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        kept: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return chunked_cross_entropy(
             hidden,
@@ -151,6 +158,7 @@ class CausalLoss(torch.nn.Module):
             chunk=self.chunk,
             trained_rows=self.trained_rows,
             logits_are=self.logits_are,
+            kept=kept,
         )
 
 

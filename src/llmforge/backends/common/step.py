@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from llmforge.backends.base import IGNORED, MicroBatch
@@ -44,20 +45,21 @@ def copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def count_targets(micro_batches: Sequence[MicroBatch]) -> int:
-    return sum(int((batch.targets != IGNORED).sum()) for batch in micro_batches)
+    return sum(int(np.count_nonzero(batch.targets.numpy() != IGNORED)) for batch in micro_batches)
 
 
-def group_sums(losses: torch.Tensor, batch: MicroBatch, groups: int) -> torch.Tensor:
-    """float64 (2, groups): the summed loss and the number of tokens of every group of a micro-batch."""
-    valid = (batch.targets != IGNORED).flatten()
-    group = batch.groups.flatten()[valid]
-    values = losses.detach().cpu()[valid].double()
-    return torch.stack(
-        [
-            torch.bincount(group, weights=values, minlength=groups),
-            torch.bincount(group, minlength=groups).double(),
-        ]
-    )
+def group_sums(losses: Sequence[torch.Tensor], batches: Sequence[MicroBatch], groups: int) -> torch.Tensor:
+    """float64 (2, groups): the summed loss and the number of tokens of every group of micro-batches, from the `losses`
+    of all their positions, (rows * length,) each, on the CPU.
+    """
+    sums = np.zeros((2, groups))
+    for values, batch in zip(losses, batches, strict=True):
+        valid = batch.targets.numpy().ravel() != IGNORED
+        group = batch.groups.numpy().ravel()[valid]
+        weights = values.detach().numpy()[valid].astype(np.float64)
+        sums[0] += np.bincount(group, weights=weights, minlength=groups)
+        sums[1] += np.bincount(group, minlength=groups)
+    return torch.from_numpy(sums)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

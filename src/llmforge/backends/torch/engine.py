@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from llmforge.backends.common.step import (
     seed_step,
 )
 from llmforge.backends.common.trainable import embedding_parameters, freeze
+from llmforge.backends.common.transfer import batch_to_device, to_host
 from llmforge.backends.torch.memory_saving import keep_less
 from llmforge.weights.modules import decoder_layers
 from llmforge.weights.read import open_weights
@@ -89,16 +90,18 @@ class NativeEngine:
         seed_step(self.settings.seed, self.steps, self.world.rank)
         tokens = self.total(torch.tensor([count_targets(micro_batches)], dtype=torch.float64)).item()
         factor = self.scale.value * self.world.data_size / max(tokens, 1.0)
-        sums = torch.zeros(2, self.settings.groups, dtype=torch.float64)
+        losses = []
         for number, batch in enumerate(micro_batches):
             with self._gradient_sync(number == len(micro_batches) - 1):
                 with self._autocast():
-                    loss, losses = self.module(self._to_device(batch))
+                    loss, each = self.module(batch_to_device(batch, self.device))
                 (loss * factor).backward()
-            sums += group_sums(losses, batch, self.settings.groups)
-        groups = self._as_loss_sums(sums)
+            losses.append(each)
+        # The one place of a step where the host waits for the device.
+        *values, local_norm = to_host([*losses, self._gradient_norm()])
+        groups = self._as_loss_sums(group_sums(values, micro_batches, self.settings.groups))
         loss_sum, valid = float(groups.loss.sum()), int(groups.tokens.sum())
-        norm = self._gradient_norm() / self.scale.value
+        norm = self._whole_norm(local_norm) / self.scale.value
         finite = math.isfinite(loss_sum) and math.isfinite(norm)
         applied = valid > 0 and finite and accept(loss_sum / valid, norm)
         if applied:
@@ -109,14 +112,11 @@ class NativeEngine:
         return StepResult(loss_sum, valid, norm, applied, groups)
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSums:
-        sums = torch.zeros(2, self.settings.groups, dtype=torch.float64)
         self.loss.eval()
         with torch.no_grad(), self._autocast():
-            for batch in micro_batches:
-                losses = self.module(self._to_device(batch))[1]
-                sums += group_sums(losses, batch, self.settings.groups)
+            losses = [self.module(batch_to_device(batch, self.device))[1] for batch in micro_batches]
         self.loss.train()
-        return self._as_loss_sums(sums)
+        return self._as_loss_sums(group_sums(to_host(losses), micro_batches, self.settings.groups))
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         return values
@@ -202,7 +202,7 @@ class NativeEngine:
         return values
 
     def _whole_norm(self, local: torch.Tensor) -> float:
-        """The norm of all gradients, from that of this rank's rows."""
+        """The norm of all gradients, from that of this rank's rows (on the CPU)."""
         return float(local)
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -239,9 +239,9 @@ class NativeEngine:
             group["lr"] = learning_rate
         self.optimizer.step()
 
-    def _gradient_norm(self) -> float:
-        """L2 norm over what is trained, the loss scale included; rows that are not trained are cleared
-        first.
+    def _gradient_norm(self) -> torch.Tensor:
+        """L2 norm over what of this rank is trained, (1,) float32, the loss scale included; rows that are not trained
+        are cleared first.
         """
         for parameter in self.masked:
             if parameter.grad is not None and self.rows is not None:
@@ -249,14 +249,10 @@ class NativeEngine:
                 gradient[: max(0, self.rows[0] - first)] = 0
                 gradient[max(0, self.rows[1] - first) :] = 0
         gradients = [self._local(p.grad)[0] for p in self.parameters.values() if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
-        return self._whole_norm(torch.linalg.vector_norm(norms))
-
-    def _to_device(self, batch: MicroBatch) -> MicroBatch:
-        if self.device.type == "cpu":
-            return batch
-        names = ("input_ids", "targets", "positions")
-        return replace(batch, **{n: getattr(batch, n).to(self.device, non_blocking=True) for n in names})
+        if not gradients:
+            return torch.zeros(1, device=self.device)
+        norms: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return norms.reshape(1)
 
     def _as_loss_sums(self, sums: torch.Tensor) -> LossSums:
         sums = self.total(sums)

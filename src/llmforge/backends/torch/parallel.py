@@ -141,7 +141,7 @@ class FSDPEngine(_Distributed):
         return tensor.to_local(), first_row(tensor.shape[0], self.world.rank, self.world.size)
 
     def _whole_norm(self, local: torch.Tensor) -> float:
-        return float(self.total(local.double().square().cpu()).sqrt())
+        return float(self.total(local.double().square()).sqrt())
 
     def _whole(self, tensor: Any) -> torch.Tensor:
         whole: torch.Tensor = tensor.full_tensor()

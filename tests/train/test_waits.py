@@ -1,0 +1,88 @@
+"""The host waits for the device once in an optimizer step, however many micro-batches it has."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llmforge.backends.common.step import group_sums
+from llmforge.backends.common.trainable import parse
+from llmforge.backends.torch import NativeEngine, Settings
+from llmforge.dataset.packed import PackedDataset
+from llmforge.train.batches import Groups, make_micro_batch
+
+# What makes the host wait for a GPU: reading a number, and results whose size depends on values.
+WAITING = {
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::bincount",
+    "aten::unique",
+}
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that would wait for a GPU; on a CPU they run the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (name := func._schema.name) in WAITING or "_unique" in name:
+            self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("trainable", ["all", "new-embeddings"])
+def test_more_micro_batches_make_no_more_waits(trainable: str, tiny_model: Path, tiny_data: Path) -> None:
+    data = PackedDataset([tiny_data])
+    groups = Groups(tuple(data.categories), 300)
+    settings = Settings(
+        model=tiny_model,
+        precision="fp32",
+        trainable=parse(trainable),
+        old_rows=300,
+        rows=330,
+        groups=groups.count,
+        seed=0,
+        device="cpu",
+    )
+    engine = NativeEngine(settings)
+    batches = [
+        make_micro_batch(data.rows([2 * i, 2 * i + 1]), 2, data.max_length, groups, False) for i in range(4)
+    ]
+    seen = []
+    for count in (1, 4):
+        with Waits() as waits:
+            engine.train_step(batches[:count], 1e-3, lambda *_: True)
+        seen.append(waits.seen)
+    assert seen[0] == seen[1]
+    # What remains reads tensors that are on the host already: two sums, and the norm that came with the losses.
+    assert sum(seen[1].values()) <= 4, seen[1]
+    with Waits() as waits:
+        batch = batches[0].kept
+        assert batch is not None
+        batch.nonzero()
+    assert waits.seen  # the counter can see
+
+
+def test_sums_by_group_are_those_of_a_loop() -> None:
+    groups = Groups(("a", "b"), old_rows=4)
+    chance = np.random.default_rng(0)
+    batches, losses, expected = [], [], np.zeros((2, 4))
+    for _ in range(2):
+        targets = torch.from_numpy(chance.choice([-100, 1, 7], size=(2, 5)))
+        numbers = torch.from_numpy(chance.integers(0, 4, size=(2, 5)))
+        values = torch.from_numpy(chance.random(10).astype(np.float32))
+        batch = make_micro_batch([], 2, 5, groups, False)
+        batches.append(type(batch)(batch.input_ids, targets, batch.positions, numbers, batch.lengths))
+        losses.append(values)
+        for target, group, value in zip(targets.flatten(), numbers.flatten(), values, strict=True):
+            if target != -100:
+                expected[:, group] += [float(value), 1]
+    assert group_sums(losses, batches, 4).numpy() == pytest.approx(expected)
