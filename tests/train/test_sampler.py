@@ -13,7 +13,7 @@ from llmforge.backends.base import World
 from llmforge.dataset.packed import CategoryRows, PackedDataset, RowSet
 from llmforge.dataset.shuffle import derived_seed, permutation
 from llmforge.errors import UserError
-from llmforge.train.batches import Deal
+from llmforge.train.batches import MicroBatches
 from llmforge.train.mixture import describe, whose_turn
 from llmforge.train.sampler import Sampler
 
@@ -111,15 +111,15 @@ def test_any_number_of_ranks_reads_the_same_rows(
 ) -> None:
     data = Rows(bins)
     weights = dict.fromkeys(data.categories, 1.0) if weighted else {}
-    deal = Deal(micro, micro * micro_batches * ranks)
+    split = MicroBatches(micro, micro * micro_batches * ranks)
     alone = Sampler(data, 3, weights)
     samplers = [Sampler(Rows(bins), 3, weights) for _ in range(ranks)]
     for _ in range(8):
-        step = alone.next(deal.rows_per_step).tolist()
+        step = alone.next(split.rows_per_step).tolist()
         read = [
             part
             for rank, sampler in enumerate(samplers)
-            for part in deal.share(sampler.next(deal.rows_per_step), World(rank, ranks, rank, ranks))
+            for part in split.of_rank(sampler.next(split.rows_per_step), World(rank, ranks, rank, ranks))
         ]
         assert sorted(np.concatenate(read).tolist()) == sorted(step)
 

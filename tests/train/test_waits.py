@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmforge.backends.common.settings import Settings
 from llmforge.backends.common.step import group_sums
 from llmforge.backends.common.trainable import parse
-from llmforge.backends.torch import NativeEngine, Settings
+from llmforge.backends.torch.engine import NativeEngine
 from llmforge.dataset.packed import PackedDataset
 from llmforge.train.batches import Groups, make_micro_batch
 

@@ -2,7 +2,7 @@
 predict.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from llmforge.backends.base import IGNORED, MicroBatch, World
-from llmforge.dataset.packed import PackedDataset
 
 
 @dataclass(frozen=True)
@@ -29,34 +28,6 @@ class Groups:
     def label(self, group: int) -> tuple[str, bool]:
         """(category, whether the tokens are new)."""
         return self.categories[group // 2], bool(group % 2)
-
-
-class EpochSampler:
-    """The numbers of the rows of each step: `PackedDataset.order` of one epoch after the other.
-
-    A step has no rows of two epochs: the last one of an epoch may be short.
-    """
-
-    def __init__(self, data: PackedDataset, seed: int) -> None:
-        self.data, self.seed = data, seed
-        self.epoch = self.sample = 0  # rows of the epoch that were read
-        self._ordered: tuple[int, np.ndarray] | None = None
-
-    def next(self, rows: int) -> np.ndarray:
-        """int64 (n,): at most `rows` numbers of rows."""
-        if self._ordered is None or self._ordered[0] != self.epoch:
-            self._ordered = self.epoch, self.data.order(self.seed, self.epoch)
-        indices = self._ordered[1][self.sample : self.sample + rows]
-        self.sample += len(indices)
-        if self.sample >= len(self.data):
-            self.epoch, self.sample = self.epoch + 1, 0
-        return indices
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "sample": self.sample}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self.epoch, self.sample = state["epoch"], state["sample"]
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from llmforge.backends.base import MicroBatch
-from llmforge.train.batches import EpochSampler, MicroBatches, make_micro_batch
+from llmforge.train.batches import MicroBatches, make_micro_batch
 from llmforge.train.options import TrainConfig
+from llmforge.train.sampler import Sampler
 from llmforge.train.setup import Setup
 
 
@@ -26,7 +28,7 @@ class Batch:
     bytes: int
     new_tokens: np.ndarray
     epoch: int
-    after: Mapping[str, int]
+    after: Mapping[str, Any]
 
 
 class Batches:
@@ -36,7 +38,7 @@ class Batches:
     asked for.
     """
 
-    def __init__(self, config: TrainConfig, setup: Setup, sampler: EpochSampler, split: MicroBatches) -> None:
+    def __init__(self, config: TrainConfig, setup: Setup, sampler: Sampler, split: MicroBatches) -> None:
         self.config, self.setup, self.sampler, self.split = config, setup, sampler, split
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reading")
         self._pending: Future[Batch] | None = None

@@ -13,6 +13,7 @@ from llmforge.errors import UserError
 from llmforge.train import branch
 from llmforge.train.batches import MicroBatches
 from llmforge.train.options import TrainConfig
+from llmforge.train.sampler import Sampler
 from llmforge.train.save_dir import MODELING, is_modeling
 from llmforge.train.schedule import Schedule
 from llmforge.train.states import STATES, RunStates, damaged, read_schedule, read_states
@@ -61,9 +62,11 @@ def _find(config: TrainConfig, wanted: str, origin: Path) -> Path | None:
     return found
 
 
-def check_steps(path: Path, done: int, total: int, now: Schedule, config: TrainConfig) -> str | None:
-    """What to say where the learning rate jumps because a run goes on from `path`, after `done` steps, with another
-    schedule; `UserError` where it is to end before the steps that are done.
+def check_steps(
+    path: Path, done: int, total: int, now: Schedule, config: TrainConfig, say: Callable[[str], None]
+) -> None:
+    """Says where the learning rate jumps because a run goes on from `path`, after `done` steps, with another schedule;
+    `UserError` where it is to end before the steps that are done.
     """
     if total < done:
         given = (
@@ -78,8 +81,8 @@ def check_steps(path: Path, done: int, total: int, now: Schedule, config: TrainC
     before = read_schedule(path)
     old, new = before.rate(done), now.rate(done)
     if total == done or math.isclose(old, new, rel_tol=1e-3):
-        return None
-    return (
+        return
+    say(
         f"the learning rate jumps from {old:.3g} to {new:.3g} at step {done + 1:,}: the run was planned for "
         f"{before.total:,} steps ({before.name}, at most {before.peak:.3g}), and has {total:,} now ({now.name}, at most "
         f"{now.peak:.3g})."
@@ -141,3 +144,17 @@ def keep_rows(
         f"would make it {ours.rows_per_step}."
     )
     return MicroBatches(ours.micro, states.rows_per_step)
+
+
+def load_sampler(
+    sampler: Sampler, path: Path, states: RunStates, dataset: str, say: Callable[[str], None]
+) -> None:
+    """Lets the sampler go on behind the last step; another dataset than the checkpoint's is read from its beginning."""
+    state = states.sampler
+    if states.identity["dataset"] != dataset:
+        say("the dataset is another one: it is read from its beginning.")
+        state = {"epoch": state["epoch"], "sample": 0}
+    try:
+        sampler.load_state_dict(state)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(path / STATES, "sampler") from error

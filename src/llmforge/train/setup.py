@@ -133,6 +133,8 @@ def prepare_save_dir(config: TrainConfig, setup: Setup) -> None:
 
 
 def announce(config: TrainConfig, setup: Setup, rows_per_step: int, steps: int) -> None:
+    if not setup.world.is_main:
+        return
     size, source, data = setup.vocabulary.size, setup.vocabulary.source, setup.data
     if config.pad_token:
         say(

@@ -32,7 +32,7 @@ class RunStates:
     """What a checkpoint knows of its run, besides weights and optimizer.
 
     `identity`: fingerprints of dataset and tokenizer, and the seed. `engine`: `family`, `name`, `description` and what
-    the engine itself keeps. `callbacks`: the state of each callback that has one, by its name.
+    the engine itself keeps. `callbacks`: the state of each callback that has one, by its name. `sampler`: of a version that had none, `epoch` and `sample`.
     """
 
     position: Position
@@ -41,6 +41,7 @@ class RunStates:
     counters: dict[str, int]
     rows_per_step: int
     processes: int
+    sampler: dict[str, Any]
     callbacks: dict[str, Any]
 
 
@@ -60,6 +61,7 @@ def read_states(checkpoint: Path) -> RunStates:
     counters = _table(file, raw, "counters", dict.fromkeys(COUNTERS, _count))
     figures = {"count": _count, "mean": _number, "variance": _number}
     guard = _table(file, raw, "guard", {})
+    sampler = _table(file, raw, "sampler", {}) if "sampler" in raw else {}
     callbacks = {name: value for name, value in raw.items() if name not in OTHERS}
     callbacks["guard"] = {
         name: {n: table[n] for n in figures}
@@ -76,12 +78,13 @@ def read_states(checkpoint: Path) -> RunStates:
         counters={name: counters[name] for name in COUNTERS},
         rows_per_step=_field(file, raw, "rows_per_step", lambda value: _count(value) and value > 0),
         processes=_field(file, raw, "processes", lambda value: _count(value) and value > 0),
+        sampler={"epoch": position["epoch"], "sample": position["sample"], **sampler},
         callbacks=callbacks,
     )
 
 
 COUNTERS = ("tokens", "skipped_steps", "spikes", "rollbacks")
-OTHERS = ("position", "identity", "engine", "counters", "rows_per_step", "processes", "config")
+OTHERS = ("position", "identity", "engine", "counters", "rows_per_step", "processes", "config", "sampler")
 
 
 def states_text(position: Position, identity: Mapping[str, Any], engine: Engine, **others: Any) -> str:

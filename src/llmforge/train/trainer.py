@@ -1,6 +1,7 @@
 """The trainer: one engine call per optimizer step. Everything else around a step is a callback."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ import numpy as np
 import torch
 
 from llmforge.console import say, warn
-from llmforge.train.batches import EpochSampler, MicroBatches
+from llmforge.train.batches import MicroBatches
 from llmforge.train.callbacks import CALLBACKS, Callback, Step
 from llmforge.train.callbacks.base import AnyCallback
 from llmforge.train.figures import group_means
 from llmforge.train.options import TrainConfig
 from llmforge.train.prefetch import Batches
-from llmforge.train.resume import check_steps, keep_rows, load_callbacks, load_engine
+from llmforge.train.resume import check_steps, keep_rows, load_callbacks, load_engine, load_sampler
+from llmforge.train.sampler import Sampler
 from llmforge.train.save_dir import MODELING
 from llmforge.train.schedule import make_schedule
 from llmforge.train.setup import Ranks, announce, prepare_save_dir, set_up
@@ -39,45 +41,44 @@ class Trainer:
     def _prepare(self) -> None:
         config, setup = self.config, self.setup
         self.engine = setup.engine
-        self.position, self.counters = Position(), dict.fromkeys(COUNTERS, 0)
+        self.counters = dict.fromkeys(COUNTERS, 0)
         self.asked_to_stop: str | None = None
         self.stopping: str | None = None
         self.last_save: tuple[int, Path | None] = (0, None)
-        self.sampler = EpochSampler(setup.data, config.seed)
+        self.sampler = Sampler(setup.data, config.seed)
         rows = config.micro_batch_size * config.accumulation_steps * self.engine.world.data_size
         self.split = MicroBatches(config.micro_batch_size, rows)
         self.callbacks: list[Callback] = [kind(self) for kind in CALLBACKS]
+        self._read_up_to(0, self.sampler.state_dict())
         if setup.resumed:
             self._resume(setup.resumed)
-        per_epoch = -(-len(setup.data) // self.split.rows_per_step)
+        per_epoch = -(-len(self.sampler) // self.split.rows_per_step)
         self.total = min(config.num_epochs * per_epoch, config.max_steps or 1 << 62)
         self.schedule = make_schedule(
             config.schedule, config.lr, config.min_lr_ratio, config.warmup_steps, self.total
         )
-        if setup.resumed and (
-            jump := check_steps(setup.resumed, self.position.step, self.total, self.schedule, config)
-        ):
-            self.say(jump)
+        if setup.resumed:
+            check_steps(setup.resumed, self.position.step, self.total, self.schedule, config, self.say)
         self.batches = Batches(config, setup, self.sampler, self.split)
 
     def _resume(self, path: Path) -> None:
         states = load_engine(self.engine, path, self.say)
         load_callbacks(self.callbacks, path, states)
-        self.position, self.counters = states.position, states.counters
-        self.last_save = (self.position.step, path)
-        if states.identity["dataset"] != self.setup.data.fingerprint:
-            self.say("the dataset is another one: it is read from its beginning.")
-            self.position.sample = 0
-        self.sampler.load_state_dict({"epoch": self.position.epoch, "sample": self.position.sample})
+        self.counters, self.last_save = states.counters, (states.position.step, path)
+        load_sampler(self.sampler, path, states, self.setup.data.fingerprint, self.say)
+        self._read_up_to(states.position.step, self.sampler.state_dict())
         self.split = keep_rows(states, self.split, self.ranks.world.size, self.say)
+
+    def _read_up_to(self, step: int, sampled: Mapping[str, Any]) -> None:
+        """`sampled` is the sampler's state behind `step`; the sampler itself may be one batch ahead."""
+        self.position, self.sampled = Position(step, sampled["epoch"], sampled["sample"]), sampled
 
     # The loop.
 
     def run(self) -> dict[str, Any] | None:
         """Trains to the end and returns the metrics of the run; None where it was asked to stop before."""
         prepare_save_dir(self.config, self.setup)
-        if self.ranks.world.is_main:
-            announce(self.config, self.setup, self.split.rows_per_step, self.total)
+        announce(self.config, self.setup, self.split.rows_per_step, self.total)
         started: list[Callback] = []
         try:
             with self.ranks.processes.naming_the_lost():
@@ -106,18 +107,14 @@ class Trainer:
         return {**metrics, "plugin": self.engine.name, "processes": self.ranks.world.size}
 
     def _is_done(self) -> bool:
-        position = self.position
-        return (
-            position.step >= self.total
-            or position.epoch >= self.config.num_epochs
-            or self.stopping is not None
-        )
+        through = self.position.step >= self.total or self.position.epoch >= self.config.num_epochs
+        return through or self.stopping is not None
 
     def _step(self) -> None:
         began, rate = time.monotonic(), self.schedule.rate(self.position.step)
         batch = self.batches.next(more=self.position.step + 1 < self.total)
         result = self.engine.train_step(batch.micro_batches, rate, self._accept)
-        self.position = Position(self.position.step + 1, **batch.after)
+        self._read_up_to(self.position.step + 1, batch.after)
         self.counters["tokens"] += result.valid_tokens
         figures = {
             **asdict(self.position),
@@ -183,6 +180,7 @@ class Trainer:
             self.position,
             self.setup.identity,
             self.engine,
+            sampler=self.sampled,
             counters=self.counters,
             rows_per_step=self.split.rows_per_step,
             processes=self.ranks.world.size,
