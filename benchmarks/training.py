@@ -224,6 +224,7 @@ def predict(model: Path, micro: int, threads: int) -> dict[str, float]:
         accumulation_steps=1,
         head_chunk=512,
         use_grad_checkpoint=False,
+        optimizer="adamw",
     )
     parts = memory(shape, config, LENGTH, precision=precision(), plugin="native", on_cpu=True, processes=1)
     speed = this_device().attainable(precision()) / shape.flops_per_token("all", visible)

@@ -40,6 +40,9 @@ def test_schedules_by_hand() -> None:
     wsd = make_schedule("wsd", 1.0, 0.0, 0, 20)
     assert [wsd.rate(step) for step in (0, 17, 18, 19)] == [1.0, 1.0, 0.5, 0.0]
     assert make_schedule("cosine", 1.0, 0.1, None, 400).warmup == 10
+    linear = make_schedule("linear", 1.0, 0.2, 2, 10)
+    assert [linear.rate(step) for step in (1, 5, 9)] == pytest.approx([1.0, 0.6, 0.2])
+    assert {make_schedule("constant", 0.01, 0.1, 2, 10).rate(step) for step in range(2, 10)} == {0.01}
 
 
 @given(rows=st.integers(1, 60), micro=st.integers(1, 5), ranks=st.integers(1, 4))

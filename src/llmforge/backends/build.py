@@ -9,7 +9,7 @@ import torch
 
 from llmforge.backends import registry
 from llmforge.backends.base import Engine, World
-from llmforge.backends.common import attention, packing
+from llmforge.backends.common import attention, optimizers, packing
 from llmforge.backends.common.memory import free_memory
 from llmforge.backends.common.model import find_way
 from llmforge.backends.common.settings import PRECISIONS, Settings
@@ -110,6 +110,7 @@ def build_engine(
     plugin = choose_plugin(
         config.plugin, world, device, count_parameters(model), lora=config.trainable == "lora"
     )
+    optimizers.find(config.optimizer).check_backend(plugin)
     backend, precision = registry.find(plugin), config.mixed_precision
     if precision == "auto":
         precision = backend.automatic_precision(computes_in_bf16(device))
@@ -131,6 +132,7 @@ def build_engine(
         attention=choose_attention(config, device, precision, world.is_main),
         lora_rank=config.lora_rank,
         noise=config.neft_alpha if config.use_neft else 0.0,
+        optimizer=config.optimizer,
         device=str(device),
     )
     if world.is_main:

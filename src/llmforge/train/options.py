@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from llmforge.backends import registry
+from llmforge.backends.common import optimizers
 from llmforge.errors import UsageError
+from llmforge.train.schedule import SCHEDULES
 
 RUN, BATCHES, OPTIMIZER, MODEL, ENGINE, GUARDS, SAVING, WATCHING = (
     "The run",
@@ -78,13 +80,21 @@ class TrainConfig:
         BATCHES, False, "Let documents in a row see each other, as the ancestor did."
     )
 
+    optimizer: str = flag(
+        OPTIMIZER,
+        "adamw",
+        f"{' or '.join(optimizers.names())}. muon is for the matrices of layers (AdamW for all else), with --plugin native "
+        "or ddp; models that were pretrained with AdamW, as most are, lose by the change of optimizer (arXiv 2605.10468).",
+    )
     lr: float = flag(OPTIMIZER, 3e-4, "Highest learning rate.")
-    schedule: Literal["cosine", "constant", "wsd"] = flag(
-        OPTIMIZER, "cosine", "Learning rate after warm-up; wsd is warmup-stable-decay."
+    schedule: str = flag(
+        OPTIMIZER,
+        "cosine",
+        f"Learning rate after warm-up: {', '.join(SCHEDULES)}. wsd is warmup-stable-decay.",
     )
     warmup_steps: int | None = flag(OPTIMIZER, None, "Steps of warm-up (default: 2.5 % of all).", "-s")
     min_lr_ratio: float = flag(OPTIMIZER, 0.1, "Lowest learning rate, as a share of the highest.")
-    weight_decay: float = flag(OPTIMIZER, 0.1, "AdamW weight decay; norms and biases never decay.", "-w")
+    weight_decay: float = flag(OPTIMIZER, 0.1, "Weight decay; norms and biases never decay.", "-w")
     embedding_decay: bool = flag(OPTIMIZER, True, "Let embeddings decay too.")
     beta1: float = flag(OPTIMIZER, 0.9, "AdamW: memory of the gradient.")
     beta2: float = flag(OPTIMIZER, 0.95, "AdamW: memory of its square.")
@@ -246,6 +256,9 @@ class TrainConfig:
         self.seconds_allowed()
 
     def _check_choices(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"--schedule {self.schedule}: must be one of {', '.join(SCHEDULES)}.")
+        optimizers.find(self.optimizer)
         if self.zero not in (None, 0, 1, 2):
             raise UsageError(f"--zero {self.zero}: must be 0, 1 or 2.")
 
@@ -282,6 +295,7 @@ class TrainConfig:
                 "--padding-mode longest contradicts packed rows, which all have the --max-length of prepare-data; leave it out."
             )
         registry.find(registry.resolved(self.plugin, 1)).check_options(self)
+        optimizers.find(self.optimizer).check(self)
 
     def seconds_allowed(self) -> float | None:
         """`--time-limit` in seconds."""
@@ -300,7 +314,10 @@ class TrainConfig:
 
     def deciding(self) -> dict[str, Any]:
         """The values that decide the bytes of the result, as JSON values."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["decides"]}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["decides"]}
+        if self.optimizer == "adamw":  # what version 0.1 made, which had no other, stays recognised
+            del values["optimizer"]
+        return values
 
     def to_json(self) -> dict[str, Any]:
         """All values, paths as strings."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmforge.backends import registry
+from llmforge.backends.common import optimizers
 from llmforge.backends.common.devices import Device
 from llmforge.backends.common.trainable import Trainable, parse
 from llmforge.dataset.packed import PackedDataset
@@ -68,6 +69,10 @@ class Shape:
             sum(self.per_layer[i] for i in self._chosen(wanted))
             + self.embedding_parameters * wanted.embeddings
         )
+
+    def trains_embeddings(self, trainable: str) -> bool:
+        wanted = parse(trainable)
+        return wanted.everything or wanted.embeddings
 
     def flops_per_token(self, trainable: str, visible: float) -> float:
         """Model FLOPs of one token's step: forward, the way back through activations, and gradients of
@@ -153,8 +158,10 @@ def memory(
     stored = low if sharing.low else 4
     weights = stored * shape.parameters // sharing.model // sharing.weights
     gradients = stored * trained // sharing.model // sharing.gradients
-    # Two float32 moments of AdamW, and float32 weights where those of the model are in the dtype of training.
-    optimizer = (12 if sharing.low else 8) * trained // sharing.model // sharing.optimizer
+    # And float32 weights where those of the model are in the dtype of training.
+    embeddings = min(trained, shape.embedding_parameters * shape.trains_embeddings(config.trainable))
+    optimizer = optimizers.find(config.optimizer).state_bytes(embeddings, trained - embeddings)
+    optimizer = (optimizer + (4 * trained if sharing.low else 0)) // sharing.model // sharing.optimizer
     casts = 0
     if low == 2 and not sharing.low and sharing.weights == 1:
         casts = low * shape.layers * shape.layer_parameters

@@ -95,6 +95,11 @@ def check_engine(found: Path, states: RunStates, config: TrainConfig, world: Wor
     """
     saved, ours = states.engine, registry.find(registry.resolved(config.plugin, world.size))
     written = f"--plugin {saved['name']} on {states.processes} processes"
+    if (optimizer := saved.get("optimizer", "adamw")) != config.optimizer:
+        raise UserError(
+            f"{found} has the state of --optimizer {optimizer}, not of {config.optimizer}; --load-checkpoint "
+            f"{found / MODELING} starts a new stage from its weights."
+        )
     if saved["family"] == ours.family and ours.exchanges_state:
         return
     if saved["family"] == ours.family and saved["name"] == config.plugin:

@@ -3,20 +3,37 @@ one.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-COSINE, CONSTANT, WSD = "cosine", "constant", "wsd"
-SCHEDULES = (COSINE, CONSTANT, WSD)
 WARMUP_SHARE = 0.025
 DECAY_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Linear warm-up over `warmup` steps to `peak`, then to `floor` at step `total` along the curve `name`.
+class Curve:
+    """How the rate falls from its peak: `fall` maps the part of the fall that is done (0 to 1] to what is left of the
+    way from the peak to the floor. `late`: it falls in the last `DECAY_SHARE` of all steps alone.
+    """
 
-    cosine: half a cosine (arXiv 1608.03983); constant: stays at the peak; wsd: stays at the peak until the
-    last `decay` steps, then falls linearly (warmup-stable-decay, arXiv 2404.06395).
+    fall: Callable[[float], float]
+    late: bool = False
+
+
+# A line here is a schedule; the name is what --schedule takes.
+CURVES = {
+    "cosine": Curve(lambda done: 0.5 * (1 + math.cos(math.pi * done))),  # arXiv 1608.03983
+    "linear": Curve(lambda done: 1 - done),
+    "constant": Curve(lambda done: 1.0),
+    "wsd": Curve(lambda done: 1 - done, late=True),  # warmup-stable-decay, arXiv 2404.06395
+}
+SCHEDULES = tuple(CURVES)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up over `warmup` steps to `peak`, then to `floor` at step `total` along the curve `name`, which takes
+    all steps or the last `decay`.
     """
 
     name: str
@@ -30,14 +47,13 @@ class Schedule:
         """The learning rate of the optimizer step with number `step`, counted from 0."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
-        if self.name == CONSTANT:
-            return self.peak
-        start = self.warmup if self.name == COSINE else max(self.warmup, self.total - self.decay)
+        curve = CURVES[self.name]
+        start = max(self.warmup, self.total - self.decay) if curve.late else self.warmup
         if step < start:
             return self.peak
         done = min(1.0, (step - start + 1) / max(1, self.total - start))
-        share = 0.5 * (1 + math.cos(math.pi * done)) if self.name == COSINE else 1 - done
-        return self.floor + (self.peak - self.floor) * share
+        left = curve.fall(done)
+        return self.peak if left == 1 else self.floor + (self.peak - self.floor) * left
 
 
 def make_schedule(name: str, peak: float, min_ratio: float, warmup: int | None, total: int) -> Schedule:

@@ -34,4 +34,5 @@ class Settings:
     attention: str = "auto"
     lora_rank: int | None = None
     noise: float = 0.0
+    optimizer: str = "adamw"
     device: str = "cpu"

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from llmforge.backends.base import Accept, LossSums, MicroBatch, StepResult, World
-from llmforge.backends.common import attention, storage
+from llmforge.backends.common import attention, optimizers, storage
 from llmforge.backends.common.devices import keep_freed_memory
 from llmforge.backends.common.lora import Lora
 from llmforge.backends.common.model import (
@@ -29,7 +29,6 @@ from llmforge.backends.common.step import (
     copy_to_cpu,
     count_targets,
     group_sums,
-    optimizer_groups,
     peak_memory,
     seed_step,
 )
@@ -80,7 +79,7 @@ class NativeEngine:
                 layer.compile()
         self.parameters = {n: p for n, p in self.causal.named_parameters() if p.requires_grad}
         self.masked = list(embedding_parameters(self.causal).values()) if self.rows else []
-        self.optimizer = self._make_optimizer()
+        self.optimizers = optimizers.find(settings.optimizer).make(self.causal, self.parameters, settings)
         self.scale = LossScale.for_precision(settings.precision)
         self.steps = 0
 
@@ -107,7 +106,8 @@ class NativeEngine:
         if applied:
             self._update(learning_rate, norm)
         self.scale.update(overflow=not finite)
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         return StepResult(loss_sum, valid, norm, applied, groups)
 
@@ -154,7 +154,7 @@ class NativeEngine:
                 tensor.copy_(whole[name])
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "scale": asdict(self.scale)}
+        return {"steps": self.steps, "scale": asdict(self.scale), "optimizer": self.settings.optimizer}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.steps = int(state["steps"])
@@ -166,6 +166,7 @@ class NativeEngine:
         return (
             f"{self.name} engine on {self.device}, {self.settings.precision}, {self.attention} attention, "
             f"training {trained:,} of {whole:,} parameters"
+            f"{'' if self.settings.optimizer == 'adamw' else ' by ' + self.settings.optimizer}"
         )
 
     def peak_memory(self) -> int:
@@ -235,9 +236,10 @@ class NativeEngine:
         factor /= self.scale.value
         if factor != 1.0:
             torch._foreach_mul_([p.grad for p in self.parameters.values() if p.grad is not None], factor)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
 
     def _gradient_norm(self) -> torch.Tensor:
         """L2 norm over what of this rank is trained, (1,) float32, the loss scale included; rows that are not trained
@@ -258,23 +260,9 @@ class NativeEngine:
         sums = self.total(sums)
         return LossSums(loss=sums[0], tokens=sums[1].long())
 
-    def _make_optimizer(self) -> torch.optim.AdamW:
-        """AdamW (arXiv 1711.05101)."""
-        groups = optimizer_groups(self.causal, self.parameters.values(), self.settings)
-        optimizer = torch.optim.AdamW(
-            groups, lr=0.0, betas=self.settings.betas, eps=self.settings.epsilon, fused=True
-        )
-        for parameter in self.parameters.values():
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=self.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-        return optimizer
-
     def _state_tensors(self) -> dict[str, torch.Tensor]:
         """What `optimizer/` holds: the optimizer's tensors, and the adapters of LoRA."""
-        states = self.optimizer.state
+        states = {parameter: state for one in self.optimizers for parameter, state in one.state.items()}
         tensors = {f"{n}.{key}": t for n, p in self.parameters.items() for key, t in states[p].items()}
         adapters = {n: p.detach() for n, p in self.parameters.items()} if self.lora else {}
         return tensors | adapters

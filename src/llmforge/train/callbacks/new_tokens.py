@@ -10,7 +10,7 @@ STEPS_BETWEEN_NORMS = 10
 
 
 class NewTokens(Callback):
-    """`new_tokens_never_seen` in every line; `new_row_norm` in that of step 1 and of every tenth step."""
+    """`new_tokens_never_seen` in every line; `new_row_norm` is null but in that of step 1 and of every tenth step."""
 
     name = "seen_new_tokens"
 
@@ -27,9 +27,11 @@ class NewTokens(Callback):
         self.seen = sums > 0
 
     def after_step(self, step: Step) -> bool:
-        if self.run.position.step % STEPS_BETWEEN_NORMS == 0 or self.run.position.step == 1:
-            norms = self.run.engine.embedding_norms()[self.run.setup.vocabulary.source :]
-            step.figures["new_row_norm"] = float(norms.mean()) if len(norms) else None
+        number, norm = self.run.position.step, None
+        if len(self.seen) and (number == 1 or number % STEPS_BETWEEN_NORMS == 0):
+            norms = self.run.engine.embedding_norms()
+            norm = float(norms[self.run.setup.vocabulary.source :].mean())
+        step.figures["new_row_norm"] = norm
         step.figures["new_tokens_never_seen"] = int((~self.seen).sum())
         return False
 
