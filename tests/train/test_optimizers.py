@@ -62,7 +62,7 @@ def test_muon_updates_matrices_of_layers_by_orthogonal_steps_and_all_else_as_ada
         update = (before[name] - muon[name]) / (rate * 0.2 * max(before[name].shape) ** 0.5)
         sizes = torch.linalg.svdvals(update)
         assert sizes.max() < 1.4, name
-        assert sizes.median() > 0.5, name
+        assert sizes.median() > 0.3, name  # five steps leave the smallest small
 
 
 def test_a_table_inside_a_layer_is_no_matrix_to_muon() -> None:
