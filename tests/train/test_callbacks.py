@@ -18,7 +18,7 @@ from llmforge.train.run import Stopped
 Train = Callable[..., Any]
 
 
-class LongestDocument(Callback):
+class Documents(Callback):
     """Counts documents over all ranks, asks to stop after some steps, and remembers what it counted."""
 
     name = "documents"
@@ -61,15 +61,15 @@ def lines(save_dir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def added(monkeypatch: pytest.MonkeyPatch) -> type[LongestDocument]:
-    monkeypatch.setattr(LongestDocument, "closed", [], raising=False)
+def added(monkeypatch: pytest.MonkeyPatch) -> type[Documents]:
+    monkeypatch.setattr(Documents, "closed", [], raising=False)
     # Before those that write figures.
-    monkeypatch.setattr("llmforge.train.trainer.CALLBACKS", [LongestDocument, *CALLBACKS])
-    return LongestDocument
+    monkeypatch.setattr("llmforge.train.trainer.CALLBACKS", [Documents, *CALLBACKS])
+    return Documents
 
 
 def test_a_callback_adds_figures_agrees_stops_and_resumes(
-    added: type[LongestDocument], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    added: type[Documents], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(max_steps=4, save_dir=tmp_path / "whole")
     counted = [line["documents"] for line in lines(tmp_path / "whole")]
@@ -86,7 +86,7 @@ def test_a_callback_adds_figures_agrees_stops_and_resumes(
 
 
 def test_a_damaged_state_of_a_callback_is_named(
-    added: type[LongestDocument], train: Train, monkeypatch: pytest.MonkeyPatch
+    added: type[Documents], train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(added, "stop_after", 1)
     monkeypatch.setattr(added, "state_dict", lambda self: {"counts": 1})
@@ -99,8 +99,8 @@ def test_a_checkpoint_without_the_state_of_a_callback_resumes(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(train(time_limit="0"), Stopped)
-    monkeypatch.setattr(LongestDocument, "closed", [], raising=False)
-    monkeypatch.setattr("llmforge.train.trainer.CALLBACKS", [LongestDocument, *CALLBACKS])
+    monkeypatch.setattr(Documents, "closed", [], raising=False)
+    monkeypatch.setattr("llmforge.train.trainer.CALLBACKS", [Documents, *CALLBACKS])
     train(load_checkpoint="latest", max_steps=2)
     assert lines(tmp_path / "run")[1]["documents"] > 0
 

@@ -124,7 +124,7 @@ def set_up(config: TrainConfig, weights: Path, ranks: Ranks) -> Setup:
 
 
 def prepare_save_dir(config: TrainConfig, setup: Setup) -> None:
-    """Makes --save-dir ready for the run: what an earlier one left half-written or abandoned leaves the way."""
+    """Makes --save-dir ready: what is half-written is deleted, and what is not of this run is moved aside."""
     config.save_dir.mkdir(parents=True, exist_ok=True)
     if setup.world.is_main:
         branch.remove_partial(config.save_dir)
