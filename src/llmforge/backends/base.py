@@ -129,7 +129,7 @@ class Engine(Protocol):
         ...
 
     def describe(self) -> str:
-        """What runs where, and what it trains, in a line for the user."""
+        """Collective: what runs where, and what it trains, in a line for the user."""
         ...
 
     def embedding_norms(self) -> torch.Tensor:

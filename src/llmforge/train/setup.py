@@ -133,6 +133,8 @@ def prepare_save_dir(config: TrainConfig, setup: Setup) -> None:
 
 
 def announce(config: TrainConfig, setup: Setup, rows_per_step: int, steps: int) -> None:
+    """Collective: says on the main rank what begins."""
+    description = setup.engine.describe()
     if not setup.world.is_main:
         return
     size, source, data = setup.vocabulary.size, setup.vocabulary.source, setup.data
@@ -142,6 +144,6 @@ def announce(config: TrainConfig, setup: Setup, rows_per_step: int, steps: int) 
             "learned."
         )
     say(
-        f"{setup.engine.describe()}; {len(data):,} rows of {data.max_length:,} tokens, {rows_per_step} per step, "
+        f"{description}; {len(data):,} rows of {data.max_length:,} tokens, {rows_per_step} per step, "
         f"{steps:,} steps; vocabulary {size:,}, of which {size - source:,} are new."
     )
