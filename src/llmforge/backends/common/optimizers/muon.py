@@ -73,7 +73,7 @@ def hidden_matrices(
     """
     import torch
 
-    from llmforge.weights.architecture import decoder_layers
+    from llmforge.weights.modules import decoder_layers
 
     layers = decoder_layers(causal)
     tables = {
