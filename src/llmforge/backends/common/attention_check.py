@@ -73,7 +73,22 @@ def _find_way(_text: str, held: _Held, name: str) -> Way:
                 f"{type(config).__name__}: no small model of this configuration can be made to compare attention "
                 f"with transformers' own, so training does not support it; supported are {SUPPORTED}."
             )
-        return replace(_compare(reference, name), logits=_logits(reference))
+        try:
+            return replace(_compare(reference, name), logits=_logits(reference))
+        except UserError:
+            raise
+        except Exception as error:  # any class of transformers, in a version in which it does not work
+            raise UserError(
+                f"{type(reference).__name__}: transformers {_version()} fails to compute a small model of this "
+                f"configuration ({type(error).__name__}: {' '.join(str(error).split())[:200]}), so training does not "
+                f"support it; supported are {SUPPORTED}."
+            ) from error
+
+
+def _version() -> str:
+    import transformers
+
+    return str(transformers.__version__)
 
 
 def _logits(reference: Any) -> Logits:
