@@ -137,6 +137,17 @@ def test_bins_and_datasets_follow_one_another(prepare: Prepare, tmp_path: Path) 
         assert numbers.tolist() == [i for i, found in enumerate(names) if found == {name}]
 
 
+def test_a_category_of_the_name_of_shared_rows_is_said(
+    prepare: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = corpus(tmp_path / "in", {"a": 9, MIXED: 9})
+    data = PackedDataset([prepare(source).output])
+    assert "documents have the category 'mixed'" in capsys.readouterr().err
+    assert set(data.by_category) <= {"a", MIXED}
+    prepare(source / MIXED, name="alone")
+    assert "documents have the category" not in capsys.readouterr().err
+
+
 def test_one_document_a_row_shares_nothing(prepare: Prepare, tmp_path: Path) -> None:
     finished = prepare(corpus(tmp_path / "in", {"a": 9, "b": 9}), documents_per_row=1)
     assert all(MIXED not in part["categories"] for part in finished.manifest.metrics["parts"])

@@ -18,6 +18,7 @@ from llmforge.dataset.packed import PackedDataset
 from llmforge.errors import UserError
 from llmforge.steps.fingerprint import fingerprint_contents
 from llmforge.tokenizer import load
+from llmforge.train.sampler import Sampler
 
 from .conftest import contents, write_jsonl
 
@@ -88,9 +89,11 @@ def test_the_dataset_opens_with_datasets_and_agrees_with_packed_dataset(
     assert sum(len(row["input_ids"]) for row in theirs) == mine.tokens
     single = PackedDataset(sorted((output / "arrow").iterdir()))
     assert len(single) == len(mine)
-    assert sorted(mine.order(7, 1).tolist()) == list(range(len(mine)))
-    assert (mine.order(7, 1) != mine.order(7, 2)).any()
-    assert (mine.order(7, 1) == single.order(7, 1)).all() == (mine.fingerprint == single.fingerprint)
+    first, second = (sampler.next(len(mine)) for sampler in [Sampler(mine, 7)] for _ in range(2))
+    assert sorted(second.tolist()) == sorted(first.tolist()) == list(range(len(mine)))
+    assert (first != second).any()
+    same = (Sampler(single, 7).next(len(mine)) == first).all()
+    assert same == (mine.fingerprint == single.fingerprint)
 
 
 def test_bins_hold_equal_tokens_of_every_category(prepare: Prepare, tmp_path: Path) -> None:

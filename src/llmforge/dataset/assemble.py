@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmforge.console import progress
+from llmforge.console import progress, warn
 from llmforge.corpus import Chunk
+from llmforge.dataset.categories import MIXED
 from llmforge.dataset.encoding import Choice
 from llmforge.dataset.holdout import write_holdout
 from llmforge.dataset.ledger import Ledger
@@ -45,6 +46,10 @@ class Assembly:
         `tokenizer` is its fingerprint.
         """
         names = category_names(self.summaries)
+        if MIXED in names and len(names) > 1:
+            warn(
+                f"documents have the category '{MIXED}', as rows that several categories share: both are counted as one"
+            )
         ledger = Ledger(names)
         with (self.output / REJECTED).open("w", encoding="utf-8") as file:
             write = _RejectedWriter(file, self.chunks, self.summaries)

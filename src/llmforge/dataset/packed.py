@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from llmforge.dataset.categories import row_categories
-from llmforge.dataset.shuffle import derived_seed, permutation
 from llmforge.errors import UserError
 from llmforge.steps import MANIFEST, Manifest, fingerprint_json, read_manifest
 
@@ -137,14 +136,6 @@ class PackedDataset:
 
     def __len__(self) -> int:
         return self._length
-
-    def order(self, seed: int, epoch: int) -> Int64:
-        """(rows,) int64: the order of rows in an epoch, bins in order and shuffled inside each."""
-        orders = [
-            rows.numbers(permutation(derived_seed(self.fingerprint, seed, epoch, number), len(rows)))
-            for number, rows in enumerate(self.bins)
-        ]
-        return np.concatenate(orders).astype(np.int64, copy=False)
 
     @cached_property
     def by_category(self) -> dict[str, CategoryRows]:

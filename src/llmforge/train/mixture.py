@@ -48,7 +48,7 @@ def check_weights(weights: Mapping[str, float], data: PackedDataset) -> None:
     if not data.packed_by_category and MIXED in data.by_category and MIXED not in data.categories:
         raise UserError(
             "--mix needs rows of one category, but the dataset was prepared by a version that packed all categories "
-            "together; prepare it again."
+            "together; prepare it again, with --overwrite."
         )
     for name, weight in weights.items():
         if weight and name not in data.by_category:

@@ -76,6 +76,11 @@ class TrainConfig:
         "The ancestor's length of rows. Packed rows always have that of the dataset; longest is refused.",
         decides=False,
     )
+    mix: str | None = flag(
+        BATCHES,
+        None,
+        "Shares of rows by category, such as zh=0.7,en=0.3, 0 to leave one out (default: all rows, as they come).",
+    )
     cross_document_attention: bool = flag(
         BATCHES, False, "Let documents in a row see each other, as the ancestor did."
     )
@@ -254,6 +259,7 @@ class TrainConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"--{dashed(name)} {getattr(self, name)}: must lie between 0 and 1.")
         self.seconds_allowed()
+        self.weights()
 
     def _check_choices(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -296,6 +302,14 @@ class TrainConfig:
             )
         registry.find(registry.resolved(self.plugin, 1)).check_options(self)
         optimizers.find(self.optimizer).check(self)
+
+    def weights(self) -> dict[str, float]:
+        """`--mix` as category to weight; empty where it is not given."""
+        if self.mix is None:
+            return {}
+        from llmforge.dataset.options import parse_mix  # only now: its imports take time
+
+        return parse_mix([item.strip() for item in self.mix.split(",")])
 
     def seconds_allowed(self) -> float | None:
         """`--time-limit` in seconds."""

@@ -15,6 +15,7 @@ from llmforge.backends.common.devices import Device
 from llmforge.backends.common.trainable import Trainable, parse
 from llmforge.dataset.packed import PackedDataset
 from llmforge.train.options import TrainConfig
+from llmforge.train.sampler import Sampler
 from llmforge.weights.architecture import (
     attention_heads,
     check_length,
@@ -250,9 +251,10 @@ def make_plan(config: TrainConfig, weights: Path, device: Device | None = None, 
     if precision == "auto":
         precision = backend.automatic_precision(device.bf16_is_fast)
     rows = config.micro_batch_size * config.accumulation_steps * backend.data_processes(config, processes)
-    per_epoch = -(-len(data) // rows)
+    sampler = Sampler(data, config.seed, config.weights())
+    per_epoch = -(-len(sampler) // rows)
     steps = min(per_epoch * config.num_epochs, config.max_steps or 1 << 62)
-    tokens = int(data.tokens * min(config.num_epochs, steps / per_epoch))
+    tokens = int(sampler.tokens * min(config.num_epochs, steps / per_epoch))
     flops = shape.flops_per_token(config.trainable, visible_keys(data, config.cross_document_attention))
     speed = processes * device.attainable(precision) / flops
     return Plan(

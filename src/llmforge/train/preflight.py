@@ -13,6 +13,7 @@ from llmforge.console import warn
 from llmforge.dataset.packed import PackedDataset
 from llmforge.errors import UsageError, UserError
 from llmforge.train import plan
+from llmforge.train.mixture import check_weights
 from llmforge.train.options import TrainConfig
 from llmforge.weights import Vocabulary
 
@@ -35,6 +36,8 @@ def check_inputs(
         )
     if not len(data):
         raise UserError(f"{config.dataset[0]} has no rows.")
+    if weights := config.weights():
+        check_weights(weights, data)
     if "new-embeddings" in config.trainable and vocabulary.size == vocabulary.source:
         raise UserError(f"--trainable {config.trainable}: {origin} has no new tokens; use embeddings.")
 

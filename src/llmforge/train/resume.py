@@ -154,8 +154,10 @@ def keep_rows(
 def load_sampler(
     sampler: Sampler, path: Path, states: RunStates, dataset: str, say: Callable[[str], None]
 ) -> None:
-    """Lets the sampler go on behind the last step; another dataset than the checkpoint's is read from its beginning."""
-    state = states.sampler
+    """Lets the sampler go on behind the last step, from there with the weights that it has now; another dataset than the
+    checkpoint's is read from its beginning.
+    """
+    state, weights = states.sampler, sampler.weights
     if states.identity["dataset"] != dataset:
         say("the dataset is another one: it is read from its beginning.")
         state = {"epoch": state["epoch"], "sample": 0}
@@ -163,3 +165,4 @@ def load_sampler(
         sampler.load_state_dict(state)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise damaged(path / STATES, "sampler") from error
+    sampler.reweight(weights)

@@ -124,11 +124,14 @@ class Sampler:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state`, of which all but `epoch` and `sample` may be missing: then it is that of a run without
-        weights.
+        weights. LookupError, TypeError and ValueError say that it is damaged.
         """
         self.reweight(state.get("weights", {}))
-        for name, progress in state.get("categories", {}).items():
-            self.progress[name] = Progress(**progress)
+        for name, values in state.get("categories", {}).items():
+            progress = Progress(**values)
+            if not 0 <= progress.position < len(self.data.by_category[name]):
+                raise ValueError(f"position {progress.position} of {name}")
+            self.progress[name] = progress
         self.epoch, self.sample = state["epoch"], state["sample"]
         self._end_epoch()
 

@@ -20,10 +20,12 @@ from llmforge.train import branch, plan, preflight
 from llmforge.train.batches import Groups
 from llmforge.train.checkpoint import hold_files
 from llmforge.train.holdout import Holdout
+from llmforge.train.mixture import describe
 from llmforge.train.options import TrainConfig
 from llmforge.train.ranks import facts, refuse_disagreement, refuse_separate_directories
 from llmforge.train.resolved import write_config
 from llmforge.train.resume import find_resumed
+from llmforge.train.sampler import Sampler
 from llmforge.train.save_dir import MODELING
 from llmforge.weights import Vocabulary, vocabulary
 
@@ -132,7 +134,7 @@ def prepare_save_dir(config: TrainConfig, setup: Setup) -> None:
         write_config(config)
 
 
-def announce(config: TrainConfig, setup: Setup, rows_per_step: int, steps: int) -> None:
+def announce(config: TrainConfig, setup: Setup, sampler: Sampler, rows_per_step: int, steps: int) -> None:
     """Collective: says on the main rank what begins."""
     description = setup.engine.describe()
     if not setup.world.is_main:
@@ -147,3 +149,6 @@ def announce(config: TrainConfig, setup: Setup, rows_per_step: int, steps: int) 
         f"{description}; {len(data):,} rows of {data.max_length:,} tokens, {rows_per_step} per step, "
         f"{steps:,} steps; vocabulary {size:,}, of which {size - source:,} are new."
     )
+    if sampler.weights:
+        for sentence in describe(sampler.weights, data, len(sampler)):
+            say(sentence)

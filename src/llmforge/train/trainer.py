@@ -45,7 +45,7 @@ class Trainer:
         self.asked_to_stop: str | None = None
         self.stopping: str | None = None
         self.last_save: tuple[int, Path | None] = (0, None)
-        self.sampler = Sampler(setup.data, config.seed)
+        self.sampler = Sampler(setup.data, config.seed, config.weights())
         rows = config.micro_batch_size * config.accumulation_steps * self.engine.world.data_size
         self.split = MicroBatches(config.micro_batch_size, rows)
         self.callbacks: list[Callback] = [kind(self) for kind in CALLBACKS]
@@ -78,7 +78,7 @@ class Trainer:
     def run(self) -> dict[str, Any] | None:
         """Trains to the end and returns the metrics of the run; None where it was asked to stop before."""
         prepare_save_dir(self.config, self.setup)
-        announce(self.config, self.setup, self.split.rows_per_step, self.total)
+        announce(self.config, self.setup, self.sampler, self.split.rows_per_step, self.total)
         started: list[Callback] = []
         try:
             with self.ranks.processes.naming_the_lost():
