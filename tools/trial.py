@@ -101,7 +101,7 @@ class Trial:
         model.save_pretrained(self.source)
         for file in (self.tokenizers / "old").iterdir():
             (self.source / file.name).write_bytes(file.read_bytes())
-        from llmforge.embedding.initializers.choice import Growth
+        from llmforge.embedding.options import Growth
         from llmforge.embedding.resize import grow
         from llmforge.errors import UserError
 
@@ -185,9 +185,9 @@ class Trial:
         assert counted == real, f"{counted:,} parameters, not {real:,}"
 
     def export(self) -> None:
-        from llmforge.weights.export import ExportOptions, export
+        from llmforge.weights.export import FormatOptions, export
 
-        export(self.trained, self.exported, ExportOptions())
+        export(self.trained, self.exported, FormatOptions())
         model = plain(self.exported)
         with torch.no_grad():
             made = model(documents(NEW)[0], use_cache=False).logits

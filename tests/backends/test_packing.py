@@ -16,8 +16,8 @@ from llmforge.backends.common import attention, attention_check, packing
 from llmforge.backends.common.attention import NAMES, Documents, Terms, by_flex, by_sdpa
 from llmforge.backends.common.model import load_model
 from llmforge.errors import UserError
-from llmforge.train.options import TrainConfig
-from llmforge.weights import Vocabulary
+from llmforge.train.options import TrainOptions
+from llmforge.weights.vocabulary import Vocabulary
 
 from .packed_rows import BASE, ONE_BY_ONE, PACKED, SIZES, STATE, WINDOW, largest_difference, rows_of, saved
 
@@ -184,7 +184,7 @@ def test_a_training_says_which_class_takes_documents_one_at_a_time(
 
     def build(plugin: str, documents_per_row: int, processes: int = 1) -> str:
         flags = {"plugin": plugin, "mixed_precision": "fp32"}
-        config = TrainConfig(pretrained=tmp_path, dataset=[tmp_path], save_dir=tmp_path / "run", **flags)
+        config = TrainOptions(model=tmp_path, data=[tmp_path], output=tmp_path / "run", **flags)
         world = World(0, processes, 0, processes)
         build_engine(config, tmp_path, vocabulary, 2, CPU, world, 64, documents_per_row)
         return capsys.readouterr().err

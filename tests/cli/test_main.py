@@ -10,14 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmforge.cli.app import COMMANDS
-from llmforge.cli.options import dashed, repeat_flags, words
+from llmforge.cli.arguments import canonical, dashed
+from llmforge.errors import UsageError
+from llmforge.options import options_of, words
+from llmforge.train.options import TrainOptions
 
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "tokenizers", "numpy")
 
 
 def test_help_lists_every_command_in_pipeline_order(llmforge):
     text = llmforge("--help").stdout
-    positions = [text.index(f"│ {name} ") for name in COMMANDS]
+    positions = [text.index(f"\n  {name} ") for name in COMMANDS]
     assert positions == sorted(positions)
     assert "1. Tokenizer" in text
 
@@ -89,20 +92,35 @@ def test_flags_may_be_spelled_with_underscores():
     assert dashed("-w") == "-w"
 
 
+TRAIN = options_of(TrainOptions)
+
+
 def test_a_repeatable_option_takes_words_up_to_the_next_option():
-    flags = {"--dataset"}
-    assert repeat_flags(["--dataset", "a", "b", "c", "--lr", "1"], flags) == [
-        *("--dataset", "a", "--dataset", "b", "--dataset", "c", "--lr", "1")
+    assert canonical(["--data", "a", "b", "c", "--learning-rate", "1"], TRAIN) == [
+        *("--data", "a", "--data", "b", "--data", "c", "--learning-rate", "1")
     ]
-    assert repeat_flags(["--lr", "1", "x"], flags) == ["--lr", "1", "x"]
-    assert repeat_flags(["--dataset", "a", "--", "b"], flags) == ["--dataset", "a", "--", "b"]
+    assert canonical(["--learning-rate", "1", "x"], TRAIN) == ["--learning-rate", "1", "x"]
+    assert canonical(["--data", "a", "--", "b"], TRAIN) == ["--data", "a", "--", "b"]
 
 
 @given(st.lists(st.text(alphabet="ab", min_size=1), min_size=1))
 def test_repeated_flags_keep_every_word_in_order(values):
-    repeated = repeat_flags(["--dataset", *values], {"--dataset"})
+    repeated = canonical(["--data", *values], TRAIN)
     assert repeated[1::2] == values
-    assert set(repeated[::2]) == {"--dataset"}
+    assert set(repeated[::2]) == {"--data"}
+
+
+def test_a_value_stays_as_it_is_and_a_flag_is_none():
+    assert canonical(["--time-limit", "--a_b"], TRAIN) == ["--time-limit", "--a_b"]
+    assert canonical(["--output=--data"], TRAIN) == ["--output=--data"]
+    for line in (
+        ["--output", "--data", "x"],
+        ["--data", "--output", "x"],
+        ["--output"],
+        ["--output", "--", "x"],
+    ):
+        with pytest.raises(UsageError, match=f"{line[0]} needs a value"):
+            canonical(line, TRAIN)
 
 
 def test_lists_may_be_separated_by_commas():

@@ -61,11 +61,11 @@ def test_the_same_command_knows_it_as_finished(old: Path) -> None:
 
 
 def test_the_model_trains_to_the_same_losses(old: Path) -> None:
-    from llmforge.train.options import make_config
+    from llmforge.train.options import TrainOptions
     from llmforge.train.run import run_training
 
-    config = {"pretrained": old / "model", "dataset": [old / "data"], "save_dir": old / "run"}
-    steps = {"max_steps": 9, "num_epochs": 2, "lr": 1e-2, "micro_batch_size": 4}
-    run_training(make_config({**config, **steps, "mixed_precision": "fp32", "plugin": "native"}))
+    config = {"model": old / "model", "data": [old / "data"], "output": old / "run"}
+    steps = {"max_steps": 9, "num_epochs": 2, "learning_rate": 1e-2, "micro_batch_size": 4}
+    run_training(TrainOptions(**config, **steps, mixed_precision="fp32", plugin="native"))
     lines = [json.loads(line) for line in (old / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == pytest.approx(LOSSES, rel=1e-6)

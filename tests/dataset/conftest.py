@@ -70,10 +70,10 @@ def llama_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepare(tmp_path: Path, byte_level: Path) -> Callable[..., Finished]:
     """`prepare(input, ..., name="out", max_length=64)` runs prepare-data in this process, or in `workers`."""
 
-    def run(*inputs: Path, name: str = "out", tokenizer_dir: Path = byte_level, **options: Any) -> Finished:
+    def run(*inputs: Path, name: str = "out", tokenizer: Path = byte_level, **options: Any) -> Finished:
         defaults: dict[str, Any] = {"max_length": 64, "bins": 3, "workers": 1}
         return prepare_data(
-            PrepareOptions(list(inputs), tokenizer_dir, tmp_path / name, **{**defaults, **options})
+            PrepareOptions(list(inputs), tokenizer, tmp_path / name, **{**defaults, **options})
         )
 
     return run

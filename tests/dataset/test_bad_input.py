@@ -167,7 +167,7 @@ def test_a_tokenizer_with_merges_of_no_pieces_is_refused(
     with pytest.raises(
         UserError, match=r"damaged has a tokenizer that cannot be read .* fetch its files again"
     ):
-        prepare(tmp_path / "in", tokenizer_dir=damaged, workers=workers)
+        prepare(tmp_path / "in", tokenizer=damaged, workers=workers)
     assert not (tmp_path / "out").exists()
 
 

@@ -91,7 +91,7 @@ def corpus(path: Path, documents: dict[str, int]) -> Path:
 @pytest.mark.parametrize("kind", SPLICES)
 def test_rows_hold_one_category_and_few_are_shared(prepare: Prepare, tmp_path: Path, kind: str) -> None:
     documents = {"a": 120, "b": 60, "c": 7, "mine": 1}
-    finished = prepare(corpus(tmp_path / "in", documents), splice=kind, max_length=256)
+    finished = prepare(corpus(tmp_path / "in", documents), packing=kind, max_length=256)
     figures = finished.manifest.metrics["parts"]
     found = inspect_dataset([finished.output])
     shown = [bucket["rows_by_category"] for bucket in found["buckets"]]

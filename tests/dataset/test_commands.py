@@ -63,7 +63,7 @@ def test_a_command_from_the_command_line(llmforge: Any, tmp_path: Path, byte_lev
     assert "encoding with gigatoken" in done.stderr
     assert "already done" in llmforge(*words, "--data-output-dirs", tmp_path / "out").stdout
     assert (
-        "--splice best is not known"
+        "--packing best: must be one of"
         in llmforge(*words, "--data-output-dirs", tmp_path / "o", "--splice", "best", code=2).stderr
     )
     assert "give the output once" in llmforge(*words, code=2).stderr
@@ -91,7 +91,7 @@ def test_the_inspection_counts_every_row_and_shows_masks(
 ) -> None:
     records: list[dict[str, str]] = [*corpus(40), {"source": "甲乙", "target": "丙丁 <b>", "category": "qa"}]
     write_jsonl(tmp_path / "in/x.jsonl", records)
-    output = prepare(tmp_path / "in", tokenizer_dir=llama_like).output
+    output = prepare(tmp_path / "in", tokenizer=llama_like).output
     words = ["inspect-data", output, "--tokenizer-dir", llama_like, "--samples", 1000]
     found = json.loads(llmforge(*words, "--json").stdout)
     dataset = PackedDataset([output])
@@ -108,7 +108,7 @@ def test_the_inspection_counts_every_row_and_shows_masks(
     assert "甲乙</s>丙丁 &lt;b&gt;" in page
     assert "not the tokenizer" not in page
     assert "samples are ids" not in text + page
-    assert "samples are ids; --tokenizer-dir" in llmforge("inspect-data", output).stdout
+    assert "samples are ids; --tokenizer" in llmforge("inspect-data", output).stdout
     assert "error: " in llmforge("inspect-data", tmp_path / "in", code=1).stderr
 
 
@@ -118,7 +118,7 @@ def test_one_document_per_row(llmforge: Any, tmp_path: Path, byte_level: Path) -
     words = ["prepare-data", "--data-input-dirs", tmp_path / "in", "--tokenizer-dir", byte_level]
     words += ["--max-length", 64, "--num-spliced-dataset-bins", 2, "--data-output-dirs", tmp_path / "out"]
     refused = llmforge(*words, "--documents-per-row", 1, "--splice", "concat", code=2)
-    assert "--splice concat joins documents in rows" in refused.stderr
+    assert "--packing concat joins documents in rows" in refused.stderr
     options = PrepareOptions(
         [tmp_path / "in"], byte_level, tmp_path / "other", max_length=64, documents_per_row=1, workers=1
     )
@@ -146,9 +146,9 @@ def test_one_document_per_row(llmforge: Any, tmp_path: Path, byte_level: Path) -
         (lambda t: parse_share("--holdout", t), "0.02", 0.02),
         (lambda t: parse_count("--max-tokens", t), "1.5B", 1_500_000_000),
         (lambda t: parse_count("--max-tokens", t), "2e6", 2_000_000),
-        (parse_shard, "3/4", (3, 4)),
-        (lambda t: parse_mix(t.split(",")), "zh=0.7,en=0.3", {"zh": 0.7, "en": 0.3}),
-        (lambda t: parse_mix(t.split(",")), "a=b=1", {"a=b": 1.0}),
+        ((lambda t: parse_shard("--shard", t)), "3/4", (3, 4)),
+        (lambda t: parse_mix("--mix", t.split(",")), "zh=0.7,en=0.3", {"zh": 0.7, "en": 0.3}),
+        (lambda t: parse_mix("--mix", t.split(",")), "a=b=1", {"a=b": 1.0}),
     ],
 )
 def test_values_of_flags(read: Callable[[str], Any], text: str, value: Any) -> None:
@@ -162,12 +162,12 @@ def test_values_of_flags(read: Callable[[str], Any], text: str, value: Any) -> N
         (lambda t: parse_share("--holdout", t), "nan"),
         (lambda t: parse_count("--max-tokens", t), "many"),
         (lambda t: parse_count("--max-tokens", t), "-5"),
-        (parse_shard, "4/4"),
-        (parse_shard, "1"),
-        (lambda t: parse_mix(t.split(",")), "zh"),
-        (lambda t: parse_mix(t.split(",")), "zh=-1"),
-        (lambda t: parse_mix(t.split(",")), "zh=1,zh=2"),
-        (lambda t: parse_mix(t.split(",")), "zh=0"),
+        ((lambda t: parse_shard("--shard", t)), "4/4"),
+        ((lambda t: parse_shard("--shard", t)), "1"),
+        (lambda t: parse_mix("--mix", t.split(",")), "zh"),
+        (lambda t: parse_mix("--mix", t.split(",")), "zh=-1"),
+        (lambda t: parse_mix("--mix", t.split(",")), "zh=1,zh=2"),
+        (lambda t: parse_mix("--mix", t.split(",")), "zh=0"),
     ],
 )
 def test_wrong_values_of_flags(read: Callable[[str], Any], text: str) -> None:

@@ -32,7 +32,7 @@ RECORD = st.fixed_dictionaries(
     records=st.lists(RECORD, min_size=1, max_size=25),
     max_length=st.integers(2, 70),
     bins=st.integers(1, 5),
-    splice=st.sampled_from(SPLICES),
+    packing=st.sampled_from(SPLICES),
     documents_per_row=st.sampled_from([0, 1]),
     llama=st.booleans(),
     holdout=st.sampled_from([0.0, 0.2]),
@@ -65,7 +65,7 @@ def test_nothing_is_lost(
         ] += 1
         options = PrepareOptions(
             [Path(scratch) / "in"], directory, Path(scratch) / "out",
-            max_length=max_length, bins=bins, splice=splice, documents_per_row=documents_per_row,
+            max_length=max_length, bins=bins, packing=splice, documents_per_row=documents_per_row,
             holdout=holdout, max_rejected=1.0, workers=1,
         )  # fmt: skip
         finished = prepare_data(options)

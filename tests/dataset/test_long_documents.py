@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmforge.corpus import ReadOptions, beginning, find_chunks, read_blocks
+from llmforge.corpus import ReadOptions, find_chunks, read_blocks
+from llmforge.corpus.beginning import beginning
 from llmforge.dataset import encoding, sample
 from llmforge.dataset.encoding import Encoder, save_framed, save_reference
 from llmforge.dataset.sample import sample_texts

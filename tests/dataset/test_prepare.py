@@ -1,9 +1,11 @@
 """prepare-data from end to end: every format, the ledger, the same bytes however the work is shared."""
 
+import base64
 import gzip
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from llmforge.dataset.inspection import inspect_dataset
 from llmforge.dataset.packed import PackedDataset
 from llmforge.errors import UserError
 from llmforge.steps.fingerprint import fingerprint_contents
 from llmforge.tokenizer import load
+from llmforge.tokenizer.formats.schemes import SCHEMES
 from llmforge.train.sampler import Sampler
 
 from .conftest import contents, write_jsonl
@@ -118,7 +122,11 @@ def test_bins_hold_equal_tokens_of_every_category(prepare: Prepare, tmp_path: Pa
 def test_the_fingerprint_is_that_of_the_bytes_on_disk_though_parts_are_read_once(
     prepare: Prepare, tmp_path: Path, flat: bool
 ) -> None:
-    finished = prepare(write_jsonl(tmp_path / "in/x.jsonl", corpus()), flat=flat, workers=2)
+    finished = prepare(
+        write_jsonl(tmp_path / "in/x.jsonl", corpus()),
+        arrow_output_dir=tmp_path / "out" if flat else None,
+        workers=2,
+    )
     assert finished.manifest.outputs["fingerprint"] == fingerprint_contents(finished.output)
     assert not any("fingerprint" in part for part in finished.manifest.metrics["parts"])
 
@@ -143,7 +151,7 @@ def test_source_is_masked_and_bytes_are_those_of_the_target(
     ]
     write_jsonl(tmp_path / "in/x.jsonl", records)
     for tokenizer in (byte_level, llama_like):
-        output = prepare(tmp_path / "in", name=tokenizer.name, tokenizer_dir=tokenizer, bins=1).output
+        output = prepare(tmp_path / "in", name=tokenizer.name, tokenizer=tokenizer, bins=1).output
         dataset, loaded = PackedDataset([output]), load(tokenizer)
         total = 0
         for row in dataset.rows(range(len(dataset))):
@@ -183,7 +191,7 @@ def test_the_ledger_balances_and_rejected_lines_are_named(prepare: Prepare, tmp_
         (31, "'target' is not text"),
     ]
     with pytest.raises(UserError, match=r"line 11: broken JSON.*--on-bad-line"):
-        prepare(tmp_path / "in", name="stop", stop_on_bad_line=True)
+        prepare(tmp_path / "in", name="stop", on_bad_line="stop")
 
 
 def test_held_out_documents_are_written_whole_and_never_trained_on(
@@ -202,3 +210,20 @@ def test_held_out_documents_are_written_whole_and_never_trained_on(
     assert held
     assert not set(held) & set(trained)
     assert held + trained == Counter(record["target"] for record in records)
+
+
+def test_ranks_that_cannot_be_told_are_read_by_their_scheme(
+    prepare: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    special = {"<|endoftext|>": 256}
+    for name in ("qwen", "qwen2"):
+        monkeypatch.setitem(SCHEMES, name, replace(SCHEMES[name], ranks=256, special=special))
+    (tmp_path / "tokenizer").mkdir()
+    ranks = b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256))
+    (tmp_path / "tokenizer/some.tiktoken").write_bytes(ranks)
+    write_jsonl(tmp_path / "in/x.jsonl", [{"target": "the cat"}])
+    with pytest.raises(UserError, match="say which with --tokenizer-scheme"):
+        prepare(tmp_path / "in", tokenizer=tmp_path / "tokenizer")
+    finished = prepare(tmp_path / "in", tokenizer=tmp_path / "tokenizer", tokenizer_scheme="qwen2")
+    assert finished.manifest.metrics["tokens"] == 8
+    inspect_dataset([finished.output], tmp_path / "tokenizer", 1, tokenizer_scheme="qwen2")

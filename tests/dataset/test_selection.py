@@ -157,7 +157,7 @@ def test_quality_steps_are_counted_and_off_by_default(prepare: Prepare, tmp_path
     assert reasons(prepare(tmp_path / "in", name="plain")) == {}
     finished = prepare(
         tmp_path / "in",
-        gopher=True,
+        quality="gopher",
         blocklist=tmp_path / "block.txt",
         decontaminate=[tmp_path / "eval.jsonl"],
     )

@@ -14,9 +14,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmforge.cli.compat import SPELLINGS
 from llmforge.errors import UserError
-from llmforge.recipes.recipe import read_recipe
-from llmforge.train.options import read_config
+from llmforge.options import read_file
+from llmforge.recipes.recipe import read_recipe as read
+from llmforge.train.options import TrainOptions
 from llmforge.yaml_file import read_yaml
 
 VALUES = st.recursive(
@@ -44,13 +46,18 @@ def test_any_yaml_is_a_recipe_or_refused(tmp_path_factory, value):
     assert all(isinstance(word, str) for command in commands for word in command)
 
 
+def read_recipe(file: Path, assignments: list[str]) -> list[list[str]]:
+    """The command lines of a recipe, whose options may have any spelling."""
+    return [list(step.words) for step in read(file, assignments, SPELLINGS)]
+
+
 @pytest.mark.fuzz
 @given(st.binary(max_size=60) | st.text(alphabet="&*<>[]{}:,-?! ab\n\"'%|", max_size=60).map(str.encode))
 def test_any_bytes_are_flags_or_refused(tmp_path_factory, data):
     file = tmp_path_factory.mktemp("flags") / "flags.yaml"
     file.write_bytes(data)
     with contextlib.suppress(UserError):
-        read_config(file)
+        read_file(TrainOptions, "train", file, SPELLINGS["train"])
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -118,21 +125,23 @@ def test_anchors_and_merges_serve_recipes(tmp_path):
 
 def test_false_switches_off_whatever_is_on_by_default(tmp_path):
     (tmp_path / "r.yaml").write_text(
-        "steps: [{train: {embedding-decay: false, background_save: false, overwrite: false, dry-run: true}}]"
+        "steps: [{train: {pretrained: m, dataset: d, save_dir: s, embedding-decay: false, background_save: false, "
+        "overwrite: false, dry-run: true}}]"
     )
     assert read_recipe(tmp_path / "r.yaml", [])[0] == [
-        *("train", "--no-embedding-decay", "--no-background-save", "--dry-run")
+        *("train", "--model", "m", "--data", "d", "--output", "s"),
+        *("--no-embedding-decay", "--no-background-save", "--dry-run"),
     ]
 
 
-def test_every_boolean_of_every_command_that_is_on_by_default_can_be_switched_off():
+def test_every_boolean_of_every_command_can_be_switched_off():
     from llmforge.cli.app import COMMANDS, load_command
 
     for name in COMMANDS:
         command = load_command(name)
         for one in getattr(command, "commands", {name: command}).values():
             for option in one.params:
-                if getattr(option, "is_flag", False) and option.default is True:
+                if getattr(option, "is_flag", False) and option.name != "help":
                     assert option.secondary_opts, f"{name}: {option.name}"
 
 
@@ -164,7 +173,7 @@ def test_a_recipe_can_give_arguments_groups_and_values_that_begin_with_a_dash(tm
     )
     assert read_recipe(tmp_path / "r.yaml", []) == [
         ["inspect-data", "a", "b", "--samples", "2"],
-        ["delta", "make", "--base", "b", "--target", "t", "--output", "o"],
+        ["delta", "make", "--base", "b", "--model", "t", "--output", "o"],
         ["generate", "--model", "m", "--prompt=- a list"],
     ]
 
@@ -262,7 +271,7 @@ def test_run_does_not_go_on_with_a_training_that_its_time_limit_stopped(training
 
 
 def test_a_launched_training_is_resumed_and_told_from_a_stopped_one(tmp_path):
-    from llmforge.recipes.recipe import _for_training
+    from llmforge.recipes.running import for_training
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
@@ -272,7 +281,7 @@ def test_a_launched_training_is_resumed_and_told_from_a_stopped_one(tmp_path):
     (command,) = read_recipe(tmp_path / "r.yaml", [])
     train = ["--", "train", "--save-dir", str(tmp_path / "run")]
     assert command == ["launch", "--nproc-per-node", "2", *train]
-    assert _for_training(command) == [
+    assert for_training(command) == [
         *("launch", "--stopped-exit-code", "75", "--nproc-per-node", "2"),
         *(*train, "--load-checkpoint", "latest"),
     ]

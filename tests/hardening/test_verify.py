@@ -30,13 +30,13 @@ def outputs(llmforge: Run, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
     """One small output of every command, below one directory."""
     from llmforge.dataset.options import PrepareOptions
     from llmforge.dataset.prepare import prepare_data
-    from llmforge.embedding.initializers.choice import Growth
+    from llmforge.embedding.options import Growth
     from llmforge.embedding.resize import grow
     from llmforge.steps import write_report
     from llmforge.tokenizer.expand import init_tokenizer
     from llmforge.tokenizer.learn import learn_pieces
     from llmforge.weights import delta
-    from llmforge.weights.export import ExportOptions, export
+    from llmforge.weights.export import FormatOptions, export
 
     place = tmp_path_factory.mktemp("outputs")
     corpus, out = place / "corpus", place / "out"
@@ -51,7 +51,7 @@ def outputs(llmforge: Run, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
         *("train", "--pretrained", out / "grown", "--dataset", out / "data", "--save-dir", out / "run"),
         *("--max-steps", 2, "--save-interval", 1, "--mixed-precision", "fp32"),
     )
-    export(out / "run", out / "exported", ExportOptions())
+    export(out / "run", out / "exported", FormatOptions())
     delta.make(out / "grown", out / "exported", out / "delta")
     write_report(out / "report.md", "| a |\n", "compare-tokenizers", "--output")
     return out
@@ -185,15 +185,15 @@ def test_export_and_train_read_no_damaged_model(llmforge, copy, tmp_path):
 
 def test_a_training_of_new_rows_alone_is_another_model(copy, tmp_path):
     """Two trainings of new-embeddings differ in a few rows of one tensor."""
-    from llmforge.weights.export import ExportOptions, export
+    from llmforge.weights.export import FormatOptions, export
 
     model = tmp_path / "model"
     shutil.copytree(copy / "run" / "modeling", model, ignore=shutil.ignore_patterns("llmforge.json"))
-    export(model, tmp_path / "exported", ExportOptions())
-    assert export(model, tmp_path / "exported", ExportOptions()).skipped
+    export(model, tmp_path / "exported", FormatOptions())
+    assert export(model, tmp_path / "exported", FormatOptions()).skipped
     flip(model / "model.safetensors", (model / "model.safetensors").stat().st_size - 2)
     with pytest.raises(UserError, match="from other inputs"):
-        export(model, tmp_path / "exported", ExportOptions())
+        export(model, tmp_path / "exported", FormatOptions())
 
 
 def test_verifying_reads_the_disk_whatever_is_remembered(copy, own_cache, monkeypatch):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from llmforge.errors import UserError
 from llmforge.weights.completeness import check_complete
-from llmforge.weights.export import ExportOptions, export
+from llmforge.weights.export import FormatOptions, export
 from llmforge.weights.files import copy_file
 from llmforge.weights.read import open_weights
 
@@ -229,7 +229,7 @@ def test_links_that_lead_out_are_not_copied(tiny_model: Path, tmp_path: Path) ->
     (tmp_path / "secret").write_text("secret")
     (model / "LICENSE").symlink_to(tmp_path / "secret")
     with pytest.raises(UserError, match="LICENSE is a link to"):
-        export(model, tmp_path / "out", ExportOptions())
+        export(model, tmp_path / "out", FormatOptions())
     assert not (tmp_path / "out").exists()
 
 
@@ -241,7 +241,7 @@ def test_the_cache_of_the_hub_is_made_of_links(tiny_model: Path, tmp_path: Path)
     for number, file in enumerate(sorted(tiny_model.iterdir())):
         shutil.copy(file, repository / "blobs" / str(number))
         (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
-    export(snapshot, tmp_path / "out", ExportOptions())
+    export(snapshot, tmp_path / "out", FormatOptions())
     assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
     (tmp_path / "secret").write_text("secret")
     (snapshot / "LICENSE").symlink_to(tmp_path / "secret")

@@ -16,11 +16,11 @@ def test_the_export_gives_the_logits_of_the_training_process(tiny_model, tmp_pat
     train = f"""
 import numpy as np, torch
 from pathlib import Path
-from llmforge.train.options import TrainConfig
+from llmforge.train.options import TrainOptions
 from llmforge.train.trainer import Trainer
-config = TrainConfig(pretrained=Path({str(tiny_model)!r}), dataset=[Path({str(tmp_path / "data")!r})],
-                     save_dir=Path({str(tmp_path / "trained")!r}), max_steps=5, lr=1e-2, mixed_precision="bf16")
-trainer = Trainer(config, config.pretrained)
+config = TrainOptions(model=Path({str(tiny_model)!r}), data=[Path({str(tmp_path / "data")!r})],
+                     output=Path({str(tmp_path / "trained")!r}), max_steps=5, learning_rate=1e-2, mixed_precision="bf16")
+trainer = Trainer(config, config.model)
 assert trainer.run() is not None
 with torch.no_grad():
     logits = trainer.engine.causal.eval()(torch.arange(200)[None]).logits[0].float()

@@ -86,7 +86,7 @@ TRAIN = ("--", "train", "--pretrained", "m", "--dataset", "d", "--save-dir", "s"
     ("words", "code", "sentence"),
     [
         (["--", "export", "--checkpoint", "c"], 2, '"export" cannot be launched on hosts'),
-        ([*TRAIN, "--learning-rate", "1"], 2, "No such option"),
+        ([*TRAIN, "--learning-speed", "1"], 2, "No such option"),
         ([*TRAIN, "--min-lr-ratio", "7"], 2, "--min-lr-ratio 7.0: must lie between 0 and 1"),
         (["--env", "NOT_SET_HERE", *TRAIN], 2, "--env NOT_SET_HERE: this variable is not set here"),
         (["--hostfile", "absent", *TRAIN], 1, "--hostfile absent: No such file"),

@@ -12,7 +12,7 @@ import sentencepiece
 from llmforge.errors import UserError
 from llmforge.tokenizer import Tokenizer, load
 from llmforge.tokenizer.expand import init_tokenizer
-from llmforge.tokenizer.load import from_definition
+from llmforge.tokenizer.loading import from_definition
 from llmforge.tokenizer.verify import verify
 
 from . import makers

@@ -188,21 +188,21 @@ def write_dataset(
 
 @pytest.fixture
 def train(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Callable[..., Any]:
-    """`train(lr=1e-2)` runs a training of the tiny model in this process and returns what
+    """`train(learning_rate=1e-2)` runs a training of the tiny model in this process and returns what
     `run_training` does.
     """
-    from llmforge.train.options import make_config
+    from llmforge.train.options import TrainOptions
     from llmforge.train.run import run_training
 
     def run(**values: Any) -> Any:
         defaults = {
-            "pretrained": tiny_model,
-            "dataset": [tiny_data],
-            "save_dir": tmp_path / "run",
+            "model": tiny_model,
+            "data": [tiny_data],
+            "output": tmp_path / "run",
             "mixed_precision": "fp32",
-            "lr": 1e-2,
+            "learning_rate": 1e-2,
         }
-        return run_training(make_config({**defaults, **values}))
+        return run_training(TrainOptions(**{**defaults, **values}))
 
     return run
 

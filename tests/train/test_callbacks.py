@@ -71,7 +71,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> type[Documents]:
 def test_a_callback_adds_figures_agrees_stops_and_resumes(
     added: type[Documents], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(max_steps=4, save_dir=tmp_path / "whole")
+    whole = train(max_steps=4, output=tmp_path / "whole")
     counted = [line["documents"] for line in lines(tmp_path / "whole")]
     assert counted == sorted(counted)
     assert whole.manifest.metrics["documents"] == counted[-1]
@@ -150,5 +150,5 @@ def test_what_the_thread_meets_is_said_as_if_there_were_none(
     monkeypatch.setattr(NativeEngine, "train_step", working)
     # Rows are read before the cut, so that no page of a file that has become shorter is touched.
     with pytest.raises(UserError, match=r"was cut from .* bytes while it was in use; prepare the data again"):
-        train(dataset=[data], micro_batch_size=4, save_interval=1)
+        train(data=[data], micro_batch_size=4, save_interval=1)
     assert 2 <= len(lines(tmp_path / "run")) <= 3

@@ -24,17 +24,17 @@ Train = Callable[..., Any]
 @pytest.fixture(scope="session")
 def whole(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training of 4 steps with a checkpoint of each."""
-    from llmforge.train.options import make_config
+    from llmforge.train.options import TrainOptions
     from llmforge.train.run import run_training
 
     save_dir = tmp_path_factory.mktemp("checkpoints") / "run"
     values = {
-        "pretrained": tiny_model,
-        "dataset": [tiny_data],
-        "save_dir": save_dir,
+        "model": tiny_model,
+        "data": [tiny_data],
+        "output": save_dir,
         "mixed_precision": "fp32",
     }
-    run_training(make_config({**values, "lr": 1e-2, "max_steps": 4, "save_interval": 1}))
+    run_training(TrainOptions(**{**values, "learning_rate": 1e-2, "max_steps": 4, "save_interval": 1}))
     return save_dir
 
 
@@ -227,7 +227,7 @@ def test_the_source_model_may_go_away_or_change_after_the_start(
         save(self, *words)
 
     monkeypatch.setattr(Saver, "save", lose)
-    train(pretrained=source, max_steps=4, save_interval=1, trainable="all")
+    train(model=source, max_steps=4, save_interval=1, trainable="all")
     assert weights(tmp_path / "run") == weights(whole)
     assert branch.damage(tmp_path / "run" / "epoch-0_step-1") is None
 
@@ -242,7 +242,7 @@ def test_a_save_directory_that_is_deleted_ends_the_run_in_one_sentence(
         save(self, *words)
 
     monkeypatch.setattr(Saver, "save", lose)
-    with pytest.raises(UserError, match=r"--save-dir .*run was deleted or moved while the training ran"):
+    with pytest.raises(UserError, match=r"--output .*run was deleted or moved while the training ran"):
         train(max_steps=8, save_interval=2)
     said = capsys.readouterr().err
     assert "Traceback" not in said
@@ -321,8 +321,8 @@ def test_metrics_have_every_step_once_when_a_run_is_stopped_while_it_measures(
 ) -> None:
     from llmforge.train.callbacks.evaluation import Evaluation
 
-    flags = {"max_steps": 4, "holdout": [tiny_data], "eval_interval": 2, "save_interval": 0}
-    train(save_dir=tmp_path / "whole", **flags)
+    flags = {"max_steps": 4, "eval_data": [tiny_data], "eval_interval": 2, "save_interval": 0}
+    train(output=tmp_path / "whole", **flags)
     measure = Evaluation._measure
     asked: list[bool] = []
 
@@ -375,23 +375,23 @@ def test_a_dataset_that_is_cut_while_it_is_in_use_is_named(make_dataset: Callabl
         data.rows([0])
 
 
-@pytest.mark.parametrize("inside", ["pretrained", "load_checkpoint", "dataset"])
+@pytest.mark.parametrize("inside", ["model", "load_checkpoint", "data"])
 def test_overwrite_never_empties_the_directory_of_its_own_inputs(
     inside: str, train: Train, unfinished: Path, tiny_data: Path
 ) -> None:
     given: dict[str, Any] = {
-        "pretrained": unfinished / "epoch-0_step-1" / "modeling",
+        "model": unfinished / "epoch-0_step-1" / "modeling",
         "load_checkpoint": str(unfinished / "epoch-0_step-1"),
-        "dataset": [unfinished / "data"],
+        "data": [unfinished / "data"],
     }
-    if inside == "dataset":
+    if inside == "data":
         shutil.copytree(tiny_data, unfinished / "data")
     with pytest.raises(UserError):
         train(overwrite=True, max_steps=2, **{inside: given[inside]})
     assert names(unfinished) == [f"epoch-0_step-{i}" for i in (1, 2, 3, 4)]
-    assert inside != "dataset" or (unfinished / "data" / "llmforge.json").is_file()
+    assert inside != "data" or (unfinished / "data" / "llmforge.json").is_file()
 
 
 def test_overwrite_replaces_a_training_with_its_checkpoints(train: Train, unfinished: Path) -> None:
-    train(overwrite=True, max_steps=2, lr=1e-3)
+    train(overwrite=True, max_steps=2, learning_rate=1e-3)
     assert names(unfinished) == ["epoch-0_step-2"]

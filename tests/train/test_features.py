@@ -49,7 +49,7 @@ def test_lora_leaves_a_merged_model_and_resumes_to_the_same_bits(
     from transformers import AutoModelForCausalLM
 
     words = {"trainable": "lora", "lora_rank": 4, "max_steps": 8, "save_interval": 3}
-    train(**words, save_dir=tmp_path / "whole")
+    train(**words, output=tmp_path / "whole")
     names = changed(tiny_model, tmp_path / "whole" / "modeling")
     assert len(names) == 3 * 7
     assert all(".layers." in name and name.endswith("proj.weight") for name in names)
@@ -57,7 +57,7 @@ def test_lora_leaves_a_merged_model_and_resumes_to_the_same_bits(
     (tmp_path / "again").mkdir()
     (tmp_path / "whole" / "epoch-0_step-3").rename(tmp_path / "again" / "epoch-0_step-3")
     (tmp_path / "again" / "run.json").write_text((tmp_path / "whole" / "run.json").read_text())
-    train(**words, save_dir=tmp_path / "again", load_checkpoint="latest")
+    train(**words, output=tmp_path / "again", load_checkpoint="latest")
     weights = [
         (tmp_path / name / "modeling" / "model.safetensors").read_bytes() for name in ("whole", "again")
     ]
@@ -67,15 +67,15 @@ def test_lora_leaves_a_merged_model_and_resumes_to_the_same_bits(
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_follows_float32(precision: str, train: Train, tmp_path: Path) -> None:
-    train(max_steps=6, save_dir=tmp_path / "a")
-    train(max_steps=6, save_dir=tmp_path / "b", mixed_precision=precision)
+    train(max_steps=6, output=tmp_path / "a")
+    train(max_steps=6, output=tmp_path / "b", mixed_precision=precision)
     assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), abs=0.03)
     assert losses(tmp_path / "b") != losses(tmp_path / "a")
 
 
 def test_recomputing_activations_changes_nothing(train: Train, tmp_path: Path) -> None:
-    train(max_steps=4, save_dir=tmp_path / "a")
-    train(max_steps=4, save_dir=tmp_path / "b", use_grad_checkpoint=True)
+    train(max_steps=4, output=tmp_path / "a")
+    train(max_steps=4, output=tmp_path / "b", gradient_checkpointing=True)
     assert losses(tmp_path / "b") == losses(tmp_path / "a")
 
 
@@ -89,8 +89,8 @@ def test_attention_that_does_not_run_here_is_refused(train: Train) -> None:
 
 
 def test_cross_document_attention_is_another_loss(train: Train, tmp_path: Path) -> None:
-    train(max_steps=1, save_dir=tmp_path / "a")
-    train(max_steps=1, save_dir=tmp_path / "b", cross_document_attention=True)
+    train(max_steps=1, output=tmp_path / "a")
+    train(max_steps=1, output=tmp_path / "b", cross_document_attention=True)
     assert abs(losses(tmp_path / "a")[0] - losses(tmp_path / "b")[0]) > 1e-4
     # The first token of a document is predicted from the one before.
     assert lines(tmp_path / "b")[0]["tokens"] > lines(tmp_path / "a")[0]["tokens"]
@@ -98,21 +98,21 @@ def test_cross_document_attention_is_another_loss(train: Train, tmp_path: Path) 
 
 def test_noise_on_embeddings_is_the_same_each_time(train: Train, tmp_path: Path) -> None:
     for name, noise in (("a", False), ("b", True), ("c", True)):
-        train(max_steps=2, save_dir=tmp_path / name, use_neft=noise)
+        train(max_steps=2, output=tmp_path / name, use_neft=noise)
     assert losses(tmp_path / "b") == losses(tmp_path / "c") != losses(tmp_path / "a")
 
 
 @pytest.mark.slow
 def test_compiled_layers_follow_plain_ones(train: Train, tmp_path: Path) -> None:
-    train(max_steps=3, save_dir=tmp_path / "a")
-    train(max_steps=3, save_dir=tmp_path / "b", compile=True)
+    train(max_steps=3, output=tmp_path / "a")
+    train(max_steps=3, output=tmp_path / "b", compile=True)
     assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), abs=1e-4)
 
 
 def test_modeling_starts_a_new_stage_from_its_weights(train: Train, tmp_path: Path) -> None:
-    train(max_steps=3, save_dir=tmp_path / "one")
-    train(max_steps=1, save_dir=tmp_path / "two", pretrained=tmp_path / "one" / "modeling")
-    train(max_steps=1, save_dir=tmp_path / "three", load_checkpoint=str(tmp_path / "one" / "modeling"))
+    train(max_steps=3, output=tmp_path / "one")
+    train(max_steps=1, output=tmp_path / "two", model=tmp_path / "one" / "modeling")
+    train(max_steps=1, output=tmp_path / "three", load_checkpoint=str(tmp_path / "one" / "modeling"))
     assert losses(tmp_path / "two") == losses(tmp_path / "three")
     manifest = json.loads((tmp_path / "three" / "llmforge.json").read_text())
     assert manifest["inputs"][0]["path"].endswith("one/modeling")
@@ -131,7 +131,7 @@ def test_pickled_weights_train_to_the_same_bits(train: Train, tiny_model: Path, 
     torch.save(tensors, tmp_path / "pickled" / "pytorch_model.bin")
     (tmp_path / "pickled" / "model.safetensors").unlink()
     for name in ("plain", "pickled"):
-        train(pretrained=tmp_path / name, max_steps=2, save_dir=tmp_path / f"run-{name}")
+        train(model=tmp_path / name, max_steps=2, output=tmp_path / f"run-{name}")
     assert not changed(tmp_path / "run-plain" / "modeling", tmp_path / "run-pickled" / "modeling")
 
 
@@ -142,7 +142,7 @@ def test_the_holdout_is_measured_in_bits_per_byte(
     from transformers import AutoModelForCausalLM
 
     holdout = make_dataset(rows=5, parts=1)
-    train(max_steps=12, lr=3e-2, holdout=[holdout], eval_interval=5)
+    train(max_steps=12, learning_rate=3e-2, eval_data=[holdout], eval_interval=5)
     measured = {
         line["step"]: line["holdout_bits_per_byte"]
         for line in lines(tmp_path / "run")
@@ -185,8 +185,8 @@ def test_a_step_reports_its_figures(train: Train, tmp_path: Path) -> None:
 
 GOLDEN = {
     "all": {"schedule": "cosine"},
-    "new-embeddings": {"trainable": "new-embeddings", "lr": 3e-2},
-    "wsd, accumulated": {"schedule": "wsd", "micro_batch_size": 1, "accumulation_steps": 3},
+    "new-embeddings": {"trainable": "new-embeddings", "learning_rate": 3e-2},
+    "wsd, accumulated": {"schedule": "wsd", "micro_batch_size": 1, "gradient_accumulation_steps": 3},
     "constant, across documents": {
         "schedule": "constant",
         "cross_document_attention": True,
@@ -212,10 +212,10 @@ def test_weights_and_biases_gets_every_step_under_one_name(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     save_dir = tmp_path / "run"
-    train(max_steps=2, save_interval=2, save_dir=save_dir, wandb_project="p")
+    train(max_steps=2, save_interval=2, output=save_dir, wandb_project="p")
     name = (save_dir / ".wandb-id").read_text()
     (save_dir / "llmforge.json").unlink()
-    train(max_steps=4, save_dir=save_dir, wandb_project="p", load_checkpoint="latest")
+    train(max_steps=4, output=save_dir, wandb_project="p", load_checkpoint="latest")
     logs = sorted(save_dir.glob("wandb/offline-run-*"))
     assert len(logs) == 2
     for log in logs:

@@ -11,7 +11,7 @@ import pytest
 
 from llmforge.dataset.packed import PackedDataset
 from llmforge.errors import UsageError, UserError
-from llmforge.train.options import make_config
+from llmforge.train.options import TrainOptions
 from llmforge.train.plan import make_plan
 from llmforge.train.sampler import Sampler
 
@@ -43,7 +43,7 @@ def test_steps_read_the_rows_of_the_sampler_and_a_resume_goes_on_with_them(
     train: Callable[..., Any], prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = PackedDataset([prepared])
-    given = {"dataset": [prepared], "mix": "zh=3,en=1", "micro_batch_size": 2, "accumulation_steps": 2}
+    given = {"data": [prepared], "mix": "zh=3,en=1", "micro_batch_size": 2, "gradient_accumulation_steps": 2}
     train(**given, max_steps=10, save_interval=4)
     whole = lines(tmp_path / "run")
     said = capsys.readouterr().err
@@ -62,7 +62,7 @@ def test_steps_read_the_rows_of_the_sampler_and_a_resume_goes_on_with_them(
     (tmp_path / "again/llmforge.json").unlink()
     shutil.rmtree(tmp_path / "again/modeling")
     from_four = str(tmp_path / "again/epoch-0_step-4")
-    train(**given, max_steps=10, save_dir=tmp_path / "again", load_checkpoint=from_four)
+    train(**given, max_steps=10, output=tmp_path / "again", load_checkpoint=from_four)
     names = ("step", "loss", "bytes", "epoch", "sample", "gradient_norm")
     assert [[line[n] for n in names] for line in lines(tmp_path / "again")] == [
         [line[n] for n in names] for line in whole
@@ -73,7 +73,7 @@ def test_a_resume_with_another_mixture_goes_on_in_each_category(
     train: Callable[..., Any], prepared: Path, tmp_path: Path
 ) -> None:
     data = PackedDataset([prepared])
-    given = {"dataset": [prepared], "micro_batch_size": 4}
+    given = {"data": [prepared], "micro_batch_size": 4}
     train(**given, mix="zh=3,en=1", max_steps=2)
     (tmp_path / "run/llmforge.json").unlink()
     train(**given, mix="zh=1,en=3", max_steps=4, load_checkpoint="latest")
@@ -87,9 +87,9 @@ def test_a_resume_with_another_mixture_goes_on_in_each_category(
 
 
 def test_the_plan_counts_the_rows_of_the_mixture(prepared: Path, tiny_model: Path, tmp_path: Path) -> None:
-    given = {"pretrained": tiny_model, "dataset": [prepared], "save_dir": tmp_path / "run"}
+    given = {"model": tiny_model, "data": [prepared], "output": tmp_path / "run"}
     data = PackedDataset([prepared])
-    plan = make_plan(make_config({**given, "mix": "zh=1,en=0", "micro_batch_size": 1}), tiny_model)
+    plan = make_plan(TrainOptions(**{**given, "mix": "zh=1,en=0", "micro_batch_size": 1}), tiny_model)
     zh = data.by_category["zh"]
     assert (plan.steps, plan.tokens) == (len(zh), zh.tokens)
 
@@ -107,10 +107,10 @@ def test_a_mixture_that_does_not_fit_is_refused_before_the_model_is_loaded(
     train: Callable[..., Any], prepared: Path, tmp_path: Path, mix: str, error: type, sentence: str
 ) -> None:
     with pytest.raises(error, match=sentence):
-        train(dataset=[prepared], mix=mix)
+        train(data=[prepared], mix=mix)
     assert not (tmp_path / "run").exists()
 
 
 def test_rows_that_mix_categories_are_refused(train: Callable[..., Any], tiny_data: Path) -> None:
     with pytest.raises(UserError, match=r"--mix needs rows of one category.*prepare it again"):
-        train(dataset=[tiny_data], mix="zh=1,en=1")
+        train(data=[tiny_data], mix="zh=1,en=1")

@@ -78,8 +78,8 @@ def test_a_step_has_the_loss_of_transformers(
 
     model = make(tmp_path / "model", tiny_model, *STATE[name])
     data = prepared(1)
-    given = {"pretrained": model, "micro_batch_size": 4, "accumulation_steps": 2, "max_steps": 1}
-    train(dataset=[data], **given)
+    given = {"model": model, "micro_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 1}
+    train(data=[data], **given)
     line = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
     dataset = PackedDataset([data])
     assert dataset.documents_per_row == 1
@@ -92,4 +92,4 @@ def test_a_step_has_the_loss_of_transformers(
     assert line["tokens"] == tokens
     assert line["loss"] == pytest.approx(loss / tokens, abs=1e-4)
     with pytest.raises(UserError, match=r"hands a state on.*prepare-data --documents-per-row 1"):
-        train(dataset=[prepared(0)], save_dir=tmp_path / "refused", **given)
+        train(data=[prepared(0)], output=tmp_path / "refused", **given)

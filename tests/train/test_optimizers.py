@@ -30,12 +30,12 @@ def resumed(train: Train, whole: Path, save_dir: Path, step: str, **flags: Any) 
     shutil.copytree(whole / step, save_dir / step)
     for name in ("run.json", "metrics.jsonl"):
         shutil.copy(whole / name, save_dir / name)
-    train(**flags, save_dir=save_dir, load_checkpoint="latest")
+    train(**flags, output=save_dir, load_checkpoint="latest")
 
 
 def test_muon_learns_and_resumes_to_the_same_bits(train: Train, tmp_path: Path) -> None:
-    flags = {"optimizer": "muon", "max_steps": 8, "save_interval": 3, "lr": 2e-2}
-    train(**flags, save_dir=tmp_path / "whole")
+    flags = {"optimizer": "muon", "max_steps": 8, "save_interval": 3, "learning_rate": 2e-2}
+    train(**flags, output=tmp_path / "whole")
     resumed(train, tmp_path / "whole", tmp_path / "again", "epoch-0_step-3", **flags)
     assert weights(tmp_path / "again") == weights(tmp_path / "whole")
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")
@@ -46,9 +46,15 @@ def test_muon_updates_matrices_of_layers_by_orthogonal_steps_and_all_else_as_ada
     train: Train, tiny_model: Path, tmp_path: Path
 ) -> None:
     rate = 1e-2
-    flags = {"max_steps": 1, "lr": rate, "weight_decay": 0.0, "gradient_clipping": 0.0, "warmup_steps": 0}
+    flags = {
+        "max_steps": 1,
+        "learning_rate": rate,
+        "weight_decay": 0.0,
+        "gradient_clipping": 0.0,
+        "warmup_steps": 0,
+    }
     for name in ("muon", "adamw"):
-        train(**flags, optimizer=name, schedule="constant", save_dir=tmp_path / name)
+        train(**flags, optimizer=name, schedule="constant", output=tmp_path / name)
     before = load_file(tiny_model / "model.safetensors")
     muon, adamw = (
         load_file(tmp_path / name / "modeling" / "model.safetensors") for name in ("muon", "adamw")
@@ -131,7 +137,7 @@ def test_one_file_adds_an_optimizer(train: Train, tmp_path: Path, monkeypatch: p
     (tmp_path / "files" / "momentum.py").write_text(SGD)
     monkeypatch.setattr(optimizers, "__path__", [*optimizers.__path__, str(tmp_path / "files")])
     assert optimizers.names() == ["adamw", "momentum", "muon"]
-    flags = {"optimizer": "momentum", "max_steps": 4, "save_interval": 2, "lr": 0.5}
-    train(**flags, save_dir=tmp_path / "whole")
+    flags = {"optimizer": "momentum", "max_steps": 4, "save_interval": 2, "learning_rate": 0.5}
+    train(**flags, output=tmp_path / "whole")
     resumed(train, tmp_path / "whole", tmp_path / "again", "epoch-0_step-2", **flags)
     assert weights(tmp_path / "again") == weights(tmp_path / "whole")

@@ -16,7 +16,7 @@ from llmforge.backends.common.model import CausalLoss, load_model
 from llmforge.backends.common.settings import PRECISIONS
 from llmforge.backends.torch.memory_saving import keep_less
 from llmforge.errors import UsageError
-from llmforge.train.options import make_config
+from llmforge.train.options import TrainOptions
 from llmforge.train.plan import activations, make_plan, read_shape
 
 
@@ -27,14 +27,8 @@ def test_counts_are_those_of_the_run(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = make_config(
-        {
-            "pretrained": tiny_model,
-            "dataset": [tiny_data],
-            "save_dir": tmp_path,
-            "micro_batch_size": 4,
-            "num_epochs": 2,
-        }
+    config = TrainOptions(
+        model=tiny_model, data=[tiny_data], output=tmp_path, micro_batch_size=4, num_epochs=2
     )
     plan = make_plan(config, tiny_model, KNOWN["h100"], processes=2)
     assert (plan.parameters, plan.trained_parameters) == (38_624, 38_624)

@@ -66,7 +66,8 @@ def wait_for_steps(save_dir: Path, process: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("other", "named"), [("--seed 7", "--seed 7, rank 0 has 42"), ("--lr 0.5", "--lr 0.5, rank 0 has 0.0003")]
+    ("other", "named"),
+    [("--seed 7", "--seed 7, rank 0 has 42"), ("--lr 0.5", "--learning-rate 0.5, rank 0 has 0.0003")],
 )
 def test_ranks_that_disagree_are_refused_before_the_first_step(
     other: str, named: str, common: list[object], tmp_path: Path

@@ -45,7 +45,7 @@ def test_a_run_learns_and_leaves_a_model_that_transformers_reads(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from llmforge.weights import vocabulary
+    from llmforge.weights.vocabulary import vocabulary
 
     lines = figures(uninterrupted)
     assert [line["step"] for line in lines] == list(range(1, 23))

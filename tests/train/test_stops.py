@@ -38,25 +38,25 @@ def run_in_child(values: dict[str, Any], file_limit: int | None = None, messages
         os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT), 2)
     import torch
 
-    from llmforge.train.options import make_config
+    from llmforge.train.options import TrainOptions
     from llmforge.train.run import run_training
 
     torch.set_num_threads(1)
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    run_training(make_config(values))
+    run_training(TrainOptions(**values))
 
 
 @pytest.fixture
 def values(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> dict[str, Any]:
     return {
-        "pretrained": tiny_model,
-        "dataset": [tiny_data],
-        "save_dir": tmp_path / "run",
+        "model": tiny_model,
+        "data": [tiny_data],
+        "output": tmp_path / "run",
         "mixed_precision": "fp32",
-        "lr": 1e-2,
+        "learning_rate": 1e-2,
         "micro_batch_size": 1,
-        "accumulation_steps": 2,
+        "gradient_accumulation_steps": 2,
         "num_epochs": 2,
     }
 
@@ -81,7 +81,7 @@ def wait_for_lines(save_dir: Path, count: int, child: Any, seconds: float = 120)
 def test_runs_killed_at_20_random_moments_end_with_the_same_bits(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
-    child = start({**values, "save_dir": tmp_path / "whole"})
+    child = start({**values, "output": tmp_path / "whole"})
     child.join()
     chance = random.Random(0)
     kills = runs = 0
@@ -93,7 +93,7 @@ def test_runs_killed_at_20_random_moments_end_with_the_same_bits(
             metrics = save_dir / "metrics.jsonl"
             done = sum(1 for _ in metrics.open()) if metrics.is_file() else 0
             # A checkpoint after every step: much of the time goes into writing them.
-            child = start({**values, "save_dir": save_dir, "save_interval": 1, "keep_last": 2, **resume})
+            child = start({**values, "output": save_dir, "save_interval": 1, "keep_last": 2, **resume})
             if chance.random() < 0.8:
                 wait_for_lines(save_dir, done + 1, child)
             time.sleep(chance.uniform(0, 1.0))
@@ -124,10 +124,10 @@ def test_a_signal_saves_and_exits(number: int, values: dict[str, Any], tmp_path:
 
 
 def test_a_time_limit_saves_and_exits_and_the_rest_can_follow(train: Train, tmp_path: Path) -> None:
-    assert isinstance(train(save_dir=tmp_path / "a", time_limit="0", save_interval=0), Stopped)
+    assert isinstance(train(output=tmp_path / "a", time_limit="0", save_interval=0), Stopped)
     assert figures(tmp_path / "a")[-1][0] == 1
-    assert train(save_dir=tmp_path / "a", load_checkpoint="latest") is not None
-    train(save_dir=tmp_path / "b")
+    assert train(output=tmp_path / "a", load_checkpoint="latest") is not None
+    train(output=tmp_path / "b")
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
@@ -183,7 +183,7 @@ def test_state_that_cannot_be_read_is_named(train: Train, tmp_path: Path) -> Non
 def test_latest_passes_over_a_truncated_checkpoint_and_says_so(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(max_steps=6, save_interval=2, save_dir=tmp_path / "whole")
+    train(max_steps=6, save_interval=2, output=tmp_path / "whole")
     save_dir = tmp_path / "run"
     shutil.copytree(tmp_path / "whole", save_dir, ignore=shutil.ignore_patterns("*_step-6"))
     (save_dir / "llmforge.json").unlink()
@@ -211,9 +211,9 @@ def test_a_jump_of_the_loss(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     train(
-        dataset=[make_spiked()],
+        data=[make_spiked()],
         micro_batch_size=1,
-        lr=3e-3,
+        learning_rate=3e-3,
         schedule="constant",
         on_spike=policy,
         save_interval=10,
@@ -245,7 +245,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run(
     tensors["model.layers.0.mlp.up_proj.weight"][0] = 3e38
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="3 steps in a row"):
-        train(pretrained=broken, max_bad_steps=3, micro_batch_size=2)
+        train(model=broken, max_bad_steps=3, micro_batch_size=2)
     entries = [json.loads(line) for line in (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == [1, 2, 3]
     assert len({row for entry in entries for row in entry["rows"]}) == 6
@@ -262,7 +262,7 @@ def test_rows_of_zeros_are_found_before_the_first_step(
     tensors["model.embed_tokens.weight"][310] = 0
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="310"):
-        train(pretrained=broken)
+        train(model=broken)
 
 
 CONTRADICTIONS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
@@ -297,7 +297,7 @@ def test_wrong_flags_are_named(flags: dict[str, Any], named: tuple[str, ...], tr
 def test_a_dataset_of_another_tokenizer_is_refused(train: Train, make_dataset: Callable[..., Path]) -> None:
     other = make_dataset(rows=4, tokenizer_fingerprint="xxh3:0")
     with pytest.raises(UserError, match="another tokenizer"):
-        train(dataset=[other])
+        train(data=[other])
 
 
 def test_a_resume_with_another_seed_or_dataset_names_the_override(
@@ -307,11 +307,9 @@ def test_a_resume_with_another_seed_or_dataset_names_the_override(
     with pytest.raises(UserError, match=r"seed.*--allow-changes"):
         train(load_checkpoint="latest", seed=7)
     with pytest.raises(UserError, match=r"dataset.*--allow-changes"):
-        train(load_checkpoint="latest", dataset=[make_dataset(rows=12, seed=5)])
+        train(load_checkpoint="latest", data=[make_dataset(rows=12, seed=5)])
     other = make_dataset(rows=12, seed=5)
-    assert (
-        train(load_checkpoint="latest", seed=7, dataset=[other], max_steps=3, allow_changes=True) is not None
-    )
+    assert train(load_checkpoint="latest", seed=7, data=[other], max_steps=3, allow_changes=True) is not None
 
 
 def test_a_checkpoint_of_another_engine_is_refused(train: Train, tmp_path: Path) -> None:
@@ -329,7 +327,7 @@ def test_a_checkpoint_of_another_engine_is_refused(train: Train, tmp_path: Path)
 def test_an_unwritable_save_directory_is_named(train: Train, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/run"):
-        train(save_dir=tmp_path / "file" / "run")
+        train(output=tmp_path / "file" / "run")
 
 
 @pytest.mark.parametrize(
@@ -349,15 +347,17 @@ def test_other_places_that_cannot_be_written_are_named_before_anything_is_loaded
 def test_a_configuration_file_gives_what_the_command_line_does_not(
     tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    from llmforge.train.options import make_config
+    from llmforge.cli.compat import SPELLINGS
+    from llmforge.recipes.commands import build
 
     file = tmp_path / "train.yaml"
     file.write_text(
         f"pretrained: {tiny_model}\ndataset: [{tiny_data}]\nsave_dir: s\nlr: 3e-5\ngrad-clip: 2\nbatch_size: 3\n"
     )
-    config = make_config({"lr": 1e-4, "dataset": [], "max_steps": None}, file)
-    assert (config.lr, config.gradient_clipping, config.micro_batch_size) == (1e-4, 2.0, 3)
-    assert config.dataset == [tiny_data]
+    given = {"learning_rate": 1e-4, "config": file}
+    config, _ = build("train", given, SPELLINGS["train"])
+    assert (config.learning_rate, config.gradient_clipping, config.micro_batch_size) == (1e-4, 2.0, 3)
+    assert config.data == [tiny_data]
     for text, named in (
         ("lrr: 1", "lrr"),
         ("lr: high", "lr"),
@@ -365,4 +365,4 @@ def test_a_configuration_file_gives_what_the_command_line_does_not(
     ):
         file.write_text(text)
         with pytest.raises(UsageError, match=named):
-            make_config({}, file)
+            build("train", {"config": file}, SPELLINGS["train"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from llmforge.train.options import make_config
+from llmforge.train.options import TrainOptions
 from llmforge.train.run import run_training
 
 
@@ -24,15 +24,15 @@ def before(tmp_path: Path) -> Path:
 
 def train(before: Path, **more: Any) -> Any:
     values = {
-        "pretrained": before / "model",
-        "dataset": [before / "data"],
-        "save_dir": before / "run",
+        "model": before / "model",
+        "data": [before / "data"],
+        "output": before / "run",
         "mixed_precision": "fp32",
-        "lr": 1e-2,
+        "learning_rate": 1e-2,
         "num_epochs": 2,
         "save_interval": 4,
     }
-    return run_training(make_config({**values, **more}))
+    return run_training(TrainOptions(**{**values, **more}))
 
 
 def losses(save_dir: Path) -> list[float]:
@@ -44,7 +44,7 @@ def test_its_finished_training_is_recognised(before: Path) -> None:
 
 
 def test_its_model_and_dataset_train_as_they_did(before: Path) -> None:
-    train(before, save_dir=before / "again", max_steps=12)
+    train(before, output=before / "again", max_steps=12)
     assert losses(before / "again") == pytest.approx(losses(before / "run"), abs=1e-4)
 
 

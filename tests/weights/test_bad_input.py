@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from llmforge.embedding.initializers.choice import Growth
+from llmforge.embedding.options import Growth
 from llmforge.embedding.resize import grow
 from llmforge.errors import UserError
-from llmforge.weights.export import ExportOptions, export
+from llmforge.weights.export import FormatOptions, export
 
 INDEX = "model.safetensors.index.json"
 
@@ -126,7 +126,7 @@ def test_damaged_models(
         grow(source, new_tokenizer, tmp_path / "grown", Growth())
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match=FAULTS[fault]):
-        export(source, tmp_path / "exported", ExportOptions())
+        export(source, tmp_path / "exported", FormatOptions())
     assert not {"grown", "exported"} & {
         file.name.strip(".").removesuffix(".partial") for file in tmp_path.iterdir()
     }

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from llmforge.embedding.initializers.choice import Growth
+from llmforge.embedding.options import Growth
 from llmforge.embedding.resize import grow
 from llmforge.errors import UserError
 from llmforge.evaluate.models import load_model
 from llmforge.weights import delta
 from llmforge.weights.completeness import check_complete
-from llmforge.weights.export import ExportOptions, export
+from llmforge.weights.export import FormatOptions, export
 
 
 def change(model: Path, edit: Callable[[dict[str, Any]], object]) -> None:
@@ -70,7 +70,7 @@ def test_every_command_refuses_other_tensors_than_the_model_has(
     for command in (
         lambda: load_model(model),  # evaluate and generate
         lambda: train_load(model),
-        lambda: export(model, out, ExportOptions()),
+        lambda: export(model, out, FormatOptions()),
         lambda: grow(model, new_tokenizer, out, Growth()),
         lambda: delta.make(whole, model, out),
         lambda: delta.make(model, whole, out),
@@ -137,7 +137,7 @@ def test_the_whole_file_is_read_before_an_index_of_an_earlier_save(
             shard.unlink()
     shutil.copy(new / "model.safetensors", model)
     (model / "consolidated.safetensors").write_bytes(b"another format")
-    export(model, tmp_path / "out", ExportOptions())
+    export(model, tmp_path / "out", FormatOptions())
     assert sorted(file.name for file in (tmp_path / "out").glob("*.safetensors*")) == ["model.safetensors"]
     name = "model.embed_tokens.weight"
     read = AutoModelForCausalLM.from_pretrained(model).get_input_embeddings().weight
@@ -177,7 +177,7 @@ def test_nan_and_infinity_are_refused_by_name_and_row(
     for command in (
         lambda: load_model(model),
         lambda: train_load(model),
-        lambda: export(model, tmp_path / "out", ExportOptions()),
+        lambda: export(model, tmp_path / "out", FormatOptions()),
         lambda: grow(model, new_tokenizer, tmp_path / "out", Growth()),
     ):
         with pytest.raises(UserError, match=r"up_proj.weight holds NaN or infinity in 1 of 48 rows \(5\)"):
@@ -190,5 +190,5 @@ def test_numbers_too_large_for_the_dtype_are_no_infinities(
     model = tiny_model()
     change(model, lambda tensors: tensors["model.norm.weight"].fill_(1e5))
     with pytest.raises(UserError, match=r"model\.norm\.weight holds numbers that are too large"):
-        export(model, tmp_path / "out", ExportOptions(dtype="float16"))
-    export(model, tmp_path / "out", ExportOptions(dtype="bfloat16"))
+        export(model, tmp_path / "out", FormatOptions(dtype="float16"))
+    export(model, tmp_path / "out", FormatOptions(dtype="bfloat16"))

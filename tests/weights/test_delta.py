@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from llmforge.embedding.initializers.choice import Growth
+from llmforge.embedding.options import Growth
 from llmforge.embedding.resize import grow
 from llmforge.errors import UserError
 from llmforge.weights import delta

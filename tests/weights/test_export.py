@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from llmforge import weights as model
-from llmforge.embedding.initializers.choice import Growth
+from llmforge.embedding.options import Growth
 from llmforge.embedding.resize import grow
 from llmforge.errors import UsageError, UserError
 from llmforge.steps import Input, Manifest, read_manifest, write_manifest
 from llmforge.tokenizer import load
-from llmforge.weights.export import ExportOptions, export
+from llmforge.weights.export import FormatOptions, export
 from llmforge.weights.verify import verify_export
 
 from .conftest import NEW_SIZE, OLD_SIZE
@@ -33,7 +33,7 @@ def test_export_cuts_the_padding(given: str, checkpoint: Path, tmp_path: Path) -
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    export(checkpoint.parent / given, tmp_path / "out", ExportOptions())
+    export(checkpoint.parent / given, tmp_path / "out", FormatOptions())
     assert model.vocabulary(tmp_path / "out") == model.Vocabulary(OLD_SIZE, NEW_SIZE, NEW_SIZE)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     trained = AutoModelForCausalLM.from_pretrained(checkpoint / "modeling")
@@ -48,7 +48,7 @@ def test_export_cuts_the_padding(given: str, checkpoint: Path, tmp_path: Path) -
 
 def test_a_plain_directory_is_trimmed_too(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     source = tiny_model(rows=320)
-    export(source, tmp_path / "out", ExportOptions())
+    export(source, tmp_path / "out", FormatOptions())
     old, new = tensors(source), tensors(tmp_path / "out")
     assert (new["lm_head.weight"] == old["lm_head.weight"][:OLD_SIZE]).all()
 
@@ -68,10 +68,10 @@ def test_check_fits(
 
 def test_nothing_to_export(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        export(tmp_path / "absent", tmp_path / "out", ExportOptions())
+        export(tmp_path / "absent", tmp_path / "out", FormatOptions())
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no config\.json"):
-        export(tmp_path / "empty", tmp_path / "out", ExportOptions())
+        export(tmp_path / "empty", tmp_path / "out", FormatOptions())
     assert not (tmp_path / "out").exists()
 
 
@@ -81,7 +81,7 @@ def test_dtypes_are_converted_and_verified(dtype: str, checkpoint: Path, tmp_pat
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    done = export(checkpoint, tmp_path / "out", ExportOptions(dtype=dtype, verify=True))
+    done = export(checkpoint, tmp_path / "out", FormatOptions(dtype=dtype, verify=True))
     assert done.manifest.metrics["verified"] <= 1e-4
     wanted = getattr(torch, dtype)
     before = load_file(checkpoint / "modeling" / "model.safetensors")
@@ -95,8 +95,8 @@ def test_dtypes_are_converted_and_verified(dtype: str, checkpoint: Path, tmp_pat
 def test_shards_have_a_largest_size(checkpoint: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    export(checkpoint, tmp_path / "out", ExportOptions(max_shard_size="20KB"))
-    export(checkpoint, tmp_path / "whole", ExportOptions())
+    export(checkpoint, tmp_path / "out", FormatOptions(max_shard_size="20KB"))
+    export(checkpoint, tmp_path / "whole", FormatOptions())
     shards = list((tmp_path / "out").glob("*.safetensors"))
     assert len(shards) > 3
     largest = NEW_SIZE * 32 * 4
@@ -114,13 +114,13 @@ def test_shards_have_a_largest_size(checkpoint: Path, tmp_path: Path) -> None:
     ("size", "expected"), [("5GB", 5e9), ("1.5 mb", 1.5e6), ("2GiB", 2 << 30), ("77", 77)]
 )
 def test_shard_sizes(size: str, expected: float) -> None:
-    assert ExportOptions(max_shard_size=size).max_shard_bytes == expected
+    assert FormatOptions(max_shard_size=size).max_shard_bytes == expected
 
 
 @pytest.mark.parametrize("options", [{"max_shard_size": "many"}, {"max_shard_size": "0"}, {"dtype": "int8"}])
 def test_wrong_options(options: dict[str, str]) -> None:
     with pytest.raises(UsageError, match=str(next(iter(options.values())))):
-        ExportOptions(**options)
+        FormatOptions(**options)
 
 
 def test_what_fails_verification_is_not_published(
@@ -128,7 +128,7 @@ def test_what_fails_verification_is_not_published(
 ) -> None:
     monkeypatch.setattr("llmforge.weights.verify.TOLERANCE", -1.0)
     with pytest.raises(UserError, match="--verify"):
-        export(checkpoint, tmp_path / "out", ExportOptions(verify=True))
+        export(checkpoint, tmp_path / "out", FormatOptions(verify=True))
     assert not (tmp_path / "out").exists()
 
 
@@ -164,7 +164,7 @@ def test_the_card_tells_the_lineage(
     training = Manifest("train", {"stages": [{"name": "new rows"}]}, inputs, {}, {"loss": 1.25})
     write_manifest(run / "llmforge.json", training)
 
-    export(run, tmp_path / "out", ExportOptions())
+    export(run, tmp_path / "out", FormatOptions())
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     steps = [line.removeprefix("### ") for line in card.splitlines() if line.startswith("### ")]
@@ -183,5 +183,5 @@ def test_the_card_tells_the_lineage(
     for one in manifest.inputs:
         assert one.fingerprint in card
 
-    export(source, tmp_path / "plain", ExportOptions())
+    export(source, tmp_path / "plain", FormatOptions())
     assert "not known" in (tmp_path / "plain" / "README.md").read_text()

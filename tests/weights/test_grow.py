@@ -9,8 +9,8 @@ import pytest
 from safetensors import safe_open
 
 from llmforge import weights as model
-from llmforge.embedding.initializers.choice import Growth
 from llmforge.embedding.initializers.subtokens import spellings
+from llmforge.embedding.options import Growth
 from llmforge.embedding.resize import grow
 from llmforge.errors import UsageError, UserError
 from llmforge.tokenizer import load

@@ -9,9 +9,9 @@ import pytest
 
 from llmforge.corpus import ReadOptions
 from llmforge.embedding.initializers.align import align
-from llmforge.embedding.initializers.choice import Growth
 from llmforge.embedding.initializers.donor import pursue
 from llmforge.embedding.initializers.focus import CANDIDATES, cooccurrence_embedding, focus, sparsemax
+from llmforge.embedding.options import Growth
 from llmforge.embedding.resize import grow
 from llmforge.embedding.rows import Mixture
 from llmforge.errors import UsageError, UserError
@@ -155,7 +155,7 @@ def test_inputs_belong_to_their_strategy(tmp_path: Path, corpus: Path) -> None:
         (Growth(init="donor"), {}),
         (Growth(), {"donor": tmp_path}),
     ):
-        with pytest.raises(UsageError, match=r"--corpus|--donor"):
+        with pytest.raises(UsageError, match=r"--data|--donor"):
             grow(tmp_path, tmp_path, tmp_path / "grown", growth, **given)
     with pytest.raises(UsageError, match="--init"):
         Growth(init="other")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import llmforge
-from llmforge.embedding.initializers.choice import Growth
+from llmforge.embedding.options import Growth
 from llmforge.embedding.resize import grow
-from llmforge.weights.export import ExportOptions, export
+from llmforge.weights.export import FormatOptions, export
 
 from .conftest import ARCHITECTURES, NEW_SIZE, OLD_SIZE, SPECIAL_IDS
 
@@ -69,7 +69,7 @@ def test_every_architecture_in_transformers_4(
         for file in old_tokenizer.iterdir():
             (source / file.name).write_bytes(file.read_bytes())
         grown = grow(source, new_tokenizer, tmp_path / "grown" / name, Growth())
-        export(tmp_path / "grown" / name, tmp_path / "exported" / name, ExportOptions())
+        export(tmp_path / "grown" / name, tmp_path / "exported" / name, FormatOptions())
         assert grown.manifest.outputs["vocabulary"]["padded"] == 384
         for kind in ("grown", "exported"):
             pairs[f"{kind} {name}"] = (directory, str(tmp_path / kind / name), OLD_SIZE)

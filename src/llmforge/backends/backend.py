@@ -114,7 +114,7 @@ def refuse_options_of_3d(plugin: str, options: Any) -> None:
         raise UsageError(f"--sp-mode {options.sp_mode} contradicts --plugin {plugin}; use 3d.")
     if options.zero is not None:
         raise UsageError(f"--zero {options.zero} contradicts --plugin {plugin}; use zero1, zero2 or 3d.")
-    if options.microbatch_size is not None:
+    if options.pipeline_micro_batch_size is not None:
         raise UsageError(
-            f"--microbatch-size goes with --plugin 3d and --pp; --plugin {plugin} has no pipeline."
+            f"--pipeline-micro-batch-size goes with --plugin 3d and --pp; --plugin {plugin} has no pipeline."
         )

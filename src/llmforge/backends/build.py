@@ -104,7 +104,7 @@ def build_engine(
     length: int,
     documents_per_row: int,
 ) -> Engine:
-    """The engine of `config` (a `TrainConfig`), with the weights of the model directory `model`, for rows of `length`
+    """The engine of `config` (a `TrainOptions`), with the weights of the model directory `model`, for rows of `length`
     tokens and at most `documents_per_row` documents.
     """
     plugin = choose_plugin(
@@ -127,7 +127,7 @@ def build_engine(
         betas=(config.beta1, config.beta2),
         clip=config.gradient_clipping,
         head_chunk=config.head_chunk,
-        gradient_checkpointing=config.use_grad_checkpoint,
+        gradient_checkpointing=config.gradient_checkpointing,
         compile=config.compile,
         attention=choose_attention(config, device, precision, world.is_main),
         lora_rank=config.lora_rank,

@@ -7,39 +7,15 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from llmforge.cli.options import ForgeCommand
+from llmforge.recipes.commands import COMMANDS as LEAVES
+from llmforge.recipes.commands import GROUPS
 
-TOKENIZER, MODEL, DATA, TRAINING, RESULT, ALL = (
-    "1. Tokenizer",
-    "2. Model",
-    "3. Data",
-    "4. Training",
-    "5. Results",
-    "All of it",
-)
-# name: (panel, one line of help). The command `a-b` is the function `a_b` of llmforge/cli/a_b.py; if that file has a
-# GROUP instead, it is a group of commands, functions by name.
+# name: (panel, one line of help). The command `a-b` is the function `a_b` of llmforge/cli/a_b.py; a group has functions
+# by the second words of its commands.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "learn-pieces": (TOKENIZER, "Learn new pieces from a corpus by continuing the tokenizer's own BPE."),
-    "init-tokenizer": (TOKENIZER, "Add pieces to a tokenizer, and prove that it still works."),
-    "compare-tokenizers": (TOKENIZER, "Compare tokenizers on the same texts."),
-    "init-model": (MODEL, "Grow a model's embeddings to a larger tokenizer."),
-    "prepare-data": (DATA, "Tokenize a corpus and splice it into balanced buckets of full rows."),
-    "inspect-data": (DATA, "Show what a dataset holds."),
-    "train": (TRAINING, "Continue pretraining, in stages."),
-    "plan": (TRAINING, "Estimate memory, steps and hours of a training before anything loads."),
-    "launch": (TRAINING, "Start a training on every host of a hostfile, each checked first."),
-    "doctor": (TRAINING, "Show what this machine can run, and what is missing."),
-    "export": (RESULT, "Write a checkpoint as an ordinary Hugging Face model."),
-    "evaluate": (RESULT, "Compare models in bits per byte on the same documents."),
-    "generate": (RESULT, "Continue a prompt."),
-    "delta": (RESULT, "Write a tuned model as its difference from its base, and back."),
-    "verify": (RESULT, "Check that outputs are still what llmforge wrote, byte by byte."),
-    "run": (ALL, "Run every step of a recipe, skipping what is done."),
+    name.split()[0]: (command.panel, GROUPS.get(name.split()[0], command.line))
+    for name, command in LEAVES.items()
 }
-
-
-RUN_BARE = frozenset({"doctor"})
 
 
 class Pipeline(TyperGroup):
@@ -51,8 +27,12 @@ class Pipeline(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        panel, line = COMMANDS[cmd_name]
-        return TyperCommand(cmd_name, callback=None, help=line, rich_help_panel=panel)
+        return TyperCommand(cmd_name, callback=None, help=COMMANDS[cmd_name][1])
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for panel in dict.fromkeys(panel for panel, _ in COMMANDS.values()):
+            with formatter.section(panel):
+                formatter.write_dl([(name, line) for name, (its, line) in COMMANDS.items() if its == panel])
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)
@@ -66,31 +46,36 @@ class Pipeline(TyperGroup):
         return name, load_command(name) if name else command, rest
 
 
-def load_command(name: str) -> Any:
-    """The Typer command `name`, its file imported."""
+def functions_of(name: str) -> dict[str, Callable[..., None]]:
+    """The functions of a command or a group, by the whole names of their commands."""
     module = import_module(f"llmforge.cli.{name.replace('-', '_')}")
-    group: dict[str, Callable[..., None]] = getattr(module, "GROUP", {})
-    commands = group or {name: getattr(module, name.replace("-", "_"))}
-    examples = {command: function.__dict__["example"] for command, function in commands.items()}
-    made = typer.Typer(
-        help=COMMANDS[name][1],
-        epilog=next(iter(examples.values())),
-        add_completion=False,
-        rich_markup_mode="rich",
-        pretty_exceptions_enable=False,
-        no_args_is_help=bool(group),
+    leaves = [leaf for leaf in LEAVES if leaf.split()[0] == name]
+    return {leaf: getattr(module, leaf.split()[-1].replace("-", "_")) for leaf in leaves}
+
+
+def load_command(name: str) -> Any:
+    """The Typer command or group `name`, its file imported."""
+    from llmforge.cli.command import example_text, make_command
+
+    functions = functions_of(name)
+    if name not in GROUPS:
+        return make_command(name, functions[name])
+    first = next(iter(functions.values()))
+    return TyperGroup(
+        name=name,
+        commands={leaf.split()[1]: make_command(leaf, function) for leaf, function in functions.items()},
+        help=GROUPS[name],
+        epilog=f"\b\nExample:\n{example_text(first)}",
+        no_args_is_help=True,
+        rich_markup_mode=None,
     )
-    for command, function in commands.items():
-        bare = name in RUN_BARE  # of the others nobody wants a run without a word
-        made.command(command, cls=ForgeCommand, no_args_is_help=not bare, epilog=examples[command])(function)
-    return typer.main.get_command(made)
 
 
 app = typer.Typer(
     cls=Pipeline,
     add_completion=False,
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -109,7 +94,7 @@ def _llmforge(
         False, "--version", help="Print the version.", callback=_show_version, is_eager=True
     ),
 ) -> None:
-    """Teach an existing language model a new language or domain.
+    """Adapt an existing language model to a new language or domain.
 
-    Each command is one step: it reads the output directory of the step before and writes its own.
+    Each command is one step: it reads the outputs of the steps before it and writes its own.
     """

@@ -1,29 +1,14 @@
 """`llmforge inspect-data`."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from llmforge.cli.options import AsJson, Debug, Seed, example
+from llmforge.cli.command import example
 from llmforge.console import show, show_json
+from llmforge.dataset.options import InspectOptions
+from llmforge.options import Result
 
 
-@example("llmforge inspect-data data/zh-en --tokenizer-dir models/smollm2-zh --html zh-en.html")
-def inspect_data(
-    dataset: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Outputs of prepare-data, or parts of one.")
-    ],
-    tokenizer_dir: Annotated[
-        Path | None, typer.Option(help="Decode the samples with this tokenizer.")
-    ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 3,
-    html: Annotated[Path | None, typer.Option(help="Write one HTML page to this file instead.")] = None,
-    seed: Seed = 42,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Show what a dataset holds: composition by bucket and category, lengths, fill, and decoded rows.
+@example("llmforge inspect-data data/zh-en --tokenizer models/smollm2-zh --html zh-en.html")
+def inspect_data(options: InspectOptions, result: Result) -> None:
+    """Show what a dataset holds: composition by part and category, lengths, fill, and decoded rows.
 
     In the samples ⟦ and ⟧ stand around text that is read but not trained on.
     """
@@ -32,14 +17,14 @@ def inspect_data(
     from llmforge.dataset.inspection_text import as_html, as_text
     from llmforge.steps import check_report, write_report
 
+    html = options.html
     if html:
         check_report(html, "inspect-data", "--html")
-    found = inspect_dataset(
-        dataset, hub.local(tokenizer_dir, "tokenizer") if tokenizer_dir else None, samples, seed
-    )
+    tokenizer = hub.local(options.tokenizer, "tokenizer") if options.tokenizer else None
+    found = inspect_dataset(options.data, tokenizer, options.samples, options.seed, options.tokenizer_scheme)
     if html:
         write_report(html, as_html(found), "inspect-data", "--html")
-    if as_json:
+    if result.json:
         show_json(found)
     else:
         show(str(html) if html else as_text(found))

@@ -2,83 +2,51 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
 
 import typer
 
-from llmforge.cli.options import Debug, StoppedExitCode, example
-from llmforge.train.options import TrainConfig
-
-Launcher = Literal["auto", "torchrun", "colossalai"]
+from llmforge.cli.command import example
+from llmforge.launch.options import LaunchOptions
+from llmforge.options import Debug
+from llmforge.train.options import TrainOptions
 
 
 @example(
     "llmforge launch --hostfile hostfile --nproc-per-node 8 --",
-    "train --pretrained grown --dataset data --save-dir stage-1 --plugin ddp",
+    "train --model work/model --data data/zh-en --output stage-1 --plugin ddp",
 )
-def launch(
-    command: Annotated[list[str], typer.Argument(help="The command, after --: train and its flags.")],
-    hostfile: Annotated[
-        Path | None, typer.Option(help="One host a line; without it, this machine alone.")
-    ] = None,
-    nproc_per_node: Annotated[
-        int | None, typer.Option(min=1, help="Processes on each host (default: the GPUs of this one, or 1).")
-    ] = None,
-    launcher: Annotated[
-        Launcher, typer.Option(help="What starts the processes on the hosts; auto is torchrun.")
-    ] = "auto",
-    ssh_port: Annotated[int | None, typer.Option(help="Port of the hosts' ssh servers.")] = None,
-    ssh_config: Annotated[Path | None, typer.Option(help="Configuration file of ssh.")] = None,
-    master_addr: Annotated[
-        str | None, typer.Option(help="Where the processes meet (default: the first host).")
-    ] = None,
-    master_port: Annotated[int, typer.Option(min=1, max=65535, help="Port on which they meet.")] = 29500,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME or NAME=VALUE of a variable to pass to the hosts, besides docs/cluster.md's."
-        ),
-    ] = None,
-    python: Annotated[
-        str | None, typer.Option(help="The hosts' Python (default: the path of this one).")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the exact commands and contact no host.")
-    ] = False,
-    stopped_exit_code: StoppedExitCode = 0,
-    debug: Debug = False,
-) -> None:
+def launch(options: LaunchOptions, besides: Debug) -> None:
     """Start a training on all hosts of a hostfile: check every host first, end all when one ends badly."""
     from llmforge.backends import registry
     from llmforge.launch.hosts import Ssh
     from llmforge.launch.start import Launch
 
-    config, paths = read_command(command)
+    training, paths = read_command(options.command)
     Launch(
-        command=command,
+        command=options.command,
         paths=paths,
-        check=partial(check_model, config),
-        lacking=registry.find(registry.resolved(config.plugin, nproc_per_node or 1)).lacking,
-        hostfile=hostfile,
-        processes=nproc_per_node,
-        launcher=launcher,
-        ssh=Ssh(ssh_port, ssh_config),
-        master_address=master_addr,
-        master_port=master_port,
-        variables=env or [],
-        python=python,
-        dry_run=dry_run,
+        check=partial(check_model, training),
+        lacking=registry.find(registry.resolved(training.plugin, options.nproc_per_node or 1)).lacking,
+        hostfile=options.hostfile,
+        processes=options.nproc_per_node,
+        launcher=options.launcher,
+        ssh=Ssh(options.ssh_port, options.ssh_config),
+        master_address=options.master_addr,
+        master_port=options.master_port,
+        variables=options.env,
+        python=options.python,
+        dry_run=options.dry_run,
     ).run()
-    if stopped_exit_code and not dry_run and not is_finished(config.save_dir):
-        raise typer.Exit(stopped_exit_code)
+    if options.stopped_exit_code and not options.dry_run and not is_finished(training.output):
+        raise typer.Exit(options.stopped_exit_code)
 
 
-def read_command(command: list[str]) -> tuple[TrainConfig, list[Path]]:
+def read_command(command: list[str]) -> tuple[TrainOptions, list[Path]]:
     """What a train command means, and what it reads, so must be on every host. A wrong flag is refused here, once, by
     its own sentence.
     """
     from llmforge.cli.app import load_command
-    from llmforge.cli.train import read_flags
+    from llmforge.cli.command import read_words
     from llmforge.errors import UsageError
 
     if command[0] != "train":
@@ -86,39 +54,34 @@ def read_command(command: list[str]) -> tuple[TrainConfig, list[Path]]:
             f'"{command[0]}" cannot be launched on hosts; only train can: launch ... -- train ...'
         )
     context = load_command("train").make_context("llmforge launch -- train", command[1:])
-    if context.params["stopped_exit_code"]:
+    if context.params["stopped_exit_code"] is not None:
         raise UsageError("--stopped-exit-code is an option of launch itself: give it before the --.")
-    flags = {
-        name: value
-        for name, value in context.params.items()
-        if name not in ("as_json", "stopped_exit_code", "debug")
-    }
-    config = read_flags(**flags)
-    checkpoint = config.load_checkpoint if config.load_checkpoint != "latest" else None
+    options, besides = read_words("train", context.params)
+    checkpoint = options.load_checkpoint if options.load_checkpoint != "latest" else None
     from llmforge import hub
 
     named = [
-        None if hub.parse(config.pretrained) else config.pretrained,
-        *config.dataset,
-        *config.holdout,
-        flags["config"],
+        None if hub.parse(options.model) else options.model,
+        *options.data,
+        *options.eval_data,
+        besides.config,
         checkpoint,
     ]
-    return config, [Path(path) for path in named if path]
+    return options, [Path(path) for path in named if path]
 
 
-def is_finished(save_dir: Path) -> bool:
-    """Whether the training in `save_dir`, which the hosts share with this machine, has done its last step."""
+def is_finished(output: Path) -> bool:
+    """Whether the training in `output`, which the hosts share with this machine, has done its last step."""
     from llmforge.steps import manifest_path
 
-    return manifest_path(save_dir).is_file()
+    return manifest_path(output).is_file()
 
 
-def check_model(config: TrainConfig, processes: int) -> None:
+def check_model(training: TrainOptions, processes: int) -> None:
     """Refuses what so many processes cannot do with the model, where it lies on this machine too."""
     from llmforge.backends import registry
     from llmforge.train.run import weights_to_start_from
 
-    weights = weights_to_start_from(config)
+    weights = weights_to_start_from(training)
     if (weights / "config.json").is_file():
-        registry.find(registry.resolved(config.plugin, processes)).check_model(config, weights, processes)
+        registry.find(registry.resolved(training.plugin, processes)).check_model(training, weights, processes)

@@ -22,8 +22,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
             signal.signal(number, _terminate)
-    from llmforge.cli import options
     from llmforge.cli.app import app
+    from llmforge.cli.results import debug_wanted
     from llmforge.errors import UserError
 
     try:
@@ -40,7 +40,7 @@ def main() -> None:
     except BrokenPipeError:
         _leave(1)
     except Exception as error:
-        if options.debug_wanted(sys.argv):
+        if debug_wanted(sys.argv):
             raise
         if isinstance(error, UserError):
             _stop(str(error), error.exit_code)

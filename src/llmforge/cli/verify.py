@@ -1,25 +1,16 @@
 """`llmforge verify`."""
 
 import time
-from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from llmforge.cli.options import AsJson, Debug, example
+from llmforge.cli.command import example
 from llmforge.console import say, show, show_json
 from llmforge.errors import UserError
+from llmforge.options import Result
+from llmforge.steps.options import VerifyOptions
 
 
 @example("llmforge verify work/train work/SmolLM2-135M-zh work/pieces.jsonl")
-def verify(
-    outputs: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH...", help="Outputs of any command, or directories that hold some."),
-    ],
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
+def verify(options: VerifyOptions, result: Result) -> None:
     """Check that outputs are still what llmforge wrote: every byte of every file, by its checksum.
 
     Checkpoints and everything else below a directory are checked too. Damaged files are named, and the exit code is 1.
@@ -27,7 +18,7 @@ def verify(
     from llmforge.steps import verify_output
 
     began = time.monotonic()
-    found = [verify_output(path) for path in outputs]
+    found = [verify_output(path) for path in options.outputs]
     seconds = time.monotonic() - began
     problems = [problem for one in found for problem in one.problems]
     by_size = [path for one in found for path in one.by_size]
@@ -37,7 +28,7 @@ def verify(
         sum(one.files for one in found),
         sum(one.bytes for one in found),
     )
-    if as_json:
+    if result.json:
         show_json(
             {
                 "outputs": count,

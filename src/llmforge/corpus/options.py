@@ -4,13 +4,24 @@ import re
 from dataclasses import dataclass
 
 from llmforge.errors import UsageError
+from llmforge.options import Options, option
 
 MAX_DOCUMENT_BYTES = 256 << 20
 LARGEST_DOCUMENT_BYTES = 1 << 30  # Arrow's offsets of a block of texts have 31 bits
+PANEL = "Texts"
+
+
+def parse_size(flag: str, text: str) -> int:
+    """`1000000`, `256M` or `1G` (of 1,024 each) as bytes, from 1 to LARGEST_DOCUMENT_BYTES."""
+    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)(i?B)?", text.strip(), re.IGNORECASE)
+    size = int(match[1]) << (10 * " KMG".index(match[2].upper() or " ")) if match else 0
+    if not 1 <= size <= LARGEST_DOCUMENT_BYTES:
+        raise UsageError(f"{flag} {text} is not a size up to 1G; write 1000000, 256M or 1G.")
+    return size
 
 
 @dataclass(frozen=True)
-class ReadOptions:
+class ReadOptions(Options):
     """A field is a key of the record, or the keys to it, joined by dots (`meta.lang`).
 
     `text_field` replaces `target` (or `text`) where it is given; `source_field` and `category_field` may be empty:
@@ -18,11 +29,38 @@ class ReadOptions:
     stands in, of more than `max_document_bytes` is rejected.
     """
 
-    text_field: str | None = None
-    source_field: str = "source"
-    category_field: str = "category"
-    lines: bool = False
-    max_document_bytes: int = MAX_DOCUMENT_BYTES
+    text_field: str | None = option(
+        "Field of a record's text, such as meta.body (default: target, else text).", None, panel=PANEL
+    )
+    source_field: str = option(
+        'Field of the text before it, which is not trained on; "" for none.', "source", panel=PANEL
+    )
+    category_field: str = option(
+        'Field of the category; a document without it has that of its directory. "" for none.',
+        "category",
+        panel=PANEL,
+    )
+    lines: bool = option("A line of .txt and .md is a document, not the file.", False, panel=PANEL)
+    max_document_bytes: int = option(
+        "Reject documents, and lines of JSON, that are longer: 256M, 1G.",
+        MAX_DOCUMENT_BYTES,
+        panel=PANEL,
+        parse=parse_size,
+        metavar="SIZE",
+        shown="256M",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.text_field == "":
+            object.__setattr__(self, "text_field", None)
+        for flag, name in (("--source-field", self.source_field), ("--category-field", self.category_field)):
+            if self.text_field and name == self.text_field:
+                raise UsageError(f"--text-field and {flag} both name '{name}'; name two fields.")
+        if self.source_field and self.source_field == self.category_field:
+            raise UsageError(
+                f"--source-field and --category-field both name '{self.source_field}'; name two fields."
+            )
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -39,26 +77,3 @@ class ReadOptions:
     def too_long(self) -> str:
         """Why a document that is too long is rejected."""
         return f"longer than --max-document-bytes {self.max_document_bytes}"
-
-
-def read_options(
-    text_field: str | None, source_field: str, category_field: str, lines: bool, max_document_bytes: str
-) -> ReadOptions:
-    """From the values of the flags; a `UsageError` for a field that is named twice, or a size that is none."""
-    text = text_field or None
-    for flag, name in (("--source-field", source_field), ("--category-field", category_field)):
-        if text and name == text:
-            raise UsageError(f"--text-field and {flag} both name '{name}'; name two fields.")
-    if source_field and source_field == category_field:
-        raise UsageError(f"--source-field and --category-field both name '{source_field}'; name two fields.")
-    size = parse_size("--max-document-bytes", max_document_bytes)
-    return ReadOptions(text, source_field, category_field, lines, size)
-
-
-def parse_size(flag: str, text: str) -> int:
-    """`1000000`, `256M` or `1G` (of 1,024 each) as bytes, from 1 to LARGEST_DOCUMENT_BYTES."""
-    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)(i?B)?", text.strip(), re.IGNORECASE)
-    size = int(match[1]) << (10 * " KMG".index(match[2].upper() or " ")) if match else 0
-    if not 1 <= size <= LARGEST_DOCUMENT_BYTES:
-        raise UsageError(f"{flag} {text} is not a size up to 1G; write 1000000, 256M or 1G.")
-    return size

@@ -30,8 +30,8 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
     """Encodes the first block of evenly spaced chunks and extrapolates; for compressed files by bytes on
     disk.
     """
-    tokenizer = open_tokenizer(options.tokenizer_dir)
-    chunks = find_chunks(options.inputs, options.reading.lines)
+    tokenizer = open_tokenizer(options)
+    chunks = find_chunks(options.data, options.reading.lines)
     total = sum(chunk.size for chunk in chunks)
     count = min(len(chunks), SAMPLE_CHUNKS)
     lengths, categories, text_bytes, disk_bytes, seconds = [], Counter[str](), 0, 0.0, 0.0
@@ -62,7 +62,7 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
             disk_bytes += sample.size
     names.say()
     if not lengths:
-        raise UserError(f"{', '.join(map(str, options.inputs))}: no document in the sample can be used.")
+        raise UserError(f"{', '.join(map(str, options.data))}: no document in the sample can be used.")
     all_lengths = np.concatenate(lengths).astype(np.int64)
     sampled = int(all_lengths.sum())
     factor = max(1.0, total / disk_bytes)

@@ -19,7 +19,11 @@ LONGEST_SAMPLE_TOKENS = 400
 
 
 def inspect_dataset(
-    directories: Sequence[Path], tokenizer_dir: Path | None = None, samples: int = 3, seed: int = 42
+    directories: Sequence[Path],
+    tokenizer_dir: Path | None = None,
+    samples: int = 3,
+    seed: int = 42,
+    tokenizer_scheme: str | None = None,
 ) -> dict[str, Any]:
     """Counts every row of the datasets, bucket by bucket, and decodes a few with the tokenizer, if it is
     given.
@@ -28,7 +32,7 @@ def inspect_dataset(
     128.
     """
     dataset = PackedDataset(directories)
-    tokenizer = load(tokenizer_dir) if tokenizer_dir else None
+    tokenizer = load(tokenizer_dir, tokenizer_scheme) if tokenizer_dir else None
     if tokenizer and tokenizer.fingerprint != dataset.tokenizer_fingerprint:
         raise UserError(f"{tokenizer_dir} is not the tokenizer that {directories[0]} was prepared with.")
     lengths: dict[int, int] = defaultdict(int)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 BAR = 40
-UNDECODED = "The samples are ids; --tokenizer-dir shows their text."
+UNDECODED = "The samples are ids; --tokenizer shows their text."
 
 
 def as_text(found: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ def write_jsonl(dataset: Path, output: Path, *, workers: int = 0, overwrite: boo
 
 def check_place(options: PrepareOptions, output: Path) -> None:
     """Raises `UserError` where the rows of a preparation cannot go to `output`; to be called before it begins."""
-    check_apart(output, [*options.inputs, options.tokenizer_dir, options.output], STEP)
+    check_apart(output, [*options.data, options.tokenizer, options.output], STEP)
     # Whether the rows there are those of this dataset is seen when there is one.
     find_finished(Step(STEP, output, {}, overwrite=True))
 

@@ -1,83 +1,20 @@
-"""What `prepare-data` can be asked for, and how the values of its flags are read."""
+# ruff: noqa: RUF009 - `option` makes dataclass fields
+"""The options of prepare-data and inspect-data, and how their values are read."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from llmforge.corpus import ReadOptions, default_categories
-from llmforge.dataset.packing import ONE
+from llmforge.corpus.options import ReadOptions
 from llmforge.errors import UsageError
-from llmforge.steps import fingerprint, fingerprint_json
+from llmforge.options import OVERWRITE, SEED, TEXTS_HELP, Options, group, option
+from llmforge.tokenizer.options import SCHEME
 
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """A preparation. `holdout` and `max_rejected` are shares, 0 to 1.
-
-    `flat`: the parts lie in `output` itself rather than in its `arrow` (the ancestor's
-    --data-arrow-output-dir). `mix`: category to weight; `max_tokens` 0: all. `dedup`: "", "exact" or "near".
-    `shard`: (number from 0, of how many). `workers` 0: one per core. `ray`: "local" or the address of a
-    cluster. `documents_per_row` 1: a row is a document or a part of one, whatever `splice`; 0: no limit. `cache_dir`: where the shards lie while the work goes on, instead of beside the output.
-    """
-
-    inputs: list[Path]
-    tokenizer_dir: Path
-    output: Path
-    flat: bool = False
-    max_length: int = 4096
-    bins: int = 10
-    splice: str = "best-fit"
-    documents_per_row: int = 0
-    reading: ReadOptions = field(default_factory=ReadOptions)
-    mix: dict[str, float] = field(default_factory=dict)
-    max_tokens: int = 0
-    holdout: float = 0.0
-    dedup: str = ""
-    gopher: bool = False
-    blocklist: Path | None = None
-    decontaminate: list[Path] = field(default_factory=list)
-    stop_on_bad_line: bool = False
-    max_rejected: float = 0.01
-    seed: int = 42
-    workers: int = 0
-    ray: str = ""
-    shard: tuple[int, int] | None = None
-    merge: bool = False
-    cache_dir: Path | None = None
-    overwrite: bool = False
-
-    @property
-    def rows_by(self) -> str:
-        """How `splice` makes rows."""
-        return ONE if self.documents_per_row else self.splice
-
-    def arguments(self, tokenizer_fingerprint: str) -> dict[str, Any]:
-        """What decides the bytes of the dataset, besides its inputs."""
-        leaked = [fingerprint(path) for path in self.decontaminate]
-        return {
-            "tokenizer": tokenizer_fingerprint,
-            "categories": default_categories(self.inputs),
-            "flat": self.flat,
-            "max_length": self.max_length,
-            "num_spliced_dataset_bins": self.bins,
-            "splice": self.splice,
-            "documents_per_row": self.documents_per_row,
-            "text_field": self.reading.text_field,
-            "source_field": self.reading.source_field,
-            "category_field": self.reading.category_field,
-            "lines": self.reading.lines,
-            "max_document_bytes": self.reading.max_document_bytes,
-            "mix": self.mix,
-            "max_tokens": self.max_tokens,
-            "holdout": self.holdout,
-            "dedup": self.dedup,
-            "quality": "gopher" if self.gopher else "",
-            "blocklist": fingerprint(self.blocklist) if self.blocklist else "",
-            "decontaminate": fingerprint_json(leaked) if leaked else "",
-            "seed": self.seed,
-        }
+Packing = Literal["best-fit", "greedy", "concat"]
+ONE = "one"  # how rows are made with --documents-per-row 1
+QUALITY, MACHINES, OUTPUTS = "Quality (off by default)", "Several machines", "Other outputs"
 
 
 def parse_share(flag: str, text: str) -> float:
@@ -91,14 +28,7 @@ def parse_share(flag: str, text: str) -> float:
     return value
 
 
-def parse_choice(flag: str, text: str, choices: Sequence[str]) -> str:
-    """`text`, if it is one of `choices`."""
-    if text not in choices:
-        raise UsageError(f"{flag} {text} is not known; choose one of {', '.join(choices)}.")
-    return text
-
-
-def parse_mix(items: Sequence[str]) -> dict[str, float]:
+def parse_mix(flag: str, items: Sequence[str]) -> dict[str, float]:
     """`zh=0.7 en=0.3` as a dictionary; weights need not sum to 1."""
     mix: dict[str, float] = {}
     for item in items:
@@ -108,12 +38,12 @@ def parse_mix(items: Sequence[str]) -> dict[str, float]:
         except ValueError:
             weight = -1.0
         if not equals or not name or not 0 <= weight < float("inf"):
-            raise UsageError(f"--mix {item} is not CATEGORY=SHARE; write zh=0.7,en=0.3.")
+            raise UsageError(f"{flag} {item} is not CATEGORY=SHARE; write zh=0.7,en=0.3.")
         if name in mix:
-            raise UsageError(f"--mix names {name} twice.")
+            raise UsageError(f"{flag} names {name} twice.")
         mix[name] = weight
     if mix and not sum(mix.values()):
-        raise UsageError("--mix gives every category the share 0; at least one must be above it.")
+        raise UsageError(f"{flag} gives every category the share 0; at least one must be above it.")
     return mix
 
 
@@ -129,13 +59,190 @@ def parse_count(flag: str, text: str) -> int:
     return round(value)
 
 
-def parse_shard(text: str) -> tuple[int, int] | None:
+def parse_shard(flag: str, text: str) -> tuple[int, int] | None:
     """`0/4` as (0, 4)."""
     if not text:
         return None
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
         raise UsageError(
-            f"--shard {text} is not I/N; shards count from 0, so 0/4 to 3/4 are the four of four."
+            f"{flag} {text} is not I/N; shards count from 0, so 0/4 to 3/4 are the four of four."
         )
     return int(match[1]), int(match[2])
+
+
+@dataclass(frozen=True)
+class PrepareOptions(Options):
+    """A preparation. `holdout` and `max_rejected` are shares, 0 to 1.
+
+    `data` are paths, or data sets on the Hub until they are fetched. `mix`: category to weight; `max_tokens` 0: all.
+    `dedup`: "", "exact" or "near". `shard`: (number from 0, of how many). `workers` 0: one per core. `ray`: "local" or
+    the address of a cluster. `documents_per_row` 1: a row is a document or a part of one, whatever `packing`; 0: no
+    limit. `cache_dir`: where the shards lie while the work goes on, instead of beside the output. With
+    `arrow_output_dir` the parts lie in the output itself rather than in its `arrow`; `output` is that directory then.
+    """
+
+    data: list[Path] = option(f"Texts: {TEXTS_HELP}.", decides=False)
+    tokenizer: Path = option(
+        "The tokenizer, or a model with its tokenizer.", reads="tokenizer", decides=False
+    )
+    output: Path = option(
+        "Dataset directory to write; its parts lie in OUTPUT/arrow.", None, writes="dataset", decides=False
+    )
+    max_length: int = option("Number of tokens per row.", 4096, least=2)
+    bins: int = option(
+        "Number of parts, each with the same number of tokens of every category.",
+        10,
+        least=1,
+        argument="num_spliced_dataset_bins",
+    )
+    packing: Packing = option(
+        "How documents share rows: best-fit (fewest rows), greedy (in order), concat (one stream).",
+        "best-fit",
+        argument="splice",
+    )
+    documents_per_row: int = option(
+        "1: a row is one document or a part of one, as models with state between positions need; 0: no limit.",
+        0,
+        least=0,
+        most=1,
+    )
+    tokenizer_scheme: str | None = option(SCHEME, None, decides=False)
+    reading: ReadOptions = group(ReadOptions)
+    mix: dict[str, float] = option(
+        "Proportions of tokens, such as zh=0.7,en=0.3; nothing is repeated, so the scarcest limits.",
+        {},
+        parse=parse_mix,
+        many=True,
+        metavar="CATEGORY=WEIGHT...",
+    )
+    max_tokens: int = option(
+        "Maximum number of tokens: 2000000, 2M, 1.5B; 0 for all.",
+        0,
+        parse=parse_count,
+        metavar="COUNT",
+        shown="0",
+    )
+    holdout: float = option(
+        "Share of each category's documents to set aside in OUTPUT/holdout, at least one; such as 0.5%.",
+        0.0,
+        parse=parse_share,
+        metavar="SHARE",
+        shown="0",
+    )
+    on_bad_line: Literal["reject", "stop"] = option(
+        "What to do with an unusable line: reject (count it and continue) or stop.", "reject", decides=False
+    )
+    max_rejected: float = option(
+        "Share of unusable lines above which nothing is written.",
+        0.01,
+        parse=parse_share,
+        metavar="SHARE",
+        shown="1%",
+        decides=False,
+    )
+    dedup: Literal["", "exact", "near"] = option(
+        "Drop duplicate documents: exact, or near (and exact) by MinHash.",
+        "",
+        panel=QUALITY,
+        metavar="[exact|near]",
+    )
+    quality: Literal["", "gopher"] = option(
+        "Drop documents by quality rules: gopher.", "", panel=QUALITY, metavar="[gopher]"
+    )
+    blocklist: Path | None = option(
+        "Drop documents that match one of this file's regular expressions.", None, panel=QUALITY
+    )
+    decontaminate: list[Path] = option(
+        "Drop documents that share 13 words in a row with these files.", [], panel=QUALITY
+    )
+    shard: tuple[int, int] | None = option(
+        "Do one part of the encoding, 0/4 to 3/4 of four, each anywhere.",
+        None,
+        panel=MACHINES,
+        parse=parse_shard,
+        metavar="I/N",
+        decides=False,
+    )
+    merge: bool = option(
+        "Join what every --shard made into the dataset.", False, panel=MACHINES, decides=False
+    )
+    ray: str = option(
+        "Work on the Ray cluster at this address (or: local).", "", panel=MACHINES, decides=False
+    )
+    workers: int = option(
+        "Number of processes; 0 is one per core.", 0, panel=MACHINES, least=0, decides=False
+    )
+    cache_dir: Path | None = option(
+        "Directory for intermediate files (default: beside the output).", None, panel=OUTPUTS, decides=False
+    )
+    arrow_output_dir: Path | None = option(
+        "Instead of --output: dataset directory to write, its parts directly in it.",
+        None,
+        panel=OUTPUTS,
+        decides=False,
+        writes="dataset",
+    )
+    jsonl_output_dir: Path | None = option(
+        "Also write the rows as JSON lines to this directory.", None, panel=OUTPUTS, decides=False
+    )
+    dry_run: bool = option("Predict tokens, rows, size and time from a sample.", False, decides=False)
+    seed: int = option(SEED, 42)
+    overwrite: bool = option(OVERWRITE, False, decides=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.arrow_output_dir is not None and self.output is None:
+            object.__setattr__(self, "output", self.arrow_output_dir)
+        elif self.output is None or self.arrow_output_dir not in (None, self.output):
+            raise UsageError("give the output once: --output, or as Colossal-LLaMA --arrow-output-dir.")
+        if self.merge and self.shard:
+            raise UsageError("--shard makes one part and --merge joins them; give one of them.")
+        if self.documents_per_row and self.packing != "best-fit":
+            raise UsageError(
+                f"--packing {self.packing} joins documents in rows, and --documents-per-row 1 does not; give one."
+            )
+
+    @property
+    def flat(self) -> bool:
+        """Whether the parts lie in the output itself."""
+        return self.arrow_output_dir is not None
+
+    @property
+    def rows_by(self) -> str:
+        """How `packing` makes rows."""
+        return ONE if self.documents_per_row else self.packing
+
+    def identity(self, tokenizer_fingerprint: str) -> dict[str, Any]:
+        """What decides the bytes of the dataset, besides its inputs."""
+        from llmforge.corpus import default_categories
+        from llmforge.steps import fingerprint, fingerprint_json
+
+        leaked = [fingerprint(path) for path in self.decontaminate]
+        return {
+            **self.arguments(),
+            "tokenizer": tokenizer_fingerprint,
+            "categories": default_categories(self.data),
+            "flat": self.flat,
+            "blocklist": fingerprint(self.blocklist) if self.blocklist else "",
+            **({"tokenizer_scheme": self.tokenizer_scheme} if self.tokenizer_scheme else {}),
+            "decontaminate": fingerprint_json(leaked) if leaked else "",
+        }
+
+
+@dataclass(frozen=True)
+class InspectOptions(Options):
+    """`html`: a file to write instead of the terminal."""
+
+    data: list[Path] = option(
+        "Outputs of prepare-data, or parts of one.",
+        metavar="DIR...",
+        positional=True,
+        commas=False,
+        reads="dataset",
+    )
+    tokenizer: Path | None = option("Decode the samples with this tokenizer.", None, reads="tokenizer")
+    tokenizer_scheme: str | None = option(SCHEME, None)
+    samples: int = option("Number of rows to show.", 3, least=0)
+    html: Path | None = option("Write one HTML page to this file instead.", None, writes="page")
+    seed: int = option(SEED, 42)

@@ -101,7 +101,7 @@ class PackedDataset:
     def __init__(self, directories: Sequence[Path]) -> None:
         parts = [part for directory in directories for part in find_parts(Path(directory))]
         if not parts:
-            raise UserError("no dataset was given; --dataset takes the output of llmforge prepare-data.")
+            raise UserError("no dataset was given; --data takes the output of llmforge prepare-data.")
         self.tokenizer_fingerprint: str = parts[0].manifest.outputs["tokenizer"]
         for part in parts:
             if part.manifest.outputs["tokenizer"] != self.tokenizer_fingerprint:
@@ -260,9 +260,7 @@ def refuse_bytes(path: Path) -> None:
 def find_parts(directory: Path) -> list[Part]:
     """The parts in or at `directory`, with the manifest of the preparation that wrote them."""
     if not directory.is_dir():
-        raise UserError(
-            f"{directory} is not a directory; --dataset takes the output of llmforge prepare-data."
-        )
+        raise UserError(f"{directory} is not a directory; --data takes the output of llmforge prepare-data.")
     resolved = directory.resolve()
     refuse_bytes(resolved)
     root = next((d for d in (resolved, *resolved.parents[:2]) if (d / MANIFEST).is_file()), None)

@@ -11,12 +11,15 @@ best-fit, greedy and one cut only the documents that are longer than a row.
 from bisect import bisect_left, insort
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
-SPLICES = ("best-fit", "greedy", "concat")
-ONE = "one"  # --documents-per-row 1
+from llmforge.dataset.options import ONE, Packing
+
+SPLICES: tuple[str, ...] = get_args(Packing)
+
 Int64 = npt.NDArray[np.int64]
 
 

@@ -50,12 +50,12 @@ def prepare_data(options: PrepareOptions) -> Finished:
     mend.
     """
     refuse_bytes(options.output.absolute())
-    chunks = find_chunks(options.inputs, options.reading.lines)
-    workers = options.workers or (1 if is_small(options.inputs) else available_cores())
-    tokenizer = open_tokenizer(options.tokenizer_dir)
+    chunks = find_chunks(options.data, options.reading.lines)
+    workers = options.workers or (1 if is_small(options.data) else available_cores())
+    tokenizer = open_tokenizer(options)
     if options.dedup == "near":
         minhash_library()
-    arguments = options.arguments(tokenizer.fingerprint)
+    arguments = options.identity(tokenizer.fingerprint)
 
     def build(partial: Path) -> Outcome:
         preparation = _Preparation(options, tokenizer, chunks, partial, workers)
@@ -74,13 +74,15 @@ def prepare_data(options: PrepareOptions) -> Finished:
     return run_step(_step(options, STEP, options.output, arguments), build)
 
 
-def open_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer in `directory`, which must be able to end a document; built by `save_reference`, when the
+def open_tokenizer(options: PrepareOptions) -> Tokenizer:
+    """The tokenizer of `options`, which must be able to end a document; built by `save_reference`, when the
     workers have begun.
     """
-    tokenizer = load_unbuilt(directory)
+    tokenizer = load_unbuilt(options.tokenizer, options.tokenizer_scheme)
     if tokenizer.eos_id is None:
-        raise UserError(f"{directory} names no end-of-sequence token; documents could not be told apart.")
+        raise UserError(
+            f"{options.tokenizer} names no end-of-sequence token; documents could not be told apart."
+        )
     return tokenizer
 
 
@@ -95,7 +97,7 @@ def _step(options: PrepareOptions, name: str, output: Path, arguments: dict[str,
 
 def inputs_of(options: PrepareOptions) -> list[Path]:
     """Everything that decides the dataset, in the order of its manifest."""
-    return [*options.inputs, *tokenizer_files(options.tokenizer_dir)]
+    return [*options.data, *tokenizer_files(options.tokenizer)]
 
 
 class _Preparation:
@@ -110,7 +112,7 @@ class _Preparation:
         self.shards, self.encoder = self.work / "shards", self.work / "encoder"
 
     def abandon_cache(self) -> None:
-        """Deletes what a mistake leaves in --data-cache-dir: the link to it goes with the hidden directory."""
+        """Deletes what a mistake leaves in --cache-dir: the link to it goes with the hidden directory."""
         if self.work.is_symlink() and self.work.is_dir():
             remove_tree(self.work.resolve())
 
@@ -239,7 +241,9 @@ class _Preparation:
             hashes=bool(options.holdout or options.dedup),
             minhash=options.dedup == "near",
             quality=QualitySettings(
-                options.gopher, read_blocklist(options.blocklist) if options.blocklist else (), contaminants
+                options.quality == "gopher",
+                read_blocklist(options.blocklist) if options.blocklist else (),
+                contaminants,
             ),
         )
 
@@ -257,7 +261,7 @@ class _Preparation:
                 passed = max(time.monotonic() - began, 1e-3)
                 note = f"{documents:,} documents, {size / passed:.1f} MB/s, {tokens / passed:,.0f} tokens/s"
                 advance(chunk.size / 1e6, f"{note}, {(total - size) * passed / max(size, 1e-9):.0f} s left")
-                if self.options.stop_on_bad_line and summary.rejected:
+                if self.options.on_bad_line == "stop" and summary.rejected:
                     where = _first_bad(chunks, summaries)
                     raise UserError(f"{where}; mend it, or drop --on-bad-line stop.")
                 names.add(summary.sources)
@@ -269,7 +273,7 @@ class _Preparation:
             if summary.rejected and json.loads(summary.first_rejected)["line"] == 0:
                 warn(f"{_first_bad([chunks[i]], [summary])}; the rest of it is missing here")
         rejected, read = sum(s.rejected for s in summaries), sum(s.documents for s in summaries)
-        inputs = ", ".join(map(str, self.options.inputs))
+        inputs = ", ".join(map(str, self.options.data))
         if read == 0 and rejected == 0:
             raise UserError(f"{inputs}: there is no document in there.")
         if rejected > self.options.max_rejected * (read + rejected):
@@ -291,7 +295,7 @@ class _Preparation:
             what = f"shards of {' and of '.join(sorted(counts))}" if counts else "no shard"
             raise UserError(f"{root} holds {what}; make them with --shard 0/N to --shard N-1/N and one N.")
         count = int(counts.pop())
-        arguments = self.options.arguments(self.tokenizer.fingerprint)
+        arguments = self.options.identity(self.tokenizer.fingerprint)
         inputs = [fingerprint(path) for path in inputs_of(self.options)]
         choices = []
         for number in range(count):

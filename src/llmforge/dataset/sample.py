@@ -7,7 +7,8 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from llmforge.corpus import Chunk, ReadOptions, beginning, read_blocks
+from llmforge.corpus import Chunk, ReadOptions, read_blocks
+from llmforge.corpus.beginning import beginning
 
 SAMPLE_CHUNKS, SAMPLE_BYTES, SAMPLE_BLOCK_BYTES = 32, 256 << 10, 64 << 10
 # Of longer documents only the beginning is read, and that where there is no shorter one in so many blocks.

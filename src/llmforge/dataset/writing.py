@@ -21,7 +21,8 @@ import pyarrow as pa
 from llmforge.corpus import Spans
 from llmforge.dataset.categories import join_rows, row_categories
 from llmforge.dataset.encoding import TOKEN_BYTES
-from llmforge.dataset.packing import ONE, Rows, in_order, splice_by_category
+from llmforge.dataset.options import ONE
+from llmforge.dataset.packing import Rows, in_order, splice_by_category
 from llmforge.dataset.planning import PLACED, bin_path
 from llmforge.dataset.shard_files import read_ids, read_spans, runs
 from llmforge.dataset.untrained import inside, of_pieces, predicted_tokens

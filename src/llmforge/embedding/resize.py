@@ -9,7 +9,8 @@ import numpy as np
 
 from llmforge.console import say, warn
 from llmforge.corpus import ReadOptions
-from llmforge.embedding.initializers.choice import Growth, Initialiser
+from llmforge.embedding.initializers.choice import Initialiser
+from llmforge.embedding.options import Growth
 from llmforge.embedding.rows import Filler, OldRows, look_at
 from llmforge.errors import UsageError, UserError
 from llmforge.steps import Finished, Outcome, Step, run_step

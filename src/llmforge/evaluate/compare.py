@@ -3,14 +3,15 @@
 import gc
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from llmforge.console import progress
-from llmforge.corpus import ReadOptions, labelled
+from llmforge.corpus import labelled
 from llmforge.corpus.sources import own_label
 from llmforge.errors import UsageError
+from llmforge.evaluate.options import Protocol
 from llmforge.evaluate.texts import load_corpora
 from llmforge.hub import title
 from llmforge.report import markdown as report
@@ -18,21 +19,6 @@ from llmforge.steps import Finished, Outcome, Step, run_step
 
 Results = dict[str, dict[str, dict[str, Any]]]
 SUFFIXES = (".json", ".md")
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How models are measured: what decides the figures. `dtype` is that of the weights; `by_category` labels
-    documents by their own `category` where a source has no label.
-    """
-
-    max_length: int = 2048
-    max_documents: int | None = None
-    max_characters: int | None = None
-    batch_tokens: int = 2048
-    dtype: str = "float32"
-    by_category: bool = False
-    reading: ReadOptions = field(default_factory=ReadOptions)
 
 
 def compare(

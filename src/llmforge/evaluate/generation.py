@@ -1,20 +1,10 @@
 """Continuing a prompt."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from llmforge.evaluate.options import Sampling
 from llmforge.steps import Finished, Outcome, Step, run_step
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen: the likeliest one at temperature 0, else drawn from the nucleus of mass `top_p`."""
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    dtype: str = "float32"
 
 
 def generate_text(directory: Path, prompt: str, sampling: Sampling, trust_remote_code: bool = False) -> str:

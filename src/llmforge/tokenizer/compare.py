@@ -11,7 +11,7 @@ from llmforge.corpus import labelled as split_labels
 from llmforge.corpus.sources import own_label
 from llmforge.errors import UserError
 from llmforge.hub import name_of, title
-from llmforge.tokenizer.load import load
+from llmforge.tokenizer.loading import load
 
 BATCH = 1000
 

@@ -23,7 +23,7 @@ from llmforge.tokenizer import bytelevel
 from llmforge.tokenizer.adjacency import Adjacency, UnknownError
 from llmforge.tokenizer.formats.schemes import GPT2
 from llmforge.tokenizer.formats.sentencepiece_model import SPACE
-from llmforge.tokenizer.load import backend_of
+from llmforge.tokenizer.loading import backend_of
 
 # What a cut can lie before. None of them is composed with what comes before, or belongs to its grapheme.
 AFTER = " \n，。、,."

@@ -21,7 +21,7 @@ from llmforge.tokenizer.formats.added import fill_unused
 from llmforge.tokenizer.formats.config import write_config
 from llmforge.tokenizer.formats.framing import frame_flags
 from llmforge.tokenizer.inside import Inside
-from llmforge.tokenizer.load import Tokenizer, from_definition, load
+from llmforge.tokenizer.loading import Tokenizer, from_definition, load
 from llmforge.tokenizer.pieces import Cleaned, read_pieces
 from llmforge.tokenizer.verify import verify
 

@@ -13,7 +13,7 @@ import regex
 
 from llmforge.tokenizer import bytelevel
 from llmforge.tokenizer.formats.sentencepiece_model import NORMAL, SPACE
-from llmforge.tokenizer.load import NO_MODEL, Tokenizer, backend_of, bare_backend, folding_normalizer
+from llmforge.tokenizer.loading import NO_MODEL, Tokenizer, backend_of, bare_backend, folding_normalizer
 
 
 class Inside:

@@ -19,7 +19,7 @@ from llmforge.tokenizer.continued_bpe import TABLE_BITS, Learned, Rules, Words, 
 from llmforge.tokenizer.files import tokenizer_files
 from llmforge.tokenizer.formats.sentencepiece_model import SPACE
 from llmforge.tokenizer.inside import Inside
-from llmforge.tokenizer.load import Tokenizer, backend_of, bare_json, load
+from llmforge.tokenizer.loading import Tokenizer, backend_of, bare_json, load
 from llmforge.tokenizer.words import Counted, count_words, cutter
 
 WORDS_TOGETHER, BATCH = 200, 2000

@@ -23,7 +23,7 @@ from llmforge.errors import UserError
 from llmforge.tokenizer import bytelevel
 from llmforge.tokenizer.formats.sentencepiece_model import NORMAL, SPACE, read_model
 from llmforge.tokenizer.inside import Inside, has_control
-from llmforge.tokenizer.load import BYTE_PIECE, load
+from llmforge.tokenizer.loading import BYTE_PIECE, load
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 _WORD_WITH_FREQUENCY = re.compile(r"\S+ \d+( \S+)?")

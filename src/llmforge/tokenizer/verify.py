@@ -25,7 +25,7 @@ from llmforge.corpus import Reader, ReadOptions, find_chunks
 from llmforge.errors import UserError
 from llmforge.tokenizer.formats.sentencepiece_model import NORMAL
 from llmforge.tokenizer.inside import Inside
-from llmforge.tokenizer.load import Tokenizer
+from llmforge.tokenizer.loading import Tokenizer
 
 SAMPLE_CHARACTERS = 1_000_000
 DOCUMENT_CHARACTERS = 20_000

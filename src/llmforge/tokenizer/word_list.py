@@ -13,7 +13,7 @@ from llmforge.tokenizer.files import tokenizer_files
 from llmforge.tokenizer.formats.sentencepiece_model import SPACE
 from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.learn import write_pieces
-from llmforge.tokenizer.load import load
+from llmforge.tokenizer.loading import load
 from llmforge.tokenizer.words import script_pattern
 
 

@@ -70,7 +70,7 @@ def find_checkpoint(save_dir: Path, wanted: str, *, contents: bool = True) -> Pa
             )
         if problem := damage(path, contents=contents):
             raise UserError(
-                f"--load-checkpoint {path} cannot be resumed: {problem}; latest takes the newest whole one of --save-dir."
+                f"--load-checkpoint {path} cannot be resumed: {problem}; latest takes the newest whole one of --output."
             )
         return path
     for path in reversed(checkpoints(save_dir)):

@@ -1,6 +1,6 @@
 """Checkpoints: written into a hidden sibling, completed by their manifest, and published in one rename.
 
-SAVE_DIR/epoch-0_step-100/{modeling/, optimizer/, lr_scheduler/, running_states.json, llmforge.json}
+OUTPUT/epoch-0_step-100/{modeling/, optimizer/, lr_scheduler/, running_states.json, llmforge.json}
 """
 
 import json

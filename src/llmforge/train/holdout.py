@@ -21,7 +21,7 @@ class Holdout:
         self.data = PackedDataset(directories)
         if self.data.tokenizer_fingerprint != tokenizer_fingerprint:
             raise UserError(
-                f"--holdout {directories[0]} was prepared with another tokenizer than the model's."
+                f"--eval-data {directories[0]} was prepared with another tokenizer than the model's."
             )
         self.groups = Groups(tuple(self.data.categories), old_rows)
         self.bytes = np.zeros(len(self.groups.categories))

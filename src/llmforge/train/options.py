@@ -1,263 +1,267 @@
-# ruff: noqa: RUF009 - `flag` makes dataclass fields
-"""The configuration of a training: one table of flags, read by the command line and by YAML files alike.
+# ruff: noqa: RUF009 - `option` makes dataclass fields
+"""The options of train and plan, for the command line and YAML files alike.
 
-A field's name is its long flag; its metadata holds the help, other spellings, and whether it decides the
-bytes of the result (`decides`) or only how and where the run goes on. This file imports no torch: a finished
-run says so at once.
+`decides` says whether an option decides the bytes of the result or only how and where the run goes on. This file
+imports no torch: a finished run says so at once.
 """
 
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from functools import cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from llmforge.backends import registry
 from llmforge.backends.common import optimizers
+from llmforge.dataset.options import parse_mix
 from llmforge.errors import UsageError
+from llmforge.options import SEED, Options, Result, option, options_of, same_as
 from llmforge.train.schedule import SCHEDULES
 
-RUN, BATCHES, OPTIMIZER, MODEL, ENGINE, GUARDS, SAVING, WATCHING = (
+RUN, BATCHES, OPTIMIZER, MODEL, ENGINE, GUARDS, SAVING, WATCHING, COLOSSAL_LLAMA = (
     "The run",
     "Batches",
     "Optimizer and schedule",
     "What is trained",
-    "Engine",
-    "Guards",
+    "Backend",
+    "Bad steps",
     "Saving and resuming",
-    "Watching",
+    "Evaluation and logging",
+    "From Colossal-LLaMA",
 )
 
 
-def flag(panel: str, default: Any, text: str, *names: str, decides: bool = True) -> Any:
-    """A field of `TrainConfig`; `names` are further spellings of the flag, such as `--grad-clip` or `-w`."""
-    metadata = {"panel": panel, "help": text, "names": names, "decides": decides}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainOptions(Options):
     """Everything that `llmforge train` can be told; the checks of `__post_init__` name the flags that
     contradict.
     """
 
-    pretrained: Path = flag(RUN, None, "Model directory to start from.", decides=False)
-    dataset: list[Path] = flag(
-        RUN, [], "Datasets of prepare-data, or parts of them (OUT/arrow/part-00000).", decides=False
+    model: Path = option("Model directory to start from.", panel=RUN, decides=False, reads="model")
+    data: list[Path] = option(
+        "Datasets of prepare-data, or parts of them (OUT/arrow/part-00000).",
+        panel=RUN,
+        decides=False,
+        reads="dataset",
     )
-    save_dir: Path = flag(RUN, None, "Directory of checkpoints, metrics and the final model.", decides=False)
-    seed: int = flag(RUN, 42, "Seed of everything that is left to chance.")
-    num_epochs: int = flag(RUN, 1, "Times the dataset is gone through.")
-    max_steps: int | None = flag(
-        RUN, None, "Stop after this many optimizer steps; the schedule ends there too."
+    output: Path = option(
+        "Directory for checkpoints, metrics and the final model.", panel=RUN, decides=False, writes="training"
     )
-    time_limit: str | None = flag(
-        RUN, None, "Save and exit after this long: seconds, or H:MM:SS.", decides=False
+    seed: int = option(SEED, 42, panel=RUN)
+    num_epochs: int = option("Number of epochs.", 1, panel=RUN, least=1)
+    max_steps: int | None = option(
+        "Stop after this number of optimizer steps; the schedule ends there too.", None, panel=RUN, least=1
     )
-    dry_run: bool = flag(RUN, False, "Show what the run would do and need, and stop.", decides=False)
+    time_limit: str | None = option(
+        "Save and exit after this time: seconds, or H:MM:SS.", None, panel=RUN, decides=False
+    )
+    dry_run: bool = option("Show what the run would do and need, and stop.", False, panel=RUN, decides=False)
 
-    micro_batch_size: int = flag(BATCHES, 2, "Rows per forward pass and process.", "--batch-size")
-    accumulation_steps: int = flag(BATCHES, 1, "Forward passes per optimizer step.")
-    max_length: int | None = flag(
-        BATCHES, None, "Tokens per row; taken from the dataset, and checked if given."
+    micro_batch_size: int = option("Rows per forward pass and process.", 2, panel=BATCHES, least=1)
+    gradient_accumulation_steps: int = option(
+        "Forward passes per optimizer step.", 1, panel=BATCHES, least=1, argument="accumulation_steps"
     )
-    pad_token: Literal["eos", "unk"] | None = flag(
-        BATCHES,
+    max_length: int | None = option(
+        "Tokens per row; taken from the dataset, and checked if given.", None, panel=BATCHES, least=1
+    )
+    mix: str | None = option(
+        "Proportions of rows by category, such as zh=0.7,en=0.3, 0 to leave one out (default: all rows, as they come).",
         None,
-        "The ancestor's token of padding. Rows are packed: what little padding they have is neither seen nor "
-        "learned, so any token serves, and the run says so.",
-        decides=False,
+        panel=BATCHES,
+        parse=lambda place, items: ",".join(items) if parse_mix(place, items) else None,
+        many=True,
+        metavar="CATEGORY=WEIGHT...",
     )
-    padding_mode: Literal["max_length", "longest"] = flag(
-        BATCHES,
-        "max_length",
-        "The ancestor's length of rows. Packed rows always have that of the dataset; longest is refused.",
-        decides=False,
-    )
-    mix: str | None = flag(
-        BATCHES,
-        None,
-        "Shares of rows by category, such as zh=0.7,en=0.3, 0 to leave one out (default: all rows, as they come).",
-    )
-    cross_document_attention: bool = flag(
-        BATCHES, False, "Let documents in a row see each other, as the ancestor did."
+    cross_document_attention: bool = option(
+        "Let documents in a row attend to each other, as Colossal-LLaMA does.", False, panel=BATCHES
     )
 
-    optimizer: str = flag(
-        OPTIMIZER,
-        "adamw",
+    optimizer: str = option(
         f"{' or '.join(optimizers.names())}. muon is for the matrices of layers (AdamW for all else), with --plugin native "
         "or ddp; models that were pretrained with AdamW, as most are, lose by the change of optimizer (arXiv 2605.10468).",
+        "adamw",
+        panel=OPTIMIZER,
     )
-    lr: float = flag(OPTIMIZER, 3e-4, "Highest learning rate.")
-    schedule: str = flag(
-        OPTIMIZER,
+    learning_rate: float = option("Peak learning rate.", 3e-4, panel=OPTIMIZER, least=0, argument="lr")
+    schedule: str = option(
+        f"Learning rate schedule after warmup: {', '.join(SCHEDULES)}. wsd is warmup-stable-decay.",
         "cosine",
-        f"Learning rate after warm-up: {', '.join(SCHEDULES)}. wsd is warmup-stable-decay.",
+        panel=OPTIMIZER,
     )
-    warmup_steps: int | None = flag(OPTIMIZER, None, "Steps of warm-up (default: 2.5 % of all).", "-s")
-    min_lr_ratio: float = flag(OPTIMIZER, 0.1, "Lowest learning rate, as a share of the highest.")
-    weight_decay: float = flag(OPTIMIZER, 0.1, "Weight decay; norms and biases never decay.", "-w")
-    embedding_decay: bool = flag(OPTIMIZER, True, "Let embeddings decay too.")
-    beta1: float = flag(OPTIMIZER, 0.9, "AdamW: memory of the gradient.")
-    beta2: float = flag(OPTIMIZER, 0.95, "AdamW: memory of its square.")
-    gradient_clipping: float = flag(OPTIMIZER, 1.0, "Largest gradient norm; 0 for none.", "--grad-clip")
-
-    trainable: str = flag(
-        MODEL, "all", "all, lora, or a list of: embeddings or new-embeddings, and layers such as 0-3 or 28-."
+    warmup_steps: int | None = option(
+        "Number of warmup steps (default: 2.5 % of all).", None, panel=OPTIMIZER, least=0
     )
-    freeze_non_embeds_params: bool = flag(MODEL, False, "The ancestor's way to say --trainable embeddings.")
-    lora_rank: int | None = flag(MODEL, None, "Rank of the adapters of --trainable lora.")
-    use_neft: bool = flag(MODEL, False, "Add noise to the embeddings while training (NEFTune).")
-    neft_alpha: float = flag(MODEL, 5.0, "Size of that noise.")
+    min_lr_ratio: float = option(
+        "Minimum learning rate, as a fraction of the peak.", 0.1, panel=OPTIMIZER, least=0, most=1
+    )
+    weight_decay: float = option("Weight decay; norms and biases never decay.", 0.1, panel=OPTIMIZER, least=0)
+    embedding_decay: bool = option("Apply weight decay to embeddings too.", True, panel=OPTIMIZER)
+    beta1: float = option("AdamW beta1.", 0.9, panel=OPTIMIZER, least=0, most=1)
+    beta2: float = option("AdamW beta2.", 0.95, panel=OPTIMIZER, least=0, most=1)
+    gradient_clipping: float = option("Maximum gradient norm; 0 for none.", 1.0, panel=OPTIMIZER, least=0)
 
-    plugin: str = flag(
-        ENGINE,
-        "auto",
+    trainable: str = option(
+        "all, lora, or a list of: embeddings or new-embeddings, and layers such as 0-3 or 28-.",
+        "all",
+        panel=MODEL,
+    )
+    lora_rank: int | None = option("Rank of the adapters of --trainable lora.", None, panel=MODEL, least=1)
+    use_neft: bool = option("Add noise to the embeddings while training (NEFTune).", False, panel=MODEL)
+    neft_alpha: float = option("Scale of that noise.", 5.0, panel=MODEL, least=0)
+
+    plugin: str = option(
         f"Backend: auto, {', '.join(registry.OWN)}, or one of another package (llmforge doctor lists them). auto picks "
         "native for one process, and ddp or fsdp for several.",
+        "auto",
+        panel=ENGINE,
         decides=False,
     )
-    tp: int = flag(ENGINE, 1, "3d: ranks that share every layer (tensor parallel).", decides=False)
-    pp: int = flag(ENGINE, 1, "3d: stages of layers, one after the other (pipeline).", decides=False)
-    sp: int = flag(ENGINE, 1, "3d: ranks that share every row (sequence parallel).", decides=False)
-    sp_mode: Literal["split_gather", "all_to_all", "ring", "ring_attn"] | None = flag(
-        ENGINE,
-        None,
+    tp: int = option(
+        "3d: ranks that share every layer (tensor parallel).", 1, panel=ENGINE, decides=False, least=1
+    )
+    pp: int = option(
+        "3d: stages of layers, one after the other (pipeline).", 1, panel=ENGINE, decides=False, least=1
+    )
+    sp: int = option(
+        "3d: ranks that share every row (sequence parallel).", 1, panel=ENGINE, decides=False, least=1
+    )
+    sp_mode: Literal["split_gather", "all_to_all", "ring", "ring_attn"] | None = option(
         "3d: split_gather cuts rows among the ranks of --tp, all_to_all among those of --sp "
         "(default: all_to_all where --sp is given).",
+        None,
+        panel=ENGINE,
         decides=False,
     )
-    zero: int | None = flag(
-        ENGINE,
-        None,
-        "3d: ZeRO stage over data ranks, 0, 1 or 2 (default: 0).",
-        "--zero-stage",
-        decides=False,
+    zero: int | None = option(
+        "3d: ZeRO stage over data ranks, 0, 1 or 2 (default: 0).", None, panel=ENGINE, decides=False
     )
-    microbatch_size: int | None = flag(
-        ENGINE,
-        None,
+    pipeline_micro_batch_size: int | None = option(
         "3d with --pp: rows that pass through a stage at once (default: 1). A step's rows of a process are "
-        "--micro-batch-size x --accumulation-steps.",
+        "--micro-batch-size x --gradient-accumulation-steps.",
+        None,
+        panel=ENGINE,
         decides=False,
+        least=1,
     )
-    rank_timeout: float = flag(
-        ENGINE,
+    rank_timeout: float = option(
+        "Seconds without a sign of life after which a process is named, and the run ends; 0 for never.",
         300.0,
-        "Seconds after which a process that gives no sign of life is named, and the run ends; 0 for never.",
+        panel=ENGINE,
         decides=False,
+        least=0,
     )
-    rehearse: bool = flag(
-        ENGINE,
-        False,
+    rehearse: bool = option(
         "Run a ColossalAI plugin on the CPU with gloo: same code, same flags, no GPU.",
+        False,
+        panel=ENGINE,
         decides=False,
     )
-    mixed_precision: Literal["auto", "bf16", "fp16", "fp32"] = flag(
-        ENGINE, "auto", "auto is bf16 where the machine computes in it, else fp32."
+    mixed_precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
+        "auto is bf16 where the machine computes in it, else fp32.", "auto", panel=ENGINE
     )
-    attention: Literal["auto", "sdpa", "flash", "varlen", "flex"] = flag(
-        ENGINE, "auto", "Attention kernel; auto is the fastest that runs here."
+    attention: Literal["auto", "sdpa", "flash", "varlen", "flex"] = option(
+        "Attention kernel; auto is the fastest that runs here.", "auto", panel=ENGINE
     )
-    use_flash_attn: bool = flag(ENGINE, False, "Use flash-attn if it is installed; says so if it is not.")
-    use_grad_checkpoint: bool = flag(ENGINE, False, "Recompute activations instead of keeping them.")
-    compile: bool = flag(ENGINE, False, "Compile the layers with torch.compile.")
-    head_chunk: int = flag(ENGINE, 512, "Tokens whose logits exist at the same time.")
+    use_flash_attn: bool = option(
+        "Use flash-attn if it is installed; says so if it is not.", False, panel=ENGINE
+    )
+    gradient_checkpointing: bool = option(
+        "Recompute activations instead of keeping them.", False, panel=ENGINE, argument="use_grad_checkpoint"
+    )
+    compile: bool = option("Compile the layers with torch.compile.", False, panel=ENGINE)
+    head_chunk: int = option(
+        "Number of tokens whose logits are in memory at the same time.", 512, panel=ENGINE, least=1
+    )
 
-    on_spike: Literal["warn", "skip", "rollback"] = flag(
-        GUARDS,
+    on_spike: Literal["warn", "skip", "rollback"] = option(
+        "When loss or gradient norm jumps: warn, skip the step, or go back to a checkpoint and skip the data.",
         "warn",
-        "When loss or gradient norm jumps: say so, skip the step, or go back and pass over the data.",
+        panel=GUARDS,
     )
-    spike_threshold: float = flag(
-        GUARDS, 6.0, "A jump is this many standard deviations above the running mean."
+    spike_threshold: float = option(
+        "A jump is this number of standard deviations above the running mean.", 6.0, panel=GUARDS, least=0
     )
-    max_bad_steps: int = flag(GUARDS, 10, "Stop after this many skipped steps in a row.")
+    max_bad_steps: int = option(
+        "Stop after this number of skipped steps in a row.", 10, panel=GUARDS, least=1
+    )
 
-    save_interval: int = flag(SAVING, 1000, "Steps between checkpoints; 0 for none.", decides=False)
-    save_seconds: float | None = flag(SAVING, None, "Seconds between checkpoints.", decides=False)
-    keep_last: int | None = flag(
-        SAVING, None, "Keep only this many checkpoints (default: all).", decides=False
+    save_interval: int = option(
+        "Steps between checkpoints; 0 for none.", 1000, panel=SAVING, decides=False, least=0
     )
-    skip_save_each_epoch: bool = flag(SAVING, False, "No checkpoint at the end of an epoch.", decides=False)
-    verify: bool = flag(
-        SAVING,
-        True,
+    save_seconds: float | None = option(
+        "Seconds between checkpoints.", None, panel=SAVING, decides=False, least=0
+    )
+    keep_last: int | None = option(
+        "Number of checkpoints to keep (default: all).", None, panel=SAVING, decides=False, least=1
+    )
+    skip_save_each_epoch: bool = option(
+        "No checkpoint at the end of an epoch.", False, panel=SAVING, decides=False
+    )
+    verify: bool = option(
         "Compare every byte of a model that llmforge wrote with its checksums before it is read.",
+        True,
+        panel=SAVING,
         decides=False,
     )
-    background_save: bool = flag(SAVING, True, "Write checkpoints while training goes on.", decides=False)
-    load_checkpoint: str | None = flag(
-        SAVING,
-        None,
+    background_save: bool = option(
+        "Write checkpoints while training continues.", True, panel=SAVING, decides=False
+    )
+    load_checkpoint: str | None = option(
         "Checkpoint to resume, or latest; a modeling folder gives its weights alone.",
+        None,
+        panel=SAVING,
         decides=False,
     )
-    allow_changes: bool = flag(
-        SAVING, False, "Resume even if dataset, tokenizer or seed are not the checkpoint's.", decides=False
+    allow_changes: bool = option(
+        "Resume even if dataset, tokenizer or seed are not the checkpoint's.",
+        False,
+        panel=SAVING,
+        decides=False,
     )
-    overwrite: bool = flag(
-        SAVING, False, "Delete what an earlier training left in --save-dir.", decides=False
+    overwrite: bool = option(
+        "Delete what an earlier training left in --output.", False, panel=SAVING, decides=False
     )
 
-    holdout: list[Path] = flag(WATCHING, [], "Prepared datasets to measure in bits per byte.", decides=False)
-    eval_interval: int | None = flag(WATCHING, None, "Steps between these measurements.", decides=False)
-    tensorboard_dir: Path | None = flag(
-        WATCHING, None, "TensorBoard logs (default: SAVE_DIR/tensorboard).", decides=False
+    eval_data: list[Path] = option(
+        "Prepared datasets to evaluate on, in bits per byte.", [], panel=WATCHING, decides=False
     )
-    config_file: Path | None = flag(
-        WATCHING,
+    eval_interval: int | None = option(
+        "Steps between evaluations.", None, panel=WATCHING, decides=False, least=1
+    )
+    tensorboard_dir: Path | None = option(
+        "TensorBoard logs (default: OUTPUT/tensorboard).", None, panel=WATCHING, decides=False
+    )
+    config_file: Path | None = option(
+        "Where the resolved configuration is written (default: OUTPUT/config.yaml).",
         None,
-        "Where the resolved configuration is written (default: SAVE_DIR/config.yaml).",
+        panel=WATCHING,
         decides=False,
     )
-    wandb_project: str | None = flag(
-        WATCHING, None, "Also report to this Weights & Biases project.", decides=False
+    wandb_project: str | None = option(
+        "Also report to this Weights & Biases project.", None, panel=WATCHING, decides=False
+    )
+
+    pad_token: Literal["eos", "unk"] | None = option(
+        "Token of padding. Rows are packed: the little padding they have is neither attended to nor trained on, "
+        "so any token serves, and the run says so.",
+        None,
+        panel=COLOSSAL_LLAMA,
+        decides=False,
+    )
+    padding_mode: Literal["max_length", "longest"] = option(
+        "Length of rows. Packed rows always have that of the dataset; longest is refused.",
+        "max_length",
+        panel=COLOSSAL_LLAMA,
+        decides=False,
+    )
+    freeze_non_embeds_params: bool = option(
+        "The same as --trainable embeddings.", False, panel=COLOSSAL_LLAMA
     )
 
     def __post_init__(self) -> None:
-        for name in ("pretrained", "dataset", "save_dir"):
-            if not getattr(self, name):
-                raise UsageError(f"--{dashed(name)} is missing.")
-        self._check_numbers()
+        super().__post_init__()
+        if not self.data:
+            raise UsageError("--data is missing.")
         self._check_choices()
         self._check_contradictions()
-
-    def _check_numbers(self) -> None:
-        at_least_one = ("num_epochs", "micro_batch_size", "accumulation_steps", "head_chunk", "max_bad_steps")
-        for name in (
-            *at_least_one,
-            "max_steps",
-            "keep_last",
-            "max_length",
-            "lora_rank",
-            "eval_interval",
-            "tp",
-            "pp",
-            "sp",
-            "microbatch_size",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{dashed(name)} {value}: must be at least 1.")
-        not_negative = (
-            "lr",
-            "weight_decay",
-            "gradient_clipping",
-            "save_interval",
-            "warmup_steps",
-            "neft_alpha",
-        )
-        for name in (*not_negative, "save_seconds", "spike_threshold", "rank_timeout"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise UsageError(f"--{dashed(name)} {value}: must be a number from 0 up.")
-        for name in ("min_lr_ratio", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"--{dashed(name)} {getattr(self, name)}: must lie between 0 and 1.")
         self.seconds_allowed()
         self.weights()
 
@@ -286,8 +290,8 @@ class TrainConfig:
             raise UsageError(
                 f"{asked} contradicts --mixed-precision fp32: these kernels compute in bf16 and fp16."
             )
-        if self.eval_interval is not None and not self.holdout:
-            raise UsageError("--eval-interval needs --holdout, the data to measure on.")
+        if self.eval_interval is not None and not self.eval_data:
+            raise UsageError("--eval-interval needs --eval-data, the data to measure on.")
         if self.on_spike == "rollback" and not self.save_interval and self.save_seconds is None:
             raise UsageError(
                 "--on-spike rollback contradicts --save-interval 0: there is nothing to go back to."
@@ -307,9 +311,7 @@ class TrainConfig:
         """`--mix` as category to weight; empty where it is not given."""
         if self.mix is None:
             return {}
-        from llmforge.dataset.options import parse_mix  # only now: its imports take time
-
-        return parse_mix([item.strip() for item in self.mix.split(",")])
+        return parse_mix("--mix", [item.strip() for item in self.mix.split(",")])
 
     def seconds_allowed(self) -> float | None:
         """`--time-limit` in seconds."""
@@ -326,9 +328,9 @@ class TrainConfig:
             seconds = 60 * seconds + part
         return seconds
 
-    def deciding(self) -> dict[str, Any]:
-        """The values that decide the bytes of the result, as JSON values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["decides"]}
+    def arguments(self) -> dict[str, Any]:
+        """What decides the result, as arguments of a manifest."""
+        values = super().arguments()
         if self.optimizer == "adamw":  # what version 0.1 made, which had no other, stays recognised
             del values["optimizer"]
         return values
@@ -345,79 +347,47 @@ class TrainConfig:
         }
 
 
-@cache
-def hints() -> dict[str, Any]:
-    return get_type_hints(TrainConfig)
+@dataclass(frozen=True)
+class TrainCommandOptions(Result):
+    """What the command takes besides."""
 
-
-def dashed(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def optional(kind: Any) -> tuple[Any, bool]:
-    """(T, True) for `T | None`, (T, False) for any other T."""
-    if get_origin(kind) is Literal or type(None) not in get_args(kind):
-        return kind, False
-    return Union[tuple(a for a in get_args(kind) if a is not type(None))], True  # noqa: UP007
-
-
-def make_config(given: Mapping[str, Any], file: Path | None = None) -> TrainConfig:
-    """The configuration of the values given on the command line (None: not given), over those of a YAML
-    file.
-    """
-    values = read_config(file) if file else {}
-    values.update({name: value for name, value in given.items() if value not in (None, [], ())})
-    return TrainConfig(**values)
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """The values of a YAML file of flags, dashes or underscores, under the names of the fields of
-    `TrainConfig`.
-    """
-    from llmforge.yaml_file import read_yaml
-
-    raw = read_yaml(file, "--config")
-    spellings = {
-        n.lstrip("-"): f.name for f in fields(TrainConfig) for n in (dashed(f.name), *f.metadata["names"])
-    }
-    values: dict[str, Any] = {}
-    for key, value in raw.items():
-        name = spellings.get(dashed(str(key)))
-        if name is None:
-            raise UsageError(f"--config {file}: {key} is not a flag of llmforge train.")
-        if name in values:
-            raise UsageError(f"--config {file} sets --{dashed(name)} twice, once as {key}.")
-        if value is not None:
-            values[name] = convert(name, value, file)
-    return values
-
-
-def convert(name: str, value: Any, file: Path) -> Any:
-    """`value` of a YAML file as the type of field `name`."""
-    kind, _ = optional(hints()[name])
-    if get_origin(kind) is Literal and str(value) in get_args(kind):
-        return str(value)
-    if get_origin(kind) is list and isinstance(value, (list, str)):
-        return [Path(str(item)) for item in ([value] if isinstance(value, str) else value)]
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is str and isinstance(value, (str, int)):
-        return str(value)
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 3e-4, without a point, as text
-        except ValueError:
-            pass
-    expected = (
-        " or ".join(get_args(kind)) if get_origin(kind) is Literal else getattr(kind, "__name__", str(kind))
+    config: Path | None = option("YAML file of these options; the command line wins.", None, decides=False)
+    stopped_exit_code: int = option(
+        "Exit code where a signal or --time-limit stopped the training before its last step.",
+        0,
+        decides=False,
+        least=0,
+        most=255,
     )
-    raise UsageError(f"--config {file}: {name} is {value!r}, but must be {expected}.")
 
 
-def default_of(entry: Any) -> Any:
-    """The default of a dataclass field; None for a list."""
-    return None if entry.default is MISSING else entry.default
+@dataclass(frozen=True)
+class PlanOptions(Options):
+    """A training, and where it would run."""
+
+    model: Path = same_as(TrainOptions, "model")
+    data: list[Path] = same_as(TrainOptions, "data")
+    device: str = option("this, or a name such as h100 or a100-80gb.", "this")
+    processes: int = option("Number of devices.", 1, least=1)
+    plugin: str = same_as(TrainOptions, "plugin")
+    trainable: str = same_as(TrainOptions, "trainable")
+    mixed_precision: Literal["auto", "bf16", "fp16", "fp32"] = same_as(TrainOptions, "mixed_precision")
+    micro_batch_size: int = same_as(TrainOptions, "micro_batch_size")
+    gradient_accumulation_steps: int = same_as(TrainOptions, "gradient_accumulation_steps")
+    num_epochs: int = same_as(TrainOptions, "num_epochs")
+    max_steps: int | None = same_as(TrainOptions, "max_steps")
+    head_chunk: int = same_as(TrainOptions, "head_chunk")
+    tp: int = same_as(TrainOptions, "tp")
+    pp: int = same_as(TrainOptions, "pp")
+    sp: int = same_as(TrainOptions, "sp")
+    zero: int | None = same_as(TrainOptions, "zero")
+    gradient_checkpointing: bool = same_as(TrainOptions, "gradient_checkpointing")
+
+    def training(self) -> TrainOptions:
+        """The training that is planned."""
+        own = {
+            one.name: getattr(self, one.name)
+            for one in options_of(type(self))
+            if one.name not in ("device", "processes")
+        }
+        return TrainOptions(output=Path("unused"), **own)

@@ -14,7 +14,7 @@ from llmforge.backends.common import optimizers
 from llmforge.backends.common.devices import Device
 from llmforge.backends.common.trainable import Trainable, parse
 from llmforge.dataset.packed import PackedDataset
-from llmforge.train.options import TrainConfig
+from llmforge.train.options import TrainOptions
 from llmforge.train.sampler import Sampler
 from llmforge.weights.architecture import (
     attention_heads,
@@ -144,7 +144,7 @@ def visible_keys(data: PackedDataset, cross_document: bool) -> float:
 
 def memory(
     shape: Shape,
-    config: TrainConfig,
+    config: TrainOptions,
     length: int,
     *,
     precision: str,
@@ -169,11 +169,11 @@ def memory(
     tokens = config.micro_batch_size * length
     head = min(config.head_chunk, tokens) * shape.vocabulary * (4 + 4 + low)
     head += shape.vocabulary * shape.width * (low + 4)
-    kept = activations(shape, tokens, low, config.use_grad_checkpoint) // sharing.activations
+    kept = activations(shape, tokens, low, config.gradient_checkpointing) // sharing.activations
     # The peak is in the head, when all activations are kept and only earlier micro-batches have left
     # gradients, or at the end of the backward pass, when all gradients are there and one layer's
     # activations.
-    before = gradients if config.accumulation_steps > 1 else 0
+    before = gradients if config.gradient_accumulation_steps > 1 else 0
     if before + kept + head < gradients + kept // shape.layers:
         before, kept, head = gradients, kept // shape.layers, 0
     parts = {
@@ -238,19 +238,23 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(config: TrainConfig, weights: Path, device: Device | None = None, processes: int = 1) -> Plan:
+def make_plan(config: TrainOptions, weights: Path, device: Device | None = None, processes: int = 1) -> Plan:
     """The plan of `config`, on `processes` devices of kind `device` (this machine's where None)."""
     from llmforge.backends.common.devices import this_device
 
     device = device or this_device()
-    shape, data = read_shape(weights), PackedDataset(config.dataset)
+    shape, data = read_shape(weights), PackedDataset(config.data)
     check_length(load_config(weights), weights, data.max_length)
     precision: str = config.mixed_precision
     backend = registry.find(registry.resolved(config.plugin, processes))
     backend.check_model(config, weights, processes, data.max_length)
     if precision == "auto":
         precision = backend.automatic_precision(device.bf16_is_fast)
-    rows = config.micro_batch_size * config.accumulation_steps * backend.data_processes(config, processes)
+    rows = (
+        config.micro_batch_size
+        * config.gradient_accumulation_steps
+        * backend.data_processes(config, processes)
+    )
     sampler = Sampler(data, config.seed, config.weights())
     per_epoch = -(-len(sampler) // rows)
     steps = min(per_epoch * config.num_epochs, config.max_steps or 1 << 62)

@@ -9,7 +9,7 @@ import numpy as np
 
 from llmforge.backends.base import MicroBatch
 from llmforge.train.batches import MicroBatches, make_micro_batch
-from llmforge.train.options import TrainConfig
+from llmforge.train.options import TrainOptions
 from llmforge.train.sampler import Sampler
 from llmforge.train.setup import Setup
 
@@ -38,7 +38,7 @@ class Batches:
     asked for.
     """
 
-    def __init__(self, config: TrainConfig, setup: Setup, sampler: Sampler, split: MicroBatches) -> None:
+    def __init__(self, config: TrainOptions, setup: Setup, sampler: Sampler, split: MicroBatches) -> None:
         self.config, self.setup, self.sampler, self.split = config, setup, sampler, split
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reading")
         self._pending: Future[Batch] | None = None

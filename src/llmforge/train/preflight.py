@@ -14,28 +14,28 @@ from llmforge.dataset.packed import PackedDataset
 from llmforge.errors import UsageError, UserError
 from llmforge.train import plan
 from llmforge.train.mixture import check_weights
-from llmforge.train.options import TrainConfig
-from llmforge.weights import Vocabulary
+from llmforge.train.options import TrainOptions
+from llmforge.weights.vocabulary import Vocabulary
 
 ROWS_LOOKED_AT = 1000
 
 
 def check_inputs(
-    config: TrainConfig, data: PackedDataset, tokenizer: str, vocabulary: Vocabulary, origin: Path
+    config: TrainOptions, data: PackedDataset, tokenizer: str, vocabulary: Vocabulary, origin: Path
 ) -> None:
     """That dataset, flags and the model `origin`, whose tokenizer has the fingerprint `tokenizer`, go together."""
     if data.tokenizer_fingerprint != tokenizer:
         raise UserError(
-            f"{config.dataset[0]} was prepared with another tokenizer than that of {origin}; "
-            f"run llmforge prepare-data with --tokenizer-dir {origin}."
+            f"{config.data[0]} was prepared with another tokenizer than that of {origin}; "
+            f"run llmforge prepare-data with --tokenizer {origin}."
         )
     if config.max_length not in (None, data.max_length):
         raise UsageError(
-            f"--max-length {config.max_length} contradicts --dataset {config.dataset[0]}, "
+            f"--max-length {config.max_length} contradicts --data {config.data[0]}, "
             f"whose rows have {data.max_length} tokens."
         )
     if not len(data):
-        raise UserError(f"{config.dataset[0]} has no rows.")
+        raise UserError(f"{config.data[0]} has no rows.")
     if weights := config.weights():
         check_weights(weights, data)
     if "new-embeddings" in config.trainable and vocabulary.size == vocabulary.source:
@@ -79,12 +79,12 @@ def _check_free(needed: int, free: int) -> None:
     if needed > free:
         warn(
             f"a step is estimated to need {needed / 1e9:.1f} GB more per process, and {free / 1e9:.1f} GB are free; "
-            "--use-grad-checkpoint, a smaller --micro-batch-size and --plugin fsdp need less."
+            "--gradient-checkpointing, a smaller --micro-batch-size and --plugin fsdp need less."
         )
 
 
 def check_step_memory(
-    config: TrainConfig, shape: plan.Shape, engine: Engine, length: int, device: torch.device
+    config: TrainOptions, shape: plan.Shape, engine: Engine, length: int, device: torch.device
 ) -> None:
     """Warns where the memory of `device` is too small for steps with rows of `length` tokens."""
     on_cpu = device.type == "cpu"

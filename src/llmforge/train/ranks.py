@@ -11,17 +11,19 @@ from llmforge.errors import UserError
 from llmforge.steps import fingerprint_json
 from llmforge.steps.identity import identity
 from llmforge.steps.manifest import write_durably
-from llmforge.train.options import TrainConfig, dashed
+from llmforge.train.options import TrainOptions
 
 # Where things lie may differ from host to host; what they hold may not.
-PLACES = ("pretrained", "dataset", "save_dir", "holdout", "tensorboard_dir", "config_file", "load_checkpoint")
+PLACES = ("model", "data", "output", "eval_data", "tensorboard_dir", "config_file", "load_checkpoint")
 MARK = ".ranks"
 SECONDS_TO_APPEAR = 20.0  # file systems that hosts share may show a new file late
 
 
-def facts(config: TrainConfig, model: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
+def facts(config: TrainOptions, model: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same on every rank: versions, the resolved configuration, and `contents` (fingerprints)."""
-    flags = {f"--{dashed(name)}": value for name, value in config.to_json().items() if name not in PLACES}
+    flags = {
+        f"--{name.replace('_', '-')}": value for name, value in config.to_json().items() if name not in PLACES
+    }
     sizes = sorted((file.name, file.stat().st_size) for file in model.iterdir() if file.is_file())
     settings = (model / "config.json").read_bytes().decode("utf-8", "replace")
     return {**identity(), **flags, **contents, "model": fingerprint_json([sizes, settings])}
@@ -40,7 +42,7 @@ def refuse_disagreement(processes: Processes, mine: Mapping[str, Any]) -> None:
 
 
 def refuse_separate_directories(processes: Processes, save_dir: Path) -> None:
-    """Collective: raises `UserError` where --save-dir is not the same directory for every rank."""
+    """Collective: raises `UserError` where --output is not the same directory for every rank."""
     if processes.world.size == 1:
         return
     mark = save_dir / MARK
@@ -50,7 +52,7 @@ def refuse_separate_directories(processes: Processes, save_dir: Path) -> None:
         try:
             write_durably(mark, token.encode())
         except OSError as error:
-            raise UserError(f"--save-dir {save_dir} cannot be written ({error.strerror}).") from error
+            raise UserError(f"--output {save_dir} cannot be written ({error.strerror}).") from error
         return token
 
     token = processes.from_main(write)
@@ -62,7 +64,7 @@ def refuse_separate_directories(processes: Processes, save_dir: Path) -> None:
         mark.unlink(missing_ok=True)
     if blind:
         raise UserError(
-            f"--save-dir {save_dir} of {processes.name(blind[0])} is not the directory of rank 0; it must lie on a "
+            f"--output {save_dir} of {processes.name(blind[0])} is not the directory of rank 0; it must lie on a "
             "file system that all hosts share."
         )
 

@@ -12,7 +12,7 @@ from llmforge.console import say
 from llmforge.errors import UserError
 from llmforge.train import branch
 from llmforge.train.batches import MicroBatches
-from llmforge.train.options import TrainConfig
+from llmforge.train.options import TrainOptions
 from llmforge.train.sampler import Sampler
 from llmforge.train.save_dir import MODELING, is_modeling
 from llmforge.train.schedule import Schedule
@@ -29,7 +29,7 @@ class HasState(Protocol):
 
 
 def find_resumed(
-    config: TrainConfig, processes: Processes, identity: Mapping[str, Any], origin: Path
+    config: TrainOptions, processes: Processes, identity: Mapping[str, Any], origin: Path
 ) -> Path | None:
     """Collective: the checkpoint that --load-checkpoint means; None where it means none, or where there is none yet.
 
@@ -53,17 +53,17 @@ def find_resumed(
     return found
 
 
-def _find(config: TrainConfig, wanted: str, origin: Path) -> Path | None:
-    if config.save_dir.is_dir():
-        branch.finish_setting_aside(config.save_dir)
-    found = branch.find_checkpoint(config.save_dir, wanted, contents=config.verify)
+def _find(config: TrainOptions, wanted: str, origin: Path) -> Path | None:
+    if config.output.is_dir():
+        branch.finish_setting_aside(config.output)
+    found = branch.find_checkpoint(config.output, wanted, contents=config.verify)
     if found is None:
-        say(f"{config.save_dir} has no whole checkpoint yet: starting from {origin}.")
+        say(f"{config.output} has no whole checkpoint yet: starting from {origin}.")
     return found
 
 
 def check_steps(
-    path: Path, done: int, total: int, now: Schedule, config: TrainConfig, say: Callable[[str], None]
+    path: Path, done: int, total: int, now: Schedule, config: TrainOptions, say: Callable[[str], None]
 ) -> None:
     """Says where the learning rate jumps because a run goes on from `path`, after `done` steps, with another schedule;
     `UserError` where it is to end before the steps that are done.
@@ -89,7 +89,7 @@ def check_steps(
     )
 
 
-def check_engine(found: Path, states: RunStates, config: TrainConfig, world: World) -> None:
+def check_engine(found: Path, states: RunStates, config: TrainOptions, world: World) -> None:
     """The full state of a checkpoint belongs to engines of one family, and with ColossalAI to one plugin and
     layout; its weights start a new stage anywhere.
     """

@@ -16,6 +16,7 @@ from typing import Any
 from llmforge import hub
 from llmforge.console import say, show
 from llmforge.errors import UserError
+from llmforge.options import options_of
 from llmforge.steps import (
     Finished,
     Input,
@@ -35,7 +36,7 @@ from llmforge.steps import (
 )
 from llmforge.steps.manifest import write_durably
 from llmforge.train.interrupts import end_with_launcher
-from llmforge.train.options import TrainConfig, dashed
+from llmforge.train.options import TrainOptions
 from llmforge.train.save_dir import (
     CONFIG_FILE,
     MODELING,
@@ -63,7 +64,7 @@ class Stopped:
     checkpoint: Path | None
 
 
-def run_training(config: TrainConfig) -> Finished | Stopped | None:
+def run_training(config: TrainOptions) -> Finished | Stopped | None:
     """Trains, or recognises the finished training.
 
     None for --dry-run and on every process but the first. Raises `UserError` before
@@ -73,29 +74,29 @@ def run_training(config: TrainConfig) -> Finished | Stopped | None:
     weights = weights_to_start_from(config)
     if not (weights / "config.json").is_file():
         why = "has no config.json" if weights.exists() else "does not exist"
-        raise UserError(f"--pretrained {weights} is not a Hugging Face model directory: it {why}.")
-    roots, parts = dataset_roots(config.dataset)
+        raise UserError(f"--model {weights} is not a Hugging Face model directory: it {why}.")
+    roots, parts = dataset_roots(config.data)
     emptied = [Path(config.load_checkpoint)] if config.overwrite and config.load_checkpoint else []
-    check_apart(config.save_dir, [weights, *roots, *config.holdout, *emptied], "train")
-    arguments = {**config.deciding(), "parts": parts}
-    finished = manifest_path(config.save_dir).is_file()
+    check_apart(config.output, [weights, *roots, *config.eval_data, *emptied], "train")
+    arguments = {**config.arguments(), "parts": parts}
+    finished = manifest_path(config.output).is_file()
     is_main = os.environ.get("RANK", "0") == "0"
     inputs: list[Input] = []
     if is_main:  # one process reads what all of them need
         step = Step(
             "train",
-            config.save_dir,
+            config.output,
             arguments,
             [weights, *roots],
             overwrite=config.overwrite,
             verify=None if config.verify else False,
         )
         inputs = read_inputs(step)
-        ours = is_training(config.save_dir)
+        ours = is_training(config.output)
         if (finished or not ours) and (done := find_finished(step, inputs)):
             return done
         if ours and config.overwrite:
-            refuse_foreign(config.save_dir)
+            refuse_foreign(config.output)
         if ours and not finished and not config.overwrite:
             _check_unfinished(config, arguments)
     elif finished and not config.overwrite:
@@ -118,27 +119,25 @@ def run_training(config: TrainConfig) -> Finished | Stopped | None:
         if metrics is None:
             _, checkpoint = trainer.last_save
             at = trainer.position.step
-            return Stopped(config.save_dir, str(trainer.stopping), at, trainer.total, checkpoint)
-        model = read_manifest(config.save_dir / MODELING).outputs
+            return Stopped(config.output, str(trainer.stopping), at, trainer.total, checkpoint)
+        model = read_manifest(config.output / MODELING).outputs
         outputs = {
             **model,
-            **record_files(config.save_dir, counts=is_result),
+            **record_files(config.output, counts=is_result),
             "fingerprint": model["fingerprint"],
             "model": MODELING,
         }
         record = Manifest("train", arguments, inputs, outputs, metrics)
-        return Finished(
-            config.save_dir, write_manifest(manifest_path(config.save_dir), record), skipped=False
-        )
+        return Finished(config.output, write_manifest(manifest_path(config.output), record), skipped=False)
 
 
-def weights_to_start_from(config: TrainConfig) -> Path:
-    """The model directory that training starts from: --pretrained, or the modeling folder of
+def weights_to_start_from(config: TrainOptions) -> Path:
+    """The model directory that training starts from: --model, or the modeling folder of
     --load-checkpoint.
     """
     if config.load_checkpoint and is_modeling(Path(config.load_checkpoint)):
         return Path(config.load_checkpoint)
-    return hub.local(config.pretrained)
+    return hub.local(config.model)
 
 
 def dataset_roots(datasets: list[Path]) -> tuple[list[Path], list[str]]:
@@ -147,7 +146,7 @@ def dataset_roots(datasets: list[Path]) -> tuple[list[Path], list[str]]:
     for path in datasets:
         if not path.is_dir():
             raise UserError(
-                f"--dataset {path} is not a directory; it takes the output of llmforge prepare-data."
+                f"--data {path} is not a directory; it takes the output of llmforge prepare-data."
             )
         resolved = path.resolve()
         root = next((d for d in (resolved, *resolved.parents[:2]) if manifest_path(d).is_file()), resolved)
@@ -156,43 +155,44 @@ def dataset_roots(datasets: list[Path]) -> tuple[list[Path], list[str]]:
     return roots, parts
 
 
-def _check_unfinished(config: TrainConfig, arguments: dict[str, Any]) -> None:
+def _check_unfinished(config: TrainOptions, arguments: dict[str, Any]) -> None:
     if not config.load_checkpoint:
         raise UserError(
-            f"{config.save_dir} holds an unfinished training; "
+            f"{config.output} holds an unfinished training; "
             "--load-checkpoint latest goes on with it, --overwrite starts anew."
         )
-    old = recorded_arguments(config.save_dir)
+    old = recorded_arguments(config.output)
     if old is None:
         say(
-            f"note: {config.save_dir / RUN_FILE} is damaged: whether the flags are those of the run is not known."
+            f"note: {config.output / RUN_FILE} is damaged: whether the flags are those of the run is not known."
         )
         return
+    flags = {one.argument: one.flag for one in options_of(TrainOptions)}
     for key in sorted({*old, *arguments}):
         if fingerprint_json(old.get(key)) != fingerprint_json(arguments.get(key)):
             say(
-                f"note: --{dashed(key)} is now {arguments.get(key)}; the run was started with {old.get(key)}."
+                f"note: {flags.get(key, key)} is now {arguments.get(key)}; the run was started with {old.get(key)}."
             )
 
 
-def _show_plan(config: TrainConfig, weights: Path) -> None:
+def _show_plan(config: TrainOptions, weights: Path) -> None:
     from llmforge.train.plan import make_plan
 
     show(make_plan(config, weights).render())
 
 
 @contextmanager
-def _locked(config: TrainConfig, arguments: dict[str, Any]) -> Iterator[None]:
+def _locked(config: TrainOptions, arguments: dict[str, Any]) -> Iterator[None]:
     """The save directory, made or emptied, and locked against a second training; `run.json` marks it as
     ours.
     """
-    save_dir = config.save_dir
-    refuse_link(save_dir, "--save-dir")
+    save_dir = config.output
+    refuse_link(save_dir, "--output")
     try:
         save_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(save_dir, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise _unwritable("--save-dir", save_dir, error) from error
+        raise _unwritable("--output", save_dir, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
@@ -202,7 +202,7 @@ def _locked(config: TrainConfig, arguments: dict[str, Any]) -> Iterator[None]:
             record = json.dumps({"step": "train", "arguments": arguments}, indent=2) + "\n"
             write_durably(save_dir / RUN_FILE, record.encode())
         except OSError as error:
-            raise _unwritable("--save-dir", save_dir, error) from error
+            raise _unwritable("--output", save_dir, error) from error
         try:
             yield
         finally:
@@ -211,14 +211,14 @@ def _locked(config: TrainConfig, arguments: dict[str, Any]) -> Iterator[None]:
                     shutil.rmtree(save_dir)
     except BlockingIOError:
         raise UserError(
-            f"another llmforge is training into {save_dir} right now; choose another --save-dir."
+            f"another llmforge is training into {save_dir} right now; choose another --output."
         ) from None
     finally:
         os.close(descriptor)
 
 
-def _check_places(config: TrainConfig) -> None:
-    """That what goes elsewhere than --save-dir can be written, before anything is loaded."""
+def _check_places(config: TrainOptions) -> None:
+    """That what goes elsewhere than --output can be written, before anything is loaded."""
     file, board = config.config_file, config.tensorboard_dir
     for flag, directory in (("--config-file", file and file.parent), ("--tensorboard-dir", board)):
         if directory:

@@ -21,13 +21,13 @@ from llmforge.train.batches import Groups
 from llmforge.train.checkpoint import hold_files
 from llmforge.train.holdout import Holdout
 from llmforge.train.mixture import describe
-from llmforge.train.options import TrainConfig
+from llmforge.train.options import TrainOptions
 from llmforge.train.ranks import facts, refuse_disagreement, refuse_separate_directories
 from llmforge.train.resolved import write_config
 from llmforge.train.resume import find_resumed
 from llmforge.train.sampler import Sampler
 from llmforge.train.save_dir import MODELING
-from llmforge.weights import Vocabulary, vocabulary
+from llmforge.weights.vocabulary import Vocabulary, vocabulary
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Ranks:
     heartbeats: Heartbeats
 
     @staticmethod
-    def join(config: TrainConfig) -> "Ranks":
+    def join(config: TrainOptions) -> "Ranks":
         """Collective; the heartbeats have begun."""
         device = choose_device(config.rehearse)
         backend = registry.find(registry.resolved(config.plugin, 1))
@@ -74,21 +74,21 @@ class Setup:
     peak_flops: float | None
 
 
-def set_up(config: TrainConfig, weights: Path, ranks: Ranks) -> Setup:
+def set_up(config: TrainOptions, weights: Path, ranks: Ranks) -> Setup:
     """Collective: reads the data, finds the checkpoint to resume, and makes the engine with the weights of the model
     directory `weights`, or of that checkpoint. `UserError` where any of it does not go together.
     """
-    world, processes, data = ranks.world, ranks.processes, PackedDataset(config.dataset)
+    world, processes, data = ranks.world, ranks.processes, PackedDataset(config.data)
     words, loaded = vocabulary(weights), tokenizer.load(weights)
     # The source model may go away while the run goes on.
     model_files = hold_files(weights) if world.is_main else {}
     identity = {"dataset": data.fingerprint, "tokenizer": loaded.fingerprint, "seed": config.seed}
     refuse_disagreement(processes, facts(config, weights, identity))
-    refuse_separate_directories(processes, config.save_dir)
+    refuse_separate_directories(processes, config.output)
     preflight.check_inputs(config, data, loaded.fingerprint, words, weights)
     check(config, weights, world, data.max_length)
-    preflight.check_rows(data, words, config.dataset[0])
-    holdout = Holdout(config.holdout, loaded.fingerprint, words.source) if config.holdout else None
+    preflight.check_rows(data, words, config.data[0])
+    holdout = Holdout(config.eval_data, loaded.fingerprint, words.source) if config.eval_data else None
     resumed = find_resumed(config, processes, identity, weights)
     # Adapters are part of the state, and belong to the weights that the run had started from.
     start = resumed / MODELING if resumed and config.trainable != "lora" else weights
@@ -125,16 +125,16 @@ def set_up(config: TrainConfig, weights: Path, ranks: Ranks) -> Setup:
     )
 
 
-def prepare_save_dir(config: TrainConfig, setup: Setup) -> None:
-    """Makes --save-dir ready: what is half-written is deleted, and what is not of this run is moved aside."""
-    config.save_dir.mkdir(parents=True, exist_ok=True)
+def prepare_save_dir(config: TrainOptions, setup: Setup) -> None:
+    """Makes --output ready: what is half-written is deleted, and what is not of this run is moved aside."""
+    config.output.mkdir(parents=True, exist_ok=True)
     if setup.world.is_main:
-        branch.remove_partial(config.save_dir)
-        branch.set_aside(config.save_dir, setup.resumed)
+        branch.remove_partial(config.output)
+        branch.set_aside(config.output, setup.resumed)
         write_config(config)
 
 
-def announce(config: TrainConfig, setup: Setup, sampler: Sampler, rows_per_step: int, steps: int) -> None:
+def announce(config: TrainOptions, setup: Setup, sampler: Sampler, rows_per_step: int, steps: int) -> None:
     """Collective: says on the main rank what begins."""
     description = setup.engine.describe()
     if not setup.world.is_main:

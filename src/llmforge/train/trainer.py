@@ -14,7 +14,7 @@ from llmforge.train.batches import MicroBatches
 from llmforge.train.callbacks import CALLBACKS, Callback, Step
 from llmforge.train.callbacks.base import AnyCallback
 from llmforge.train.figures import group_means
-from llmforge.train.options import TrainConfig
+from llmforge.train.options import TrainOptions
 from llmforge.train.prefetch import Batches
 from llmforge.train.resume import check_steps, keep_rows, load_callbacks, load_engine, load_sampler
 from llmforge.train.sampler import Sampler
@@ -27,7 +27,7 @@ from llmforge.train.states import COUNTERS, Position, states_text
 class Trainer:
     """One training, from its weights to its final model; `llmforge.train.callbacks.base.Run` to its callbacks."""
 
-    def __init__(self, config: TrainConfig, weights: Path) -> None:
+    def __init__(self, config: TrainOptions, weights: Path) -> None:
         self.config, self.started = config, time.monotonic()
         self.ranks = Ranks.join(config)
         try:
@@ -46,7 +46,7 @@ class Trainer:
         self.stopping: str | None = None
         self.last_save: tuple[int, Path | None] = (0, None)
         self.sampler = Sampler(setup.data, config.seed, config.weights())
-        rows = config.micro_batch_size * config.accumulation_steps * self.engine.world.data_size
+        rows = config.micro_batch_size * config.gradient_accumulation_steps * self.engine.world.data_size
         self.split = MicroBatches(config.micro_batch_size, rows)
         self.callbacks: list[Callback] = [kind(self) for kind in CALLBACKS]
         self._read_up_to(0, self.sampler.state_dict())
@@ -55,7 +55,7 @@ class Trainer:
         per_epoch = -(-len(self.sampler) // self.split.rows_per_step)
         self.total = min(config.num_epochs * per_epoch, config.max_steps or 1 << 62)
         self.schedule = make_schedule(
-            config.schedule, config.lr, config.min_lr_ratio, config.warmup_steps, self.total
+            config.schedule, config.learning_rate, config.min_lr_ratio, config.warmup_steps, self.total
         )
         if setup.resumed:
             check_steps(setup.resumed, self.position.step, self.total, self.schedule, config, self.say)

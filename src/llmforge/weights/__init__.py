@@ -1,7 +1,1 @@
-"""Models on disk: growing them to a larger vocabulary, exporting and comparing them, by streaming
-(docs/model.md).
-"""
-
-from llmforge.weights.vocabulary import Vocabulary, check_fits, vocabulary
-
-__all__ = ["Vocabulary", "check_fits", "vocabulary"]
+"""Models on disk: configurations, weights by streaming, export and comparison (docs/model.md)."""

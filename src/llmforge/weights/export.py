@@ -1,12 +1,10 @@
 """From a checkpoint to an ordinary Hugging Face model directory, tensor by tensor."""
 
 import math
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llmforge.errors import UsageError, UserError
+from llmforge.errors import UserError
 from llmforge.steps import Finished, Outcome, Step, run_step
 from llmforge.tokenizer import load
 from llmforge.weights.architecture import find_vocabulary_tensors, with_vocabulary_size
@@ -15,38 +13,13 @@ from llmforge.weights.completeness import check_complete
 from llmforge.weights.config import read_config, refuse_own_code, stating_tied
 from llmforge.weights.files import copy_code, copy_legal_files, copy_tokenizer, write_configs
 from llmforge.weights.floats import NAMES, STORAGE, all_finite, from_float32
+from llmforge.weights.options import FormatOptions
 from llmforge.weights.tensor import Tensor, write_all
 from llmforge.weights.verify import verify_export
 from llmforge.weights.vocabulary import Vocabulary, check_fits
 from llmforge.weights.write import NewTensor, packed, room_for, write_weights
 
 STEP = "export"
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """`max_shard_size` such as "5GB"; `dtype` one of "float32", "bfloat16", "float16", or "stored" to keep what the
-    checkpoint has; `verify` compares the logits of checkpoint and export before anything is published.
-    """
-
-    max_shard_size: str = "5GB"
-    dtype: str = "stored"
-    verify: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dtype != "stored" and self.dtype not in NAMES:
-            raise UsageError(f"--dtype {self.dtype} is not known; choose one of stored, {', '.join(NAMES)}.")
-        _ = self.max_shard_bytes
-
-    @property
-    def max_shard_bytes(self) -> int:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", self.max_shard_size.strip().upper())
-        if not found or float(found[1]) <= 0:
-            raise UsageError(
-                f"--max-shard-size {self.max_shard_size} is no size; write it like 5GB or 500MB."
-            )
-        return int(float(found[1]) * UNITS[found[2] or ""])
 
 
 def model_directory(checkpoint: Path) -> Path:
@@ -64,7 +37,7 @@ def model_directory(checkpoint: Path) -> Path:
 def export(
     checkpoint: Path,
     output: Path,
-    options: ExportOptions,
+    options: FormatOptions,
     *,
     overwrite: bool = False,
     checksums: bool = True,
@@ -77,13 +50,17 @@ def export(
     code that lies beside a model run, which is needed to verify it and to tell whether its weights are complete.
     """
     model = model_directory(checkpoint)
-    arguments = {"max_shard_size": options.max_shard_bytes, "dtype": options.dtype, "verify": options.verify}
+    arguments = {
+        "max_shard_size": options.max_shard_bytes,
+        "dtype": options.dtype,
+        "verify": bool(options.verify),
+    }
     step = Step(STEP, output, arguments, inputs=[model], overwrite=overwrite, verify=checksums)
     return run_step(step, lambda partial: _build(partial, output, model, options, trust_remote_code))
 
 
 def _build(
-    partial: Path, output: Path, model: Path, options: ExportOptions, trust_remote_code: bool
+    partial: Path, output: Path, model: Path, options: FormatOptions, trust_remote_code: bool
 ) -> Outcome:
     if options.verify and not trust_remote_code:
         refuse_own_code(model)

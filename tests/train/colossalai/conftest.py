@@ -14,7 +14,7 @@ import pytest
 WORKER = Path(__file__).with_name("worker.py")
 BF16, FP32 = "bf16", "fp32"
 COMMON = {
-    "lr": 1e-2,
+    "learning_rate": 1e-2,
     "schedule": "constant",
     "save_interval": 3,
     "skip_save_each_epoch": True,
@@ -66,7 +66,7 @@ FOUR: dict[str, dict[str, Any]] = {
         "mixed_precision": FP32,
         "micro_batch_size": 4,
     },
-    "3d-pp-zero-1": {"plugin": "3d", "pp": 2, "zero": 1, "microbatch_size": 2},
+    "3d-pp-zero-1": {"plugin": "3d", "pp": 2, "zero": 1, "pipeline_micro_batch_size": 2},
     "3d-tp-zero-2": {"plugin": "3d", "tp": 2, "zero": 2},
     "3d-tp-sp": {"plugin": "3d", "tp": 2, "sp": 2, "mixed_precision": FP32, "micro_batch_size": 4},
 }
@@ -121,9 +121,9 @@ def case(models: dict[bool, Path], tiny_data: Path) -> Callable[..., dict[str, A
 
     def make(name: str, save_dir: Path, **flags: Any) -> dict[str, Any]:
         tied = flags.pop("tied", False)
-        rows = {"micro_batch_size": 2, "accumulation_steps": 2}
-        common = {"pretrained": models[tied], "dataset": [tiny_data], "mixed_precision": BF16}
-        return {"name": name, "save_dir": save_dir, **COMMON, **common, **rows, **flags}
+        rows = {"micro_batch_size": 2, "gradient_accumulation_steps": 2}
+        common = {"model": models[tied], "data": [tiny_data], "mixed_precision": BF16}
+        return {"name": name, "output": save_dir, **COMMON, **common, **rows, **flags}
 
     return make
 

@@ -23,7 +23,7 @@ FAULTS: dict[str, dict[str, Any]] = {
         "plugin": "gemini",
         "on_spike": "skip",
         "spike_threshold": 0.0,
-        "accumulation_steps": 1,
+        "gradient_accumulation_steps": 1,
         "num_epochs": 3,
         "max_steps": None,
     },

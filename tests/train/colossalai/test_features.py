@@ -47,18 +47,18 @@ def features(
     seconds = [case("resumed", root / "resumed", load_checkpoint="latest", **LORA)]
     for name, flags in RECOMPUTED.items():
         cases.append(case(f"kept-{name}", root / f"kept-{name}", max_steps=3, **flags))
-        recomputed = {"use_grad_checkpoint": True, "max_steps": 3, **flags}
+        recomputed = {"gradient_checkpointing": True, "max_steps": 3, **flags}
         cases.append(case(f"recomputed-{name}", root / f"recomputed-{name}", **recomputed))
     for name, flags in HALF.items():
         cases.append(
             case(f"half-{name}", root / f"half-{name}", max_steps=3, **{**flags, "mixed_precision": "fp16"})
         )
     for name, flags in MEASURED.items():
-        measured = {"holdout": holdout, "eval_interval": 2, "max_steps": 4, **flags}
+        measured = {"eval_data": holdout, "eval_interval": 2, "max_steps": 4, **flags}
         cases.append(case(f"measured-{name}", root / f"measured-{name}", **measured))
     for name, flags in SKIPPING.items():
         # Nothing is a jump but what is above 0 standard deviations once twenty steps are known.
-        rows = {"micro_batch_size": 2, "accumulation_steps": 2 if "pp" in flags else 1}
+        rows = {"micro_batch_size": 2, "gradient_accumulation_steps": 2 if "pp" in flags else 1}
         judged = {**flags, **rows, "spike_threshold": 0.0}
         skipping, returned = ({**judged, "on_spike": policy} for policy in ("skip", "rollback"))
         cases.append(case(f"skipping-{name}", root / f"skipping-{name}", num_epochs=3, **skipping))

@@ -32,7 +32,7 @@ def test_the_source_model_may_go_away_after_the_start(
             source = tmp_path / f"{name}-{kind}" / "source"
             shutil.copytree(models[False], source)
             made = case(f"{name}-{kind}", source.with_name("run"), max_steps=3, **flags)
-            made |= {"pretrained": source, "save_interval": 1}
+            made |= {"model": source, "save_interval": 1}
             cases.append(made | ({"with": "lost_source"} if kind == "lost" else {}))
     results = start(2, cases)
     assert not any(results.values()), results

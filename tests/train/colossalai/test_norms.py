@@ -270,7 +270,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "zero2": {"plugin": "zero2"},
     "zero1-fp32": {"plugin": "zero1", "mixed_precision": "fp32"},
     "gemini": {"plugin": "gemini"},
-    "gemini_auto": {"plugin": "gemini_auto", "use_grad_checkpoint": True},
+    "gemini_auto": {"plugin": "gemini_auto", "gradient_checkpointing": True},
     "3d-split_gather": {**TENSOR, "sp_mode": "split_gather"},
     "3d-pp": {"plugin": "3d", "pp": 2, "mixed_precision": "fp32", "micro_batch_size": 4},
     "3d-zero-1": {"plugin": "3d", "zero": 1},

@@ -9,13 +9,13 @@ import pytest
 from llmforge.backends import registry
 from llmforge.backends.colossalai import rules
 from llmforge.errors import UsageError, UserError
-from llmforge.train.options import TrainConfig
+from llmforge.train.options import TrainOptions
 
-HYBRID = {"plugin": "3d", "accumulation_steps": 4}
+HYBRID = {"plugin": "3d", "gradient_accumulation_steps": 4}
 
 
-def configured(**flags: Any) -> TrainConfig:
-    return TrainConfig(pretrained=Path("m"), dataset=[Path("d")], save_dir=Path("s"), **flags)
+def configured(**flags: Any) -> TrainOptions:
+    return TrainOptions(model=Path("m"), data=[Path("d")], output=Path("s"), **flags)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,10 @@ def configured(**flags: Any) -> TrainConfig:
         ({"plugin": "zero2", "pp": 2}, "--pp 2 contradicts --plugin zero2; use 3d"),
         ({"plugin": "ddp", "sp": 2}, "--sp 2 contradicts --plugin ddp; use 3d"),
         ({"plugin": "zero1", "zero": 1}, "--zero 1 contradicts --plugin zero1"),
-        ({"plugin": "zero1", "microbatch_size": 1}, "--microbatch-size goes with --plugin 3d"),
+        (
+            {"plugin": "zero1", "pipeline_micro_batch_size": 1},
+            "--pipeline-micro-batch-size goes with --plugin 3d",
+        ),
         (
             {"plugin": "zero2", "sp_mode": "all_to_all"},
             "--sp-mode all_to_all contradicts --plugin zero2; use 3d",
@@ -52,9 +55,15 @@ def configured(**flags: Any) -> TrainConfig:
             "--sp 2 contradicts --sp-mode split_gather",
         ),
         ({**HYBRID, "sp_mode": "all_to_all"}, "--sp-mode all_to_all needs --sp 2 or more"),
-        ({**HYBRID, "microbatch_size": 2}, "--microbatch-size goes with --pp"),
-        ({"plugin": "3d", "pp": 4}, "--pp 4 needs at least as many micro-batches.*--accumulation-steps to 2"),
-        ({**HYBRID, "pp": 2, "microbatch_size": 3}, "--microbatch-size 3 does not divide the 8 rows"),
+        ({**HYBRID, "pipeline_micro_batch_size": 2}, "--pipeline-micro-batch-size goes with --pp"),
+        (
+            {"plugin": "3d", "pp": 4},
+            "--pp 4 needs at least as many micro-batches.*--gradient-accumulation-steps to 2",
+        ),
+        (
+            {**HYBRID, "pp": 2, "pipeline_micro_batch_size": 3},
+            "--pipeline-micro-batch-size 3 does not divide the 8 rows",
+        ),
         ({"padding_mode": "longest"}, "--padding-mode longest contradicts packed rows"),
     ],
 )
@@ -104,7 +113,7 @@ def about(tmp_path: Path) -> Any:
     ],
 )
 def test_models_that_do_not_fit_are_refused(about: Any, flags: Any, values: Any, words: str) -> None:
-    config = configured(plugin="3d", accumulation_steps=8, **flags)
+    config = configured(plugin="3d", gradient_accumulation_steps=8, **flags)
     with pytest.raises(UserError, match=words):
         registry.find("3d").check_model(config, about(**values), 48, 50)
 
@@ -121,7 +130,7 @@ def test_processes_that_cannot_be_divided_are_refused(about: Any, flags: Any, wo
     """Only factors that were given are named."""
     with pytest.raises(UsageError) as error:
         registry.find("3d").check_model(
-            configured(plugin="3d", accumulation_steps=4, **flags), about(), 6, 48
+            configured(plugin="3d", gradient_accumulation_steps=4, **flags), about(), 6, 48
         )
     assert str(error.value) == words
 

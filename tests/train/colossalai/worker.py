@@ -144,17 +144,17 @@ def lost_source() -> Any:
 
 
 def run(case: dict[str, Any]) -> str | None:
-    from llmforge.train.options import make_config
+    from llmforge.train.options import TrainOptions
     from llmforge.train.run import run_training
 
     flags = {k: v for k, v in case.items() if k not in ("name", "without", "with")}
-    flags |= {k: Path(flags[k]) for k in ("pretrained", "save_dir")}
-    flags |= {k: [Path(p) for p in flags[k]] for k in ("dataset", "holdout") if k in flags}
+    flags |= {k: Path(flags[k]) for k in ("model", "output")}
+    flags |= {k: [Path(p) for p in flags[k]] for k in ("data", "eval_data") if k in flags}
     name = case.get("without") or case.get("with")
     changed = globals()[name]() if name else contextlib.nullcontext()
     try:
         with changed:
-            run_training(make_config(flags))
+            run_training(TrainOptions(**flags))
     except Exception as error:
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"

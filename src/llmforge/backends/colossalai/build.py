@@ -37,7 +37,9 @@ def build(config: Any, settings: Settings, world: World) -> Any:
     layout = Layout()
     if config.plugin == rules.HYBRID:
         mode = rules.sequence_mode(config)
-        layout = Layout(config.tp, config.pp, config.sp, mode, config.zero or 0, config.microbatch_size or 1)
+        layout = Layout(
+            config.tp, config.pp, config.sp, mode, config.zero or 0, config.pipeline_micro_batch_size or 1
+        )
     if not dist.is_initialized():  # one process, started without a launcher
         dist.init_process_group(
             "gloo" if config.rehearse else "nccl", store=HashStore(), rank=0, world_size=1

@@ -40,21 +40,21 @@ def check_3d(config: Any) -> None:
             )
     if mode == "all_to_all" and sp == 1:
         raise UsageError("--sp-mode all_to_all needs --sp 2 or more, the ranks that share a sequence.")
-    if config.microbatch_size is not None and pp == 1:
+    if config.pipeline_micro_batch_size is not None and pp == 1:
         raise UsageError(
-            "--microbatch-size goes with --pp: it is the rows that pass through a stage at once."
+            "--pipeline-micro-batch-size goes with --pp: it is the rows that pass through a stage at once."
         )
-    rows = config.micro_batch_size * config.accumulation_steps
-    micro = config.microbatch_size or 1
+    rows = config.micro_batch_size * config.gradient_accumulation_steps
+    micro = config.pipeline_micro_batch_size or 1
     if pp > 1 and rows % micro:
         raise UsageError(
-            f"--microbatch-size {micro} does not divide the {rows} rows of a step and process "
-            "(--micro-batch-size times --accumulation-steps)."
+            f"--pipeline-micro-batch-size {micro} does not divide the {rows} rows of a step and process "
+            "(--micro-batch-size times --gradient-accumulation-steps)."
         )
     if pp > 1 and rows // micro < pp:
         raise UsageError(
             f"--pp {pp} needs at least as many micro-batches as stages, but a step has {rows // micro} "
-            f"({rows} rows, --microbatch-size {micro}); raise --accumulation-steps to {-(-pp * micro // config.micro_batch_size)}."
+            f"({rows} rows, --pipeline-micro-batch-size {micro}); raise --gradient-accumulation-steps to {-(-pp * micro // config.micro_batch_size)}."
         )
 
 

@@ -11,52 +11,11 @@ from llmforge.embedding.initializers.align import align
 from llmforge.embedding.initializers.donor import Donor, orthogonal_matching_pursuit
 from llmforge.embedding.initializers.focus import focus
 from llmforge.embedding.initializers.subtokens import subtoken_mean
+from llmforge.embedding.options import Growth
 from llmforge.embedding.rows import Filler, Mixture, OldRows, gaussian_filler, mean_filler, with_median_norm
-from llmforge.errors import UsageError
 from llmforge.tokenizer import Tokenizer
 
-INITS = ("subtoken-mean", "mean", "gaussian", "align", "focus", "donor")
-HEAD_INITS = ("same", "mean", "first-subtoken")
 ROLES = ("embedding", "head", "head_bias")
-
-
-@dataclass(frozen=True)
-class Growth:
-    """How new rows are made.
-
-    `init` is one of INITS, `head_init` one of HEAD_INITS. The rows are padded to a multiple of
-    `pad_to_multiple_of * tp`, the tensor-parallel size. `norm_correction` scales every new row to the median norm of
-    the old ones. `donor_terms` is the number of anchors that `donor` combines. `mend_rows` makes old rows that hold NaN or
-    infinity the mean of the others; without it they are refused.
-    """
-
-    init: str = "subtoken-mean"
-    head_init: str = "same"
-    pad_to_multiple_of: int = 64
-    tp: int = 1
-    norm_correction: bool = False
-    donor_terms: int = 8
-    seed: int = 42
-    mend_rows: bool = False
-
-    def __post_init__(self) -> None:
-        if self.init not in INITS:
-            raise UsageError(f"--init {self.init} is not known; choose one of {', '.join(INITS)}.")
-        if self.head_init not in HEAD_INITS:
-            raise UsageError(
-                f"--head-init {self.head_init} is not known; choose one of {', '.join(HEAD_INITS)}."
-            )
-        if min(self.pad_to_multiple_of, self.tp, self.donor_terms) < 1:
-            raise UsageError("--pad-to-multiple-of, --tp and --donor-terms must be 1 or more.")
-
-    def check_inputs(self, corpus: Sequence[Path], donor: Path | None) -> None:
-        """Raises `UsageError` unless exactly the inputs that `init` learns from are given."""
-        if bool(corpus) != (self.init in ("align", "focus")):
-            raise UsageError(
-                "--corpus is what --init align and --init focus learn from: give both or neither."
-            )
-        if bool(donor) != (self.init == "donor"):
-            raise UsageError("--donor is the model that --init donor learns from: give both or neither.")
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 
 from llmforge.backends.base import Engine, StepResult
-from llmforge.train.options import TrainConfig
+from llmforge.train.options import TrainOptions
 from llmforge.train.prefetch import Batch
 from llmforge.train.schedule import Schedule
 from llmforge.train.setup import Setup
@@ -28,7 +28,7 @@ class Step:
 class Run(Protocol):
     """The trainer, as callbacks see it. `position` is that after the step; `total` the number of steps of the run."""
 
-    config: TrainConfig
+    config: TrainOptions
     setup: Setup
     engine: Engine
     position: Position

@@ -29,7 +29,7 @@ class Checkpoints(Callback):
     def start(self) -> None:
         config, setup = self.run.config, self.run.setup
         self.saver = Saver(
-            config.save_dir, config.keep_last, config.background_save, setup.world.is_main, setup.resumed
+            config.output, config.keep_last, config.background_save, setup.world.is_main, setup.resumed
         )
 
     def votes(self, step: Step) -> np.ndarray:
@@ -70,7 +70,7 @@ class Checkpoints(Callback):
                 f"stopped by {run.stopping} after step {run.position.step}; --load-checkpoint latest goes on."
             )
         elif run.setup.world.is_main and path:
-            link_model(path, run.config.save_dir / MODELING)
+            link_model(path, run.config.output / MODELING)
         self.saver.close()
 
     def explain(self, error: Exception) -> Exception | None:
@@ -87,7 +87,7 @@ class Checkpoints(Callback):
 
     def _save(self, *, last: bool) -> None:
         run, setup, position = self.run, self.run.setup, self.run.position
-        path = run.config.save_dir / f"epoch-{position.epoch}_step-{position.step}"
+        path = run.config.output / f"epoch-{position.epoch}_step-{position.step}"
         outputs = {"vocabulary": asdict(setup.vocabulary), "tokenizer": setup.tokenizer.fingerprint}
         contents = Contents(setup.model_files, outputs, run.states(), position.step, run.schedule)
         run.get(Metrics).sync()
@@ -100,6 +100,6 @@ class Checkpoints(Callback):
 
     def _gone(self) -> UserError:
         return UserError(
-            f"--save-dir {self.run.config.save_dir} was deleted or moved while the training ran; it ended after step "
+            f"--output {self.run.config.output} was deleted or moved while the training ran; it ended after step "
             f"{self.run.position.step}, as nothing can be saved."
         )

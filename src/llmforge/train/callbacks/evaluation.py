@@ -1,4 +1,4 @@
-"""Bits per byte on `--holdout`: before the first step, every `--eval-interval` steps, and after the last one."""
+"""Bits per byte on `--eval-data`: before the first step, every `--eval-interval` steps, and after the last one."""
 
 from typing import Any
 

@@ -130,11 +130,11 @@ class Guards(Callback):
     def _too_many(self) -> UserError:
         """The error after too many bad steps in a row; the numbers of the rows that they read are written to a file."""
         self.run.get(Checkpoints).saver.wait()
-        file = self.run.config.save_dir / BAD_ROWS
+        file = self.run.config.output / BAD_ROWS
         if self.run.setup.world.is_main:
             lines = [json.dumps(asdict(entry)) + "\n" for entry in self.bad]
             file.write_text("".join(lines), encoding="utf-8")
         return UserError(
             f"{len(self.bad)} steps in a row could not be applied ({self.bad[-1].why}); the rows that they read are in "
-            f"{file}; look at them with llmforge inspect-data, or lower --lr."
+            f"{file}; look at them with llmforge inspect-data, or lower --learning-rate."
         )

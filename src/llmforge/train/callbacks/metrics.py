@@ -78,9 +78,9 @@ class Metrics(Callback):
         self._writes, self._wandb = run.setup.world.is_main, None
         if not self._writes:
             return
-        self._file = config.save_dir / METRICS
+        self._file = config.output / METRICS
         self._open(run.position.step)
-        self._board = Board(config.tensorboard_dir or config.save_dir / "tensorboard", run.position.step)
+        self._board = Board(config.tensorboard_dir or config.output / "tensorboard", run.position.step)
         if config.wandb_project:
             try:
                 import wandb
@@ -88,9 +88,9 @@ class Metrics(Callback):
                 raise UserError("--wandb-project needs wandb: pip install 'llmforge[wandb]'.") from None
             self._wandb = wandb.init(
                 project=config.wandb_project,
-                name=config.save_dir.name,
-                dir=str(config.save_dir),
-                id=_run_id(config.save_dir),
+                name=config.output.name,
+                dir=str(config.output),
+                id=_run_id(config.output),
                 resume="allow",
             )
 

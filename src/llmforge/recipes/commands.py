@@ -1,0 +1,136 @@
+"""Every command: where its options are declared, and in which part of the pipeline it stands. Imports none of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmforge.options import Option, load_class, make, options_of, read_file
+
+TOKENIZER, MODEL, DATA, TRAINING, RESULT, ALL = (
+    "1. Tokenizer",
+    "2. Model",
+    "3. Data",
+    "4. Training",
+    "5. Results",
+    "The whole pipeline",
+)
+_RESULT, _DEBUG = "llmforge.options:Result", "llmforge.options:Debug"
+
+
+@dataclass(frozen=True)
+class Command:
+    """`line` is its help; `options` and `besides` are the places of two option classes: what is configured, and what
+    the command line adds.
+    """
+
+    panel: str
+    line: str
+    options: str
+    besides: str = _RESULT
+
+    def classes(self) -> tuple[type, type]:
+        """The two classes, their files imported."""
+        return load_class(self.options), load_class(self.besides)
+
+    def all_options(self) -> tuple[Option, ...]:
+        """Every option, in the order of help."""
+        options, besides = self.classes()
+        return (*options_of(options), *options_of(besides))
+
+
+# In pipeline order. A name of two words is a command of a group.
+COMMANDS: dict[str, Command] = {
+    "learn-pieces": Command(
+        TOKENIZER,
+        "Learn new pieces from a corpus by continuing the tokenizer's own BPE.",
+        "llmforge.tokenizer.options:LearnPiecesOptions",
+    ),
+    "init-tokenizer": Command(
+        TOKENIZER,
+        "Add pieces to a tokenizer, and verify that it still works.",
+        "llmforge.tokenizer.options:InitTokenizerOptions",
+    ),
+    "compare-tokenizers": Command(
+        TOKENIZER,
+        "Compare tokenizers on the same texts.",
+        "llmforge.tokenizer.options:CompareTokenizersOptions",
+    ),
+    "init-model": Command(
+        MODEL,
+        "Resize a model's embeddings to a larger tokenizer.",
+        "llmforge.embedding.options:InitModelOptions",
+    ),
+    "prepare-data": Command(
+        DATA,
+        "Tokenize a corpus and pack it into rows, in parts of the same mixture.",
+        "llmforge.dataset.options:PrepareOptions",
+    ),
+    "inspect-data": Command(DATA, "Show what a dataset holds.", "llmforge.dataset.options:InspectOptions"),
+    "train": Command(
+        TRAINING,
+        "Continue pretraining, in stages.",
+        "llmforge.train.options:TrainOptions",
+        "llmforge.train.options:TrainCommandOptions",
+    ),
+    "plan": Command(
+        TRAINING,
+        "Estimate memory, steps and hours of a training before anything loads.",
+        "llmforge.train.options:PlanOptions",
+    ),
+    "launch": Command(
+        TRAINING,
+        "Start a training on every host of a hostfile, each checked first.",
+        "llmforge.launch.options:LaunchOptions",
+        _DEBUG,
+    ),
+    "doctor": Command(
+        TRAINING,
+        "Show what this machine can run, and what is missing.",
+        "llmforge.doctor.options:DoctorOptions",
+    ),
+    "export": Command(
+        RESULT,
+        "Write a checkpoint as an ordinary Hugging Face model.",
+        "llmforge.weights.options:ExportOptions",
+    ),
+    "evaluate": Command(
+        RESULT,
+        "Compare models in bits per byte on the same documents.",
+        "llmforge.evaluate.options:EvaluateOptions",
+    ),
+    "generate": Command(RESULT, "Continue a prompt.", "llmforge.evaluate.options:GenerateOptions"),
+    "delta make": Command(
+        RESULT,
+        "Write a tuned model as its difference from its base, which is of no use without it.",
+        "llmforge.weights.options:DeltaMakeOptions",
+    ),
+    "delta apply": Command(
+        RESULT,
+        "Write the tuned model that a delta was made of, bit for bit.",
+        "llmforge.weights.options:DeltaApplyOptions",
+    ),
+    "verify": Command(
+        RESULT,
+        "Check that outputs are still what llmforge wrote, byte by byte.",
+        "llmforge.steps.options:VerifyOptions",
+    ),
+    "run": Command(
+        ALL,
+        "Run every step of a recipe, skipping what is done.",
+        "llmforge.recipes.options:RunOptions",
+        _DEBUG,
+    ),
+}
+GROUPS: dict[str, str] = {"delta": "Write a tuned model as its difference from its base, and back."}
+
+
+def build(name: str, values: Mapping[str, Any], spellings: Mapping[str, str]) -> tuple[Any, Any]:
+    """The two option objects of command `name` from converted values by field; those of its --config file, whose keys
+    may be `spellings`, count where `values` have none.
+    """
+    options, besides = COMMANDS[name].classes()
+    file = values.get("config")
+    if isinstance(file, Path):
+        values = {**read_file(options, name, file, spellings), **values}
+    return make(options, values), make(besides, values)

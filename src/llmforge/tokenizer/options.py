@@ -1,0 +1,76 @@
+# ruff: noqa: RUF009 - `option` makes dataclass fields
+"""The options of learn-pieces, init-tokenizer and compare-tokenizers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmforge.corpus.options import ReadOptions
+from llmforge.errors import UsageError
+from llmforge.options import OVERWRITE, SEED, TEXTS_HELP, Options, group, option
+
+SCHEME = (
+    "Format of a file of tiktoken ranks, where it cannot be told: llama3, glm4, qwen2, o200k_harmony, ..."
+)
+
+
+@dataclass(frozen=True)
+class LearnPiecesOptions(Options):
+    """`max_piece_length` counts characters. Either texts (`data`) or lists of words are learned from."""
+
+    tokenizer: Path = option("Tokenizer (or model) directory to learn on top of.", reads="source")
+    num_pieces: int = option("Number of pieces to learn, missing characters included.", least=1)
+    output: Path = option("The jsonl file to write: one piece a line, in merge order.", writes="pieces")
+    data: list[str] = option(f"Texts: {TEXTS_HELP}.", [])
+    word_list: list[Path] = option(
+        "Instead of texts: lists of words with frequencies, such as jieba's dict.txt.", []
+    )
+    script: str | None = option("Learn from words of one Unicode script only, such as Han.", None)
+    min_frequency: int = option("Minimum frequency of a pair to be merged.", 2, least=1)
+    max_piece_length: int = option(
+        "Maximum number of characters of a piece.", 16, least=1, argument="max_length"
+    )
+    reading: ReadOptions = group(ReadOptions)
+    seed: int = option(SEED, 0)
+    tokenizer_scheme: str | None = option(SCHEME, None)
+    overwrite: bool = option(OVERWRITE, False, decides=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.data) == bool(self.word_list):
+            raise UsageError("give either --data or --word-list.")
+
+
+@dataclass(frozen=True)
+class InitTokenizerOptions(Options):
+    """`closure`: also add what the new pieces are merged from."""
+
+    tokenizer: Path = option("Tokenizer (or model) directory to expand.", reads="source")
+    pieces: Path = option(
+        'New pieces: jsonl of {"piece": "..."}, .txt with one a line, a sentencepiece .model or .vocab, or a '
+        "tokenizer directory.",
+        reads="pieces",
+    )
+    output: Path = option("Tokenizer directory to write.", writes="tokenizer")
+    closure: bool = option(
+        "Also add the characters and parts that new pieces need; otherwise only what is asked for.", True
+    )
+    verify_data: list[str] = option(
+        "Texts for the automatic checks (default: the pieces and a built-in sample).", []
+    )
+    tokenizer_scheme: str | None = option(SCHEME, None)
+    reading: ReadOptions = group(ReadOptions)
+    overwrite: bool = option(OVERWRITE, False, decides=False)
+
+
+@dataclass(frozen=True)
+class CompareTokenizersOptions(Options):
+    """`data` are `[LABEL=]PATH`."""
+
+    tokenizers: list[Path] = option(
+        "Tokenizer (or model) directories.", metavar="DIR...", positional=True, commas=False
+    )
+    data: list[str] = option(f"[LABEL=]PATH of texts: {TEXTS_HELP}.")
+    output: list[Path] = option("Also write the table here (.md, .json, .html).", [], commas=False)
+    max_documents: int | None = option("Only the first documents of each label.", None, least=1)
+    tokenizer_scheme: str | None = option(SCHEME, None)
+    reading: ReadOptions = group(ReadOptions)

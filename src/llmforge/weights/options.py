@@ -1,0 +1,81 @@
+# ruff: noqa: RUF009 - `option` makes dataclass fields
+"""The options of export and delta."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmforge.errors import UsageError
+from llmforge.options import OVERWRITE, TRUST_REMOTE_CODE, Options, group, option
+
+DTYPES = ("stored", "float32", "float16", "bfloat16")
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+@dataclass(frozen=True)
+class FormatOptions(Options):
+    """`max_shard_size` such as "5GB"; `dtype` one of "float32", "bfloat16", "float16", or "stored" to keep what the
+    checkpoint has; `verify` compares the logits of checkpoint and export before anything is published.
+    """
+
+    max_shard_size: str = option(
+        "Maximum size of a weight file, such as 5GB; a tensor is never split.", "5GB", metavar="SIZE"
+    )
+    dtype: str = option(
+        "Data type of the weights: float32, bfloat16, float16, or stored for what the checkpoint has.",
+        "stored",
+        metavar=f"[{'|'.join(DTYPES)}]",
+    )
+    verify: bool | None = option(
+        "Compare logits with the checkpoint's, both read by transformers anew. By default the checksums of the "
+        "checkpoint alone are checked, if llmforge wrote it; with --no-verify not even they.",
+        None,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype not in DTYPES:
+            raise UsageError(f"--dtype {self.dtype} is not known; choose one of {', '.join(DTYPES)}.")
+        _ = self.max_shard_bytes
+
+    @property
+    def max_shard_bytes(self) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", self.max_shard_size.strip().upper())
+        if not found or float(found[1]) <= 0:
+            raise UsageError(
+                f"--max-shard-size {self.max_shard_size} is no size; write it like 5GB or 500MB."
+            )
+        return int(float(found[1]) * UNITS[found[2] or ""])
+
+
+@dataclass(frozen=True)
+class ExportOptions(Options):
+    """`checkpoint` is a checkpoint, the directory of a training, or a `modeling` folder."""
+
+    checkpoint: Path = option(
+        "What to export: a checkpoint, the directory of a training, or a modeling folder.", reads="training"
+    )
+    output: Path = option("Hugging Face model directory to write.", writes="model")
+    format: FormatOptions = group(FormatOptions)
+    trust_remote_code: bool = option(TRUST_REMOTE_CODE, False, decides=False)
+    overwrite: bool = option(OVERWRITE, False, decides=False)
+
+
+@dataclass(frozen=True)
+class DeltaMakeOptions(Options):
+    """A model and the one it was tuned from."""
+
+    base: Path = option("Model that the tuned one was trained from.", reads="source")
+    model: Path = option("The tuned model, with the base's vocabulary or a larger one.", reads="model")
+    output: Path = option("Delta directory to write.", writes="delta")
+    overwrite: bool = option(OVERWRITE, False, decides=False)
+
+
+@dataclass(frozen=True)
+class DeltaApplyOptions(Options):
+    """A model and what was learned on top of it."""
+
+    base: Path = option("Model that the tuned one was trained from.", reads="source")
+    delta: Path = option("The delta, from delta make.", reads="delta")
+    output: Path = option("Directory for the tuned model.", writes="model")
+    overwrite: bool = option(OVERWRITE, False, decides=False)
