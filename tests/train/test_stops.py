@@ -230,7 +230,7 @@ def test_a_jump_of_the_loss(
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     if policy == "rollback":
         assert len(lines) < 60
-        assert lines[-1]["sample"] == 0  # all rows are gone through, some without being learned
+        assert lines[-1]["sample"] == 0  # the epoch is over, some rows were skipped
 
 
 def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run(

@@ -1,3 +1,3 @@
-"""Training: configuration, the stage loop, schedule, guards, checkpoints and monitoring
+"""Training: configuration, setup, the trainer and its callbacks, the sampler, schedules and checkpoints
 (docs/training.md).
 """
