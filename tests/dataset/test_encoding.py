@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,14 @@ import pytest
 from llmforge.corpus import Block, ReadOptions, find_chunks, read_blocks
 from llmforge.dataset import encoding
 from llmforge.dataset.encoding import Choice, Encoder, choose_backend, save_framed, save_reference
-from llmforge.dataset.gigatoken_encoder import BEGINS, END, GigatokenEncoder, _heap_bytes, framing_definition
+from llmforge.dataset.gigatoken_encoder import (
+    BEGINS,
+    END,
+    GigatokenEncoder,
+    _heap_bytes,
+    framing_definition,
+    other_numbers,
+)
 from llmforge.dataset.packed import PackedDataset
 from llmforge.dataset.sample import sample_texts
 from llmforge.tokenizer import Tokenizer, load
@@ -96,6 +104,25 @@ def test_gigatoken_is_chosen_where_it_is_exact_and_dropped_where_it_is_not(
     choice = choose(encoder, tokenizer, sample)
     assert choice.backend == "tokenizers"
     assert "1 of 3 sampled documents" in choice.reason
+
+
+def test_numbers_of_every_script_have_the_tokenizers_own_ids_by_gigatoken(
+    single_digits: Path, tmp_path: Path
+) -> None:
+    encoder = encoder_of(load(single_digits), tmp_path, "gigatoken")
+    random = Random(1)
+    numbers = other_numbers()
+    assert len(numbers) > 1000
+    others = [*DIGITS, "the", " cat", "\n", "  ", "。", "é", "'s", "7", " "]
+    texts = ["".join(f" {number}{number}a{number}" for number in numbers), *numbers[:200]]
+    texts += ["".join(random.choices([*others, *random.sample(numbers, 5)], k=30)) for _ in range(500)]
+    lost = sum("\x04" in text for text in texts)  # has no piece
+    assert 0 < lost < 500
+    ids, offsets, count = encoder.ids(pa.array(texts))
+    expected, cuts = encoder.reference_ids(pa.array(texts))
+    assert np.array_equal(ids, expected)
+    assert np.array_equal(offsets, cuts)
+    assert count == len(texts) - lost
 
 
 @pytest.mark.parametrize("method", ["_start", "encode"])
@@ -255,7 +282,8 @@ def test_a_sample_is_of_documents_from_all_chunks_and_no_larger_than_asked_for(t
     write_jsonl(tmp_path / "in/e.jsonl", [{"target": "e" * 9_000}, {"target": "e" * 7_000}])
     write_jsonl(tmp_path / "in/f.jsonl", [{"target": ""}])
     texts = sample_texts(find_chunks([tmp_path / "in"]), ReadOptions(), 6 * 250)
-    assert [(text[0], len(text)) for text in texts] == [*((n, 100) for n in "aabbccdd"), ("e", 250)]
+    # The share of the file without a document is the others'.
+    assert [(text[0], len(text)) for text in texts] == [*((n, 100) for n in "aaabbbcccddd"), ("e", 300)]
 
 
 def test_without_a_document_in_the_sample_what_was_begun_with_gigatoken_is_made_again(

@@ -1,7 +1,10 @@
 """Documents longer than a part: the ids of the whole, in little memory, and what is too long is refused by its line."""
 
 import json
+import threading
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,35 +22,73 @@ from llmforge.dataset.sample import sample_texts
 from llmforge.errors import UserError
 from llmforge.tokenizer import load
 
-from .conftest import write_jsonl
+from .conftest import contents, write_jsonl
 
-LONG = "The cat, 公园里散步。 x² 12\n\n" * 40 + "é 散步,the end of it"
+LONG = "The cat, 公园里散步。 x² １２①12\n\n" * 40 + "é 散步,the end of it"
 
 
 @pytest.mark.parametrize("backend", ["gigatoken", "tokenizers"])
+@pytest.mark.parametrize("alone", [True, False])
 def test_long_documents_have_the_ids_of_the_whole(
-    tmp_path: Path, byte_level: Path, llama_like: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+    tmp_path: Path,
+    byte_level: Path,
+    llama_like: Path,
+    single_digits: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    alone: bool,
 ) -> None:
     texts = pa.array(["a", LONG, "b", LONG[3:], "\n".join([LONG] * 3), "x" * 2000, "c"])
-    for directory in (byte_level, llama_like):
+    used: set[int] = set()
+    part_ids = Encoder._part_ids
+
+    def seen(*arguments: Any) -> Any:
+        used.add(threading.get_ident())
+        time.sleep(0.0005)
+        return part_ids(*arguments)
+
+    for directory in (byte_level, llama_like, single_digits):
         tokenizer = load(directory)
-        save_framed(tokenizer, tmp_path / directory.name)
-        save_reference(tokenizer, tmp_path / directory.name)
-        encoder = Encoder(tmp_path / directory.name, backend)
+        saved = tmp_path / directory.name
+        save_framed(tokenizer, saved, threads=3)
+        save_reference(tokenizer, saved)
+        encoder = Encoder(saved, backend)
         whole, offsets, _ = encoder.ids(texts)
-        for name, size in (
-            ("LONG_BYTES", 300),
-            ("PART_BYTES", 70),
-            ("SMALL_PART_BYTES", 50),
-            ("PORTION_BYTES", 90),
-        ):
+        for name, size in (("LONG_BYTES", 300), ("PART_BYTES", 70), ("PORTION_BYTES", 90)):
             monkeypatch.setattr(encoding, name, size)
+        monkeypatch.setattr(Encoder, "_part_ids", seen)
         assert len(encoder.cuts.find(memoryview(LONG.encode()), 70)) > 10
-        parts, cuts, _ = encoder.ids(texts)
+        with encoding._alone(saved) if not alone else nullcontext():
+            used.clear()
+            parts, cuts, _ = encoder.ids(texts.slice(1, 1))
+            assert len(used) > 1 if alone else len(used) == 1
+            assert np.array_equal(parts, whole[offsets[1] : offsets[2]])
+            parts, cuts, _ = encoder.ids(texts)
         monkeypatch.undo()
         assert np.array_equal(parts, whole)
         assert np.array_equal(cuts, offsets)
         assert parts.dtype == np.int32
+
+
+@pytest.mark.slow
+def test_several_workers_write_a_long_document_as_one_does(
+    prepare: Callable[..., Any], tmp_path: Path
+) -> None:
+    text = LONG * -(-(encoding.LONG_BYTES + 1) // len(LONG.encode()))
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "short"}, {"text": text}, {"text": text[:999]}])
+    one = prepare(path, name="one", workers=1, max_length=4096)
+    two = prepare(path, name="two", workers=2, max_length=4096)
+    assert contents(one.output) == contents(two.output)
+    assert two.manifest.metrics["encoder"]["backend"] == "gigatoken"
+
+
+def test_the_sample_is_as_large_where_most_chunks_lie_inside_of_one_document(tmp_path: Path) -> None:
+    text = LONG * -(-(20 << 20) // len(LONG.encode()))
+    chunks = find_chunks([write_jsonl(tmp_path / "a.jsonl", [{"text": text}])])
+    assert len(chunks) > 3
+    (sampled,) = sample_texts(chunks, ReadOptions(), 100_000)
+    assert text.startswith(sampled)
+    assert len(sampled.encode()) > 90_000
 
 
 def test_the_sample_of_a_long_document_is_its_beginning(

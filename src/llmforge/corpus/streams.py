@@ -15,10 +15,10 @@ from llmforge.errors import UserError
 COMPRESSIONS = (".gz", ".zst")
 # Four bytes of zstd can stand for 128 KiB, so that this many can stand for 256 MiB; of gzip for 8.
 PIECE_BYTES = 8 << 10
+BUFFER_BYTES = 1 << 20
 # Text shrinks to a third or a tenth. What grows more than this, beyond the first of these bytes, was made to.
 LARGEST_RATIO, UNCHECKED_BYTES = 200, 64 << 20
 LARGEST_WINDOW = 128 << 20
-SKIPPED_AT_ONCE = 8 << 20
 DAMAGE = (EOFError, zlib.error, zstandard.ZstdError)
 
 
@@ -28,10 +28,10 @@ def open_chunk(chunk: Chunk) -> Iterator[tuple[IO[bytes], Any]]:
 
     `UserError` where the file begins as UTF-16 does.
     """
-    with open(chunk.path, "rb") as file:
+    with open(chunk.path, "rb", BUFFER_BYTES) as file:
         stream: Any = file
         if chunk.compression:
-            stream = io.BufferedReader(_Decompressed(file, chunk), 1 << 20)
+            stream = io.BufferedReader(_Decompressed(file, chunk), BUFFER_BYTES)
         if not chunk.start:
             try:
                 head = stream.peek(64)[:64]
@@ -176,11 +176,11 @@ def _skip_line(stream: Any, most: int | None) -> tuple[int, bool]:
     """
     skipped = 0
     try:
-        while part := stream.readline(
-            min(SKIPPED_AT_ONCE, SKIPPED_AT_ONCE if most is None else most - skipped)
-        ):
-            skipped += len(part)
-            if part.endswith(b"\n"):
+        while (most is None or skipped < most) and (ahead := stream.peek()):
+            window = ahead if most is None else ahead[: most - skipped]
+            end = window.find(b"\n") + 1
+            skipped += len(stream.read1(end or len(window)))
+            if end:
                 return skipped, True
     except DAMAGE:
         pass

@@ -2,8 +2,14 @@
 itself.
 """
 
+import fcntl
 import json
-from collections.abc import Sequence
+import mmap
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -21,9 +27,9 @@ from llmforge.tokenizer.cuts import Cuts
 
 DEFINITION, FRAMED, FRAMING = "tokenizer.json", "gigatoken.json", "framing.json"
 TOKEN_BYTES = "token_bytes.npy"
-# A document of more is encoded in parts of so many bytes.
-# Smaller where those with odd numbers go to `tokenizers`.
-LONG_BYTES, PART_BYTES, SMALL_PART_BYTES = 8 << 20, 2 << 20, 128 << 10
+# A document of more is encoded in parts of so many bytes, by several threads at once, each with a gigatoken of its own
+# (some 100 MB).
+LONG_BYTES, PART_BYTES, MOST_THREADS = 8 << 20, 512 << 10, 8
 PORTION_BYTES = 1 << 20
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -62,10 +68,15 @@ class Encoder:
 
     `backend` is "tokenizers" or "gigatoken"; to begin, that needs what `save_framed` wrote alone. Where
     gigatoken cannot read the tokenizer, `refusal` says why, and the tokenizer itself encodes.
+
+    The parts of a long document are encoded on as many threads as `save_framed` was told, where no other process does so
+    with the directory.
     """
 
     def __init__(self, directory: Path, backend: str) -> None:
-        framing = Framing(**json.loads((directory / FRAMING).read_text(encoding="utf-8")))
+        saved = json.loads((directory / FRAMING).read_text(encoding="utf-8"))
+        self.threads: int = saved.pop("threads")
+        framing = Framing(**saved)
         self.directory = directory
         self.prefix_ids, self.eos_id = framing.prefix_ids, framing.eos_id
         self.gigatoken: GigatokenEncoder | None = None
@@ -73,7 +84,7 @@ class Encoder:
         if backend == "gigatoken":
             definition = (directory / FRAMED).read_text(encoding="utf-8")
             try:
-                gigatoken = GigatokenEncoder(definition, framing)
+                gigatoken = GigatokenEncoder(definition, framing, self._own_ids)
                 gigatoken.encode(pa.array(["a"]))
                 self.gigatoken = gigatoken
             except ImportError:
@@ -90,6 +101,10 @@ class Encoder:
         backend = tokenizers.Tokenizer.from_file(str(self.directory / DEFINITION))
         backend.encode_special_tokens = True
         return backend
+
+    def _own_ids(self, text: str) -> list[int]:
+        ids: list[int] = self.reference.encode(text, add_special_tokens=False).ids
+        return ids
 
     @cached_property
     def token_bytes(self) -> Int32:
@@ -124,36 +139,68 @@ class Encoder:
         return np.concatenate([ids for ids, _, _ in found]), offsets, sum(count for _, _, count in found)
 
     def _long_ids(self, text: pa.StringArray) -> tuple[Int32, Int64, int]:
-        """`ids` of one document, from parts of it (`Cuts`), so that memory is that of a part besides the ids; of the
+        """`ids` of one document, from parts of it (`Cuts`), so that memory is that of a few parts besides the ids; of the
         document as a whole where it cannot be cut.
         """
         offsets = np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + 2].tolist()
         data = memoryview(text.buffers()[2])[slice(*offsets)]
-        by_parts = self.gigatoken is not None and self.gigatoken.framing.single_digits
-        cuts = self.cuts.find(data, SMALL_PART_BYTES if by_parts else PART_BYTES)
+        cuts = self.cuts.find(data, PART_BYTES)
         if not cuts:
             return self._ids(text)
-        found: list[Int32] = []
-        count = 1
-        for begin, end in pairwise([0, *cuts, len(data)]):
-            lead = begin and begin - next(i for i in (1, 2, 3, 4) if data[begin - i] & 0xC0 != 0x80)
-            both = pa.array([bytes(data[lead:begin]), bytes(data[lead:end])], pa.binary()).cast(pa.string())
-            ids, ends, encoded = self._ids(both if begin else both.slice(1))
-            count = min(count, encoded)
-            part, before = ids[ends[-2] : ends[-1] - 1], ids[: ends[1] - 1] if begin else ids[:0]
-            if not np.array_equal(part[: len(before)], before):  # then it is no cut; this has not been seen
-                return self._ids(text)
-            found.append(part[len(before) :].astype(np.int32))
-        joined = np.concatenate([*found, np.array([self.eos_id], np.int32)])
-        return joined, np.array([0, len(joined)], np.int64), count
+        # A token for every byte is the most; pages that nothing is written to take no memory. It is not of the heap,
+        # by whose growth gigatoken's memory is told.
+        most = len(data) + len(self.prefix_ids) + len(cuts) + 2
+        joined = np.frombuffer(mmap.mmap(-1, 4 * most), np.int32)
+        spare = [self.gigatoken]
+        own = threading.local()
+
+        def encode(begin: int, end: int) -> tuple[Int32 | None, bool]:
+            if not hasattr(own, "gigatoken"):
+                try:
+                    own.gigatoken = spare.pop()
+                except IndexError:
+                    own.gigatoken = self.gigatoken and self.gigatoken.another()
+            return self._part_ids(data, begin, end, own.gigatoken)
+
+        length, count = 0, 1
+        with (
+            _alone(self.directory) as alone,
+            ThreadPoolExecutor(self.threads if alone else 1) as pool,
+        ):
+            for part, encoded in pool.map(encode, [0, *cuts], [*cuts, len(data)]):
+                if part is None:
+                    pool.shutdown(cancel_futures=True)
+                    return self._ids(text)
+                joined[length : length + len(part)] = part
+                length, count = length + len(part), min(count, int(encoded))
+        joined[length] = self.eos_id
+        return joined[: length + 1], np.array([0, length + 1], np.int64), count
+
+    def _part_ids(
+        self, data: memoryview, begin: int, end: int, gigatoken: GigatokenEncoder | None
+    ) -> tuple[Int32 | None, bool]:
+        """The ids of a part of a document, and whether gigatoken encoded it; None where it is no part, which has not been
+        seen.
+        """
+        lead = begin and begin - next(i for i in (1, 2, 3, 4) if data[begin - i] & 0xC0 != 0x80)
+        both = pa.array([bytes(data[lead:begin]), bytes(data[lead:end])], pa.binary()).cast(pa.string())
+        both = both if begin else both.slice(1)
+        ids, ends, encoded = self._ids(both, gigatoken)
+        part, before = ids[ends[-2] : ends[-1] - 1], ids[: ends[1] - 1] if begin else ids[:0]
+        if not np.array_equal(part[: len(before)], before):
+            return None, False
+        return part[len(before) :], encoded == len(both)
 
     @cached_property
     def cuts(self) -> Cuts:
         """Where documents that are long can be cut."""
         return Cuts(json.loads((self.directory / DEFINITION).read_text(encoding="utf-8")))
 
-    def _ids(self, texts: pa.StringArray) -> tuple[Int32, Int64, int]:
-        found = self.gigatoken.encode(texts) if self.gigatoken else None
+    def _ids(
+        self, texts: pa.StringArray, gigatoken: GigatokenEncoder | None = None
+    ) -> tuple[Int32, Int64, int]:
+        gigatoken = gigatoken or self.gigatoken
+        found = gigatoken.encode(texts) if gigatoken else None
         if found is None:
             return *self.reference_ids(texts), 0
         ids, offsets, doubtful = found
@@ -275,14 +322,30 @@ def _framed(
     )
 
 
-def save_framed(tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes what an `Encoder` needs to begin: the tokenizer for gigatoken."""
+@contextmanager
+def _alone(directory: Path) -> Iterator[bool]:
+    """Whether no other process is in here with `directory`."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = True
+    except OSError:
+        alone = False
+    try:
+        yield alone
+    finally:
+        os.close(descriptor)
+
+
+def save_framed(tokenizer: Tokenizer, directory: Path, threads: int = 1) -> None:
+    """Writes what an `Encoder` needs to begin: the tokenizer for gigatoken, and on how many `threads` one may encode."""
     assert tokenizer.eos_id is not None
     definition = tokenizer.definition.json
     directory.mkdir(parents=True, exist_ok=True)
     framed, framing = framing_definition(definition, tokenizer.prefix_ids, tokenizer.eos_id, tokenizer.size)
     (directory / FRAMED).write_text(framed, encoding="utf-8")
-    (directory / FRAMING).write_text(json.dumps(asdict(framing)), encoding="utf-8")
+    saved = {**asdict(framing), "threads": min(threads, MOST_THREADS)}
+    (directory / FRAMING).write_text(json.dumps(saved), encoding="utf-8")
 
 
 def save_reference(tokenizer: Tokenizer, directory: Path) -> None:

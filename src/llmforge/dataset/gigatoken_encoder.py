@@ -7,7 +7,9 @@ no more than cutting. It has no special token, so text that spells one stays tex
 
 import ctypes
 import json
-from collections.abc import Sequence
+import sys
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,33 +27,40 @@ END, BEGINS = "\ufdd1", ("\ufdd0", *map(chr, range(0xFDD2, 0xFDF0)))
 REMEMBERED_BYTES = 72 << 20
 REMEMBERED_TEXT = 16 << 20
 DIGITS = "0123456789"
-OTHER_NUMBERS = r"[^\P{N}0-9]"
+NO_ID = 2**31 - 1
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Framing:
-    """How the tokenizer is put to gigatoken: ids of the marks (`prefix_ids` before a document), the `size` of the tokenizer, and whether each
-    digit is a token by itself.
+    """How the tokenizer is put to gigatoken: ids of the marks (`prefix_ids` before a document) and the `size` of the
+    tokenizer. Of one that puts every digit by itself, `numbers` are the characters besides 0 to 9 that are digits to it;
+    to gigatoken they have the ids from `first_number` on.
     """
 
     prefix_ids: Sequence[int]
     eos_id: int
     size: int
-    single_digits: bool
+    numbers: str = ""
+    first_number: int = NO_ID
 
 
 class GigatokenEncoder:
     """A tokenizer in gigatoken, from what `framing_definition` made; raises what gigatoken raises for a kind
-    that it does not know.
+    that it does not know. `own_ids` gives the tokenizer's own ids of a text. Not for several threads at once.
     """
 
-    def __init__(self, definition: str, framing: Framing) -> None:
-        self.definition, self.framing = definition, framing
+    def __init__(self, definition: str, framing: Framing, own_ids: Callable[[str], Sequence[int]]) -> None:
+        self.definition, self.framing, self.own_ids = definition, framing, own_ids
+        self.number_ids: dict[int, Int32] = {}
         self.prefix_ids, self.eos_id = list(framing.prefix_ids), framing.eos_id
         self.between = END + "".join(BEGINS[: len(self.prefix_ids)])
         self._start()
+
+    def another(self) -> "GigatokenEncoder":
+        """One of the same tokenizer, for another thread."""
+        return GigatokenEncoder(self.definition, self.framing, self.own_ids)
 
     def encode(self, texts: pa.StringArray) -> tuple[Int32, Int64, Int64] | None:
         """Flat int32 ids of `texts`, `prefix + tokens + eos` each, int64 offsets (n + 1), and the documents that
@@ -62,8 +71,9 @@ class GigatokenEncoder:
         import pyarrow.compute as pc
 
         doubtful = np.zeros(len(texts), np.bool_)
-        if self.framing.single_digits:
-            doubtful |= np.asarray(pc.match_substring_regex(texts, OTHER_NUMBERS))
+        if self.framing.numbers:  # those that are new to this Python's Unicode
+            unheard = rf"[^\P{{N}}{DIGITS}{self.framing.numbers}]"
+            doubtful |= np.asarray(pc.match_substring_regex(texts, unheard))
         found = self._encode(texts)
         if found is None:
             marked = pc.match_substring_regex(texts, f"[{END}{''.join(BEGINS)}]")
@@ -72,9 +82,31 @@ class GigatokenEncoder:
             if found is None:
                 return None
         ids, offsets = found
-        unknown = np.flatnonzero(ids >= self.framing.size)
+        unknown = np.flatnonzero((ids >= self.framing.size) & (ids < self.framing.first_number))
         doubtful[np.searchsorted(offsets, unknown, side="right") - 1] = True
-        return ids, offsets, np.flatnonzero(doubtful)
+        return *self._with_numbers(ids, offsets), np.flatnonzero(doubtful)
+
+    def _with_numbers(self, ids: Int32, offsets: Int64) -> tuple[Int32, Int64]:
+        """`ids` with the tokenizer's own ids of every number in the place of the one that gigatoken has for it: the number
+        stands by itself, so they depend on nothing else.
+        """
+        places = np.flatnonzero(ids >= self.framing.first_number)
+        if not len(places):
+            return ids, offsets
+        found, kinds = np.unique(ids[places] - self.framing.first_number, return_inverse=True)
+        for number in set(found.tolist()) - self.number_ids.keys():
+            self.number_ids[number] = np.array(self.own_ids(self.framing.numbers[number]), np.int32)
+        spelled = [self.number_ids[number] for number in found.tolist()]
+        sizes = np.array([len(one) for one in spelled], np.int64)
+        counts = np.ones(len(ids), np.int64)
+        counts[places] = sizes[kinds]
+        begins = np.append(0, np.cumsum(counts))
+        result = np.repeat(ids, counts)
+        lengths = sizes[kinds]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        own = np.concatenate(spelled)[np.repeat((np.cumsum(sizes) - sizes)[kinds], lengths) + within]
+        result[np.repeat(begins[places], lengths) + within] = own
+        return result, begins[offsets]
 
     def _encode(self, texts: pa.StringArray) -> tuple[Int32, Int64] | None:
         """`encode` where no text holds one of the marks."""
@@ -143,17 +175,20 @@ def framing_definition(
     """What `GigatokenEncoder` wants, from the `tokenizer.json` of a tokenizer of `size`.
 
     The marks of a document's beginning and end have the place of the special tokens. Bytes without a piece,
-    which gigatoken insists on, get ids from `size` on.
+    which gigatoken insists on, get ids from `size` on, and numbers that are digits those behind.
     """
     kept = [token for token in definition["added_tokens"] if not token["special"]]
     marks = {END: eos_id, **dict(zip(BEGINS, prefix_ids, strict=False))}
     model, pre_tokenizer = definition["model"], definition.get("pre_tokenizer")
     cut = _after_digits(pre_tokenizer) if all(digit in model["vocab"] for digit in DIGITS) else None
+    numbers, first_number = "", NO_ID
     if cut is not None:
         vocab = dict(model["vocab"])
         missing = [piece for piece in byte_to_character().values() if piece not in vocab]
         model = {**model, "vocab": vocab | {piece: size + i for i, piece in enumerate(missing)}}
+        numbers, first_number = other_numbers(), size + len(missing)
         pre_tokenizer, marks = cut, marks | {digit: vocab[digit] for digit in DIGITS}
+        marks |= {number: first_number + i for i, number in enumerate(numbers)}
     elif not kept:
         pre_tokenizer = _prefixing(pre_tokenizer)
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
@@ -164,14 +199,20 @@ def framing_definition(
         "post_processor": None,
     }
     text = json.dumps({**definition, **changed}, ensure_ascii=False)
-    return text, Framing(prefix_ids, eos_id, size, cut is not None)
+    return text, Framing(prefix_ids, eos_id, size, numbers, first_number)
+
+
+def other_numbers() -> str:
+    """The characters that Unicode calls numbers, besides 0 to 9."""
+    every = map(chr, range(0x80, sys.maxunicode + 1))
+    return "".join(one for one in every if unicodedata.category(one)[0] == "N")
 
 
 def _after_digits(pre_tokenizer: Any) -> Any:
     """What a byte-level `pre_tokenizer` like SmolLM2's does after it has put every digit by itself; None for
     others.
 
-    gigatoken knows no such step, but an added token stands by itself too: the ten digits become such.
+    gigatoken knows no such step, but an added token stands by itself too: all numbers become such.
     """
     steps = (pre_tokenizer or {}).get("pretokenizers", [])
     if len(steps) == 2 and steps[0].get("individual_digits") and steps[1]["type"] == "ByteLevel":

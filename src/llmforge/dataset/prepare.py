@@ -193,7 +193,7 @@ class _Preparation:
         path = self.work / "choice.json"
         if path.is_file():
             given = Choice(**json.loads(path.read_text(encoding="utf-8")))
-        save_framed(self.tokenizer, self.encoder)
+        save_framed(self.tokenizer, self.encoder, 1 if self.options.ray else self.workers)
         encoder = str(self.encoder)
         if given is None:
             run_all(start_encoder, [(encoder,)] * self.workers)  # while the rest is written

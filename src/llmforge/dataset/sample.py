@@ -19,11 +19,13 @@ def sample_texts(chunks: Sequence[Chunk], reading: ReadOptions, size: int = SAMP
     """Documents from the beginnings of evenly spaced chunks, some `size` bytes, the same on every machine.
 
     Of each chunk those that fit into what is left of its share, else the beginning of the shortest: many documents
-    say more than a long one, for which `tokenizers` needs 130 bytes of memory a byte.
+    say more than a long one, for which `tokenizers` needs 130 bytes of memory a byte. A chunk inside of a long document
+    has none; the others then have its share.
     """
     count = min(len(chunks), SAMPLE_CHUNKS)
     short = replace(reading, max_document_bytes=min(LONGEST_SAMPLED, reading.max_document_bytes))
     texts: list[str] = []
+    used: list[Chunk] = []
     for i in range(count):
         left, chunk = size // count, chunks[i * len(chunks) // count]
         blocks = islice(read_blocks(chunk, short, SAMPLE_BLOCK_BYTES), BLOCKS_READ)
@@ -31,10 +33,12 @@ def sample_texts(chunks: Sequence[Chunk], reading: ReadOptions, size: int = SAMP
         if block is None:
             if first := beginning(chunk, reading, left):
                 texts.append(first)
+                used.append(chunk)
                 continue
             block = next(read_blocks(chunk, reading, SAMPLE_BLOCK_BYTES), None)
         if not block:
             continue
+        used.append(chunk)
         lengths, taken = np.diff(block.text_offsets).tolist(), []
         for document, length in enumerate(lengths):
             if length <= left:
@@ -46,4 +50,4 @@ def sample_texts(chunks: Sequence[Chunk], reading: ReadOptions, size: int = SAMP
             shortest = lengths.index(min(lengths))
             begin = int(block.text_offsets[shortest])
             texts.append(bytes(block.text_data[begin : begin + left]).decode(errors="ignore"))
-    return texts
+    return sample_texts(used, reading, size) if 0 < len(used) < count else texts
