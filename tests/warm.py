@@ -34,10 +34,10 @@ FREE = {"PYTEST_CURRENT_TEST", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"}  # t
 
 
 class Warm:
-    """The client; the process starts with the first command."""
+    """The client; the process starts with the first command, and imports `modules`."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
+    def __init__(self, environment: dict[str, str], modules: Sequence[str] = IMPORTED) -> None:
+        self.environment, self.modules = environment, modules
         self._server: subprocess.Popen[str] | None = None
 
     def takes(self, words: Sequence[str], environment: dict[str, str]) -> bool:
@@ -69,7 +69,7 @@ class Warm:
     def _started(self) -> "subprocess.Popen[str]":
         if self._server is None:
             self._server = subprocess.Popen(
-                [sys.executable, __file__],
+                [sys.executable, __file__, *self.modules],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -87,7 +87,7 @@ class Warm:
 
 def serve() -> None:
     """Answers each request with the process's number, then with its exit code as `subprocess` has it."""
-    for name in IMPORTED:
+    for name in sys.argv[1:]:
         with contextlib.suppress(
             ImportError
         ):  # another version, or not installed: the command says so itself

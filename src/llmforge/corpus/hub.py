@@ -7,6 +7,7 @@ calls a snapshot, so manifests name the data set and its commit.
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,10 @@ NAME = re.compile(
     r"(:((?P<config>[\w.-]+):)?(?P<split>[A-Za-z]\w*)(\[:(?P<most>\d+)\])?)?"
 )
 COMMIT = re.compile("[0-9a-f]{40}")
+UNAUTHORIZED = 401  # what the Hub says to who may not know that there is such a data set, or is none
 SECONDS = 5.0  # for the Hub to answer a question
+# Of `datasets`, each after five of `huggingface_hub`, half a minute in all; its own default makes that ten minutes.
+RETRIES = 1
 
 
 def local_path(text: str) -> Path:
@@ -92,7 +96,12 @@ def _commit(text: str, name: str, revision: str | None, snapshots: Path, file: s
     alone and no revision was asked for.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     # The errors of the library with which it speaks HTTP, which depends on its version.
     no_answer = (*HfHubHTTPError.__bases__, OSError, ValueError)
@@ -101,10 +110,14 @@ def _commit(text: str, name: str, revision: str | None, snapshots: Path, file: s
         if not why:
             return str(HfApi().dataset_info(name, revision=revision, timeout=SECONDS).sha)
     except (RepositoryNotFoundError, HFValidationError):
+        raise _unknown(text) from None
+    except RevisionNotFoundError:
         raise UserError(
-            f"{text} does not exist, neither as a path nor as a data set on the Hub; check the name."
+            f"{text}: the data set has no branch, tag or commit {revision}; its page on the Hub lists those it has."
         ) from None
     except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code == UNAUTHORIZED:
+            raise _unknown(text) from None
         raise UserError(f"{text}: the Hub refuses it ({_line(error)}).") from None
     except no_answer as error:
         why = f"the Hub cannot be reached ({_line(error)})"
@@ -125,6 +138,13 @@ def _offline() -> str:
     return "HF_DATASETS_OFFLINE is set" if datasets_offline else ""
 
 
+def _unknown(text: str) -> UserError:
+    return UserError(
+        f"{text} does not exist, neither as a path nor as a data set on the Hub that you may read; check the name, or "
+        "set HF_TOKEN where it is private."
+    )
+
+
 def _absent(text: str, why: str) -> UserError:
     return UserError(
         f"{text} does not exist as a path, and was not fetched to {_cache()} as a data set; {why}: check the path, or "
@@ -137,6 +157,11 @@ def _rows(text: str, name: str, commit: str, config: str | None, split: str) -> 
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
+    if "torch" not in sys.modules:
+        datasets.config.TORCH_AVAILABLE = (
+            False  # else it imports torch, for 3 seconds, to share a number with it
+        )
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = RETRIES
     failures = (*HfHubHTTPError.__bases__, OSError, RuntimeError, datasets.exceptions.DatasetsError)
     try:
         found = datasets.load_dataset(name, config, split=split, revision=commit, streaming=True)
@@ -149,7 +174,9 @@ def _rows(text: str, name: str, commit: str, config: str | None, split: str) -> 
         try:
             yield from found
         except failures as error:
-            raise InterruptionError(f"{text} cannot be fetched further ({_line(error)}).") from None
+            raise InterruptionError(
+                f"{text} cannot be fetched further ({_line(error)}); run the same command again."
+            ) from None
 
     return rows()
 

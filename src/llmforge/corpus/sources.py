@@ -78,8 +78,17 @@ def readable() -> str:
 
 
 def default_categories(inputs: Sequence[Path]) -> list[str]:
-    """The category of documents directly in each input: the name of the directory."""
-    return [printable((path.parent if path.is_file() else path).resolve().name) for path in inputs]
+    """The category of documents directly in each input: the name of the directory, or of the data set that it is a
+    snapshot of.
+    """
+    return [printable(_own_name((path.parent if path.is_file() else path).resolve())) for path in inputs]
+
+
+def _own_name(directory: Path) -> str:
+    snapshots = directory.parent
+    if snapshots.name == "snapshots" and snapshots.parent.name.startswith("datasets--"):
+        return snapshots.parent.name.rpartition("--")[2]
+    return directory.name
 
 
 def labelled(words: Sequence[str]) -> list[tuple[str | None, Path]]:
