@@ -158,9 +158,8 @@ def _rows(text: str, name: str, commit: str, config: str | None, split: str) -> 
     from huggingface_hub.errors import HfHubHTTPError
 
     if "torch" not in sys.modules:
-        datasets.config.TORCH_AVAILABLE = (
-            False  # else it imports torch, for 3 seconds, to share a number with it
-        )
+        # Else it imports torch, which takes 3 seconds, to share a number between processes.
+        datasets.config.TORCH_AVAILABLE = False
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = RETRIES
     failures = (*HfHubHTTPError.__bases__, OSError, RuntimeError, datasets.exceptions.DatasetsError)
     try:
