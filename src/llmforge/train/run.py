@@ -15,7 +15,7 @@ from typing import Any
 
 from llmforge import hub
 from llmforge.console import say, show
-from llmforge.errors import UserError
+from llmforge.errors import DISK_FULL, UserError
 from llmforge.options import options_of
 from llmforge.steps import (
     Finished,
@@ -111,7 +111,7 @@ def run_training(config: TrainOptions) -> Finished | Stopped | None:
             require_whole(weights)
     from llmforge.train.trainer import Trainer
 
-    with _locked(config, arguments) if is_main else _nothing():
+    with _naming(config.output), _locked(config, arguments) if is_main else _nothing():
         trainer = Trainer(config, weights)
         metrics = trainer.run()
         if not is_main:
@@ -129,6 +129,17 @@ def run_training(config: TrainOptions) -> Finished | Stopped | None:
         }
         record = Manifest("train", arguments, inputs, outputs, metrics)
         return Finished(config.output, write_manifest(manifest_path(config.output), record), skipped=False)
+
+
+@contextmanager
+def _naming(output: Path) -> Iterator[None]:
+    """Names the directory where a disk is full: an error of writing to an open file names nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL and not error.filename:
+            error.filename = os.fspath(output)
+        raise
 
 
 def weights_to_start_from(config: TrainOptions) -> Path:
