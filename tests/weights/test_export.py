@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from llmforge import weights as model
 from llmforge.embedding.options import Growth
 from llmforge.embedding.resize import grow
 from llmforge.errors import UsageError, UserError
 from llmforge.steps import Input, Manifest, read_manifest, write_manifest
 from llmforge.tokenizer import load
+from llmforge.weights import vocabulary as model
 from llmforge.weights.export import FormatOptions, export
 from llmforge.weights.verify import verify_export
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from llmforge import weights as model
 from llmforge.embedding.initializers.subtokens import spellings
 from llmforge.embedding.options import Growth
 from llmforge.embedding.resize import grow
 from llmforge.errors import UsageError, UserError
 from llmforge.tokenizer import load
+from llmforge.weights import vocabulary as model
 
 from .conftest import ARCHITECTURES, NEW_SIZE, OLD_SIZE, TEXTS
 

@@ -71,7 +71,7 @@ def _room(error: OSError) -> str:
     from llmforge.errors import DISK_FULL
     from llmforge.steps import free_bytes
 
-    if error.errno not in DISK_FULL or not error.filename:
+    if error.errno not in DISK_FULL or error.filename in (None, "", "standard output"):
         return ""
     free = free_bytes(Path(os.fsdecode(error.filename)))
     return f", {free:,} bytes are free there; make room and run the same command again"
