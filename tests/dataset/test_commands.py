@@ -1,4 +1,4 @@
-"""The installed commands: the ancestor's flags, the forecast, the inspection, one-sentence errors."""
+"""The installed commands: Colossal-LLaMA's options, estimates, inspection, one-sentence errors."""
 
 import json
 from collections.abc import Callable

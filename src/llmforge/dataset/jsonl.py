@@ -1,4 +1,4 @@
-"""A dataset's rows as JSON lines, the ancestor's `--data-jsonl-output-dir`: `part-00000.jsonl` and so on."""
+"""A dataset's rows as JSON lines, Colossal-LLaMA's `--data-jsonl-output-dir`: `part-00000.jsonl` and so on."""
 
 import json
 from pathlib import Path

@@ -20,7 +20,7 @@ BATCH = 1000
 class Row:
     """One tokenizer on the samples of one label.
 
-    `compression` is tokens per character, the ancestor's measure; `tokens_per_byte` counts UTF-8 bytes, which
+    `compression` is tokens per character, Colossal-LLaMA's measure; `tokens_per_byte` counts UTF-8 bytes, which
     makes languages comparable; `mean_tokens` is the average length of a sample. Nothing is put before or
     after a sample.
     """
