@@ -29,8 +29,15 @@ IMPORTED = (
 # Commands that import torch; the others start as fast by themselves, and must do without it.
 COMMANDS = {"train", "plan", "init-model", "export", "delta", "evaluate", "generate"}
 TERMINAL = {"COLUMNS": "200", "NO_COLOR": "1"}
-# What may differ from the environment in which the modules were imported: no import looks at it.
-FREE = {"PYTEST_CURRENT_TEST", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"}  # the last one is set by torch
+# What may differ from the environment in which the modules were imported: no import looks at it. torch sets the third,
+# llmforge's workers the others.
+FREE = {
+    "PYTEST_CURRENT_TEST",
+    "XDG_CACHE_HOME",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+}
 
 
 class Warm:

@@ -14,6 +14,7 @@ from llmforge.backends.common import attention_check
 from llmforge.backends.common.attention import NAMES, Documents
 from llmforge.backends.common.model import load_model
 from llmforge.errors import UserError
+from llmforge.weights.modules import find_base
 
 WINDOW, LONGEST = 8, 40
 # Shorter than the window, as long, one longer, much longer, and one token.
@@ -42,6 +43,7 @@ LLAMA3 = {
 }
 # The names that transformers 4 has for what some cases ask for.
 OLDER: dict[str, dict[str, Any]] = {
+    "gemma 3": {"sliding_window_pattern": 2},  # which transformers 4.51 has instead of `layer_types`
     "llama, yarn": {
         "max_position_embeddings": 256,
         "rope_scaling": {name: value for name, value in YARN.items() if name != "rope_theta"},
@@ -181,6 +183,7 @@ def rows_of(
     """(1, length, width) twice: of the row `ids` as training computes it, and of each document by transformers alone."""
     positions = torch.cat([torch.arange(n) for n in sizes])[None]
     documents = Documents((sizes,), ids.device)
+    find_base(reference)
     got = ours.base_model(input_ids=ids, position_ids=positions, use_cache=False, documents=documents)
     parts = [
         reference.base_model(input_ids=part, use_cache=False).last_hidden_state

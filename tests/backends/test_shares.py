@@ -145,8 +145,8 @@ def run_rank(queue: Any, target: Any, rank: int, port: int, words: Any) -> None:
 
 def make_engine(model: Path, trainable: str) -> Any:
     from llmforge.backends.common.processes import world_from_environment
+    from llmforge.backends.common.settings import Settings
     from llmforge.backends.common.trainable import parse
-    from llmforge.backends.torch import Settings
     from llmforge.backends.torch.parallel import FSDPEngine
 
     settings = Settings(model, "fp32", parse(trainable), old_rows=90, rows=96, groups=1, seed=0)

@@ -44,7 +44,7 @@ def test_nothing_is_lost(
     records: list[dict[str, str]],
     max_length: int,
     bins: int,
-    splice: str,
+    packing: str,
     documents_per_row: int,
     llama: bool,
     holdout: float,
@@ -65,7 +65,7 @@ def test_nothing_is_lost(
         ] += 1
         options = PrepareOptions(
             [Path(scratch) / "in"], directory, Path(scratch) / "out",
-            max_length=max_length, bins=bins, packing=splice, documents_per_row=documents_per_row,
+            max_length=max_length, bins=bins, packing=packing, documents_per_row=documents_per_row,
             holdout=holdout, max_rejected=1.0, workers=1,
         )  # fmt: skip
         finished = prepare_data(options)

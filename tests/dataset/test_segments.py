@@ -180,7 +180,7 @@ def test_conversations_become_rows_with_labels_on_what_is_trained(
     write_jsonl(tmp_path / "in/x.turns", turns)
     for directory in (byte_level, llama_like):
         tokenizer = load(directory)
-        output = prepare(tmp_path / "in", name=directory.name, tokenizer_dir=directory, max_length=max_length)
+        output = prepare(tmp_path / "in", name=directory.name, tokenizer=directory, max_length=max_length)
         data = PackedDataset([output.output])
         trained = untrained = 0
         labelled: list[int] = []
