@@ -84,6 +84,7 @@ def stop_before_going_on(whole: Path, save_dir: Path, lines: Any, stop_after: An
     states = save_dir / name / "running_states.json"
     size, raw = states.stat().st_size, json.loads(states.read_text())
     raw["position"] |= {"epoch": rows // ROWS, "sample": rows % ROWS}
+    del raw["sampler"]  # without it the sampler begins at `position`
     states.write_text(json.dumps(raw).ljust(size))  # --no-verify compares sizes
 
 

@@ -73,7 +73,7 @@ def ring() -> Any:
     """Sequence parallelism "ring" in the place of "split_gather"."""
     from llmforge.backends.colossalai import rules
 
-    unchecked = replaced(rules, "_check_3d", lambda config: None)
+    unchecked = replaced(rules, "check_3d", lambda config: None)
     with unchecked, replaced(rules, "sequence_mode", lambda config: "ring"):
         yield
 
