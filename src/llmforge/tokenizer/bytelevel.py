@@ -1,6 +1,7 @@
 """GPT-2's alphabet: every byte as one printable character, so that byte strings can be pieces."""
 
 from functools import lru_cache
+from typing import Any
 
 
 @lru_cache(maxsize=1)
@@ -41,3 +42,19 @@ def _latin_1() -> dict[int, int]:
     """
     others = {code: 0xFFFF for code in range(256) if chr(code) not in character_to_byte()}
     return others | {ord(character): byte for character, byte in character_to_byte().items()}
+
+
+def bpe_model(vocab: dict[str, int], merges: Any, ignore_merges: bool) -> dict[str, Any]:
+    """`model` of a `tokenizer.json`: byte-level BPE, in which every text has pieces."""
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": ignore_merges,
+        "vocab": vocab,
+        "merges": merges,
+    }

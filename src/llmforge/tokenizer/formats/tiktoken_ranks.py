@@ -96,18 +96,11 @@ def read_ranks(
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": template([(token, ids[token]) for token in scheme.prefix if token in ids], []),
         "decoder": {**byte_level, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": True,
-            "vocab": {**ids, **spelled},
-            "merges": merges_by_score({piece: -float(rank) for piece, rank in spelled.items()}),
-        },
+        "model": bytelevel.bpe_model(
+            {**ids, **spelled},
+            merges_by_score({piece: -float(rank) for piece, rank in spelled.items()}),
+            ignore_merges=True,
+        ),
     }
     named = {"bos_token": scheme.bos, "eos_token": scheme.eos, "pad_token": scheme.pad}
     return definition, {key: token for key, token in named.items() if token in ids}

@@ -5,6 +5,7 @@ from typing import Any
 
 from llmforge.errors import UserError
 from llmforge.sizes import refuse_large
+from llmforge.tokenizer import bytelevel
 from llmforge.tokenizer.formats.config import read_json
 from llmforge.tokenizer.formats.framing import add_default_names
 from llmforge.tokenizer.formats.schemes import QWEN
@@ -50,18 +51,7 @@ def read(directory: Path, config: dict[str, Any], kind: str) -> dict[str, Any]:
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
         "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": pieces,
-            "merges": merges,
-        },
+        "model": bytelevel.bpe_model(pieces, merges, ignore_merges=False),
     }
 
 
