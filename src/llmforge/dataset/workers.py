@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,16 +109,25 @@ class LocalRun:
     def __call__(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], /) -> Iterator[Any]:
         if self.pool is None:
             return (function(*task) for task in tasks)
-        return self._results([self.pool.submit(function, *task) for task in tasks])
+        with _said_if_killed():  # a pool that is broken already takes no task
+            futures = [self.pool.submit(function, *task) for task in tasks]
+        return self._results(futures)
 
     def _results(self, futures: Sequence[Any]) -> Iterator[Any]:
-        from concurrent.futures.process import BrokenProcessPool
-
-        try:
+        with _said_if_killed():
             for future in futures:
                 yield future.result()
-        except BrokenProcessPool:
-            raise InterruptionError(KILLED) from None
+
+
+@contextmanager
+def _said_if_killed() -> Iterator[None]:
+    """Raises `InterruptionError` where a worker process was killed."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    try:
+        yield
+    except BrokenProcessPool:
+        raise InterruptionError(KILLED) from None
 
 
 class RayRun:
