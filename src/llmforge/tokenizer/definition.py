@@ -12,6 +12,7 @@ from llmforge.tokenizer.formats import framing, sentencepiece_model, tiktoken_ra
 from llmforge.tokenizer.formats.added import place_added_tokens
 from llmforge.tokenizer.formats.agreement import check_ranks, check_sentencepiece, rename_pieces
 from llmforge.tokenizer.formats.config import CONFIG, read_config, read_json
+from llmforge.tokenizer.formats.rebuilt import warn_of_other_words
 from llmforge.tokenizer.formats.schemes import SCHEMES
 from llmforge.tokenizer.formats.shapes import checked
 
@@ -72,6 +73,7 @@ def read_definition(directory: Path, scheme: str | None = None) -> Definition:
         framing.frame_by_flags(definition, config, kind, default=file == model_file)
     if file == json_file:
         framing.decide_frame(definition, config, directory)
+        warn_of_other_words(definition, config, directory)
         if model is not None:
             rename_pieces(model, definition["added_tokens"], directory)
             check_sentencepiece(definition, model, directory)
