@@ -65,11 +65,12 @@ def make_donor(tokenizer: Path, learn: Path, donor: Path) -> None:
     """A model directory with the co-occurrence embedding of `learn` as its only tensor."""
     from safetensors.numpy import save_file
 
+    from llmforge.corpus import Reader, ReadOptions
     from llmforge.embedding.initializers.focus import cooccurrence_embedding
     from llmforge.tokenizer import load
 
     shutil.copytree(tokenizer, donor, ignore=shutil.ignore_patterns("llmforge.json"))
-    vectors, _ = cooccurrence_embedding(load(tokenizer), [learn], 0)
+    vectors, _ = cooccurrence_embedding(load(tokenizer), Reader([learn], ReadOptions()), 0)
     save_file({"model.embed_tokens.weight": vectors}, donor / "model.safetensors")
     (donor / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": len(vectors)}))
 

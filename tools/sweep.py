@@ -153,7 +153,7 @@ def configuration(kind: str) -> Any:
 
 def refusal(kind: str, config: Any, work: Path) -> str:
     """What plan and init-model say of the configuration alone, if they refuse it; they must say the same."""
-    from llmforge.embedding.options import Growth
+    from llmforge.embedding.options import GrowthOptions
     from llmforge.embedding.resize import grow
     from llmforge.errors import UserError
     from llmforge.train.plan import read_shape
@@ -167,7 +167,7 @@ def refusal(kind: str, config: Any, work: Path) -> str:
     said = []
     for ask in (
         lambda: read_shape(directory),
-        lambda: grow(directory, work / "new", work / f"{kind}-grown", Growth()),
+        lambda: grow(directory, work / "new", work / f"{kind}-grown", GrowthOptions()),
     ):
         try:
             ask()

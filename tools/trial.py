@@ -101,12 +101,12 @@ class Trial:
         model.save_pretrained(self.source)
         for file in (self.tokenizers / "old").iterdir():
             (self.source / file.name).write_bytes(file.read_bytes())
-        from llmforge.embedding.options import Growth
+        from llmforge.embedding.options import GrowthOptions
         from llmforge.embedding.resize import grow
         from llmforge.errors import UserError
 
         try:
-            grow(self.source, self.tokenizers / "new", self.grown, Growth())
+            grow(self.source, self.tokenizers / "new", self.grown, GrowthOptions())
         except UserError as error:
             self.refusal = str(error).replace(str(self.source), "MODEL")
 

@@ -29,6 +29,7 @@ def option(
     panel: str = PANEL,
     decides: bool = True,
     argument: str = "",
+    choices: Sequence[str] = (),
     least: float | None = None,
     most: float | None = None,
     parse: Callable[[str, Any], Any] | None = None,
@@ -43,9 +44,9 @@ def option(
     """A field that is an option; without `default` it must be given. `text` is its line of help.
 
     `decides`: it decides the bytes of the result, so it belongs to the identity of the output, as `argument` of the
-    manifest (default: the field's name). `least` and `most` bound numbers. `parse(place, value)` reads what is written
-    in a way of its own, such as 0.5%; its default is then `shown` in help. `positional`: a word without a flag.
-    `many`: several words that `parse` makes one value of. `commas`: words of a list are divided at commas.
+    manifest (default: the field's name). `choices` are the values that a text may have. `least` and `most` bound numbers.
+    `parse(place, value)` reads what is written in a way of its own, such as 0.5%; its default is then `shown` in help.
+    `positional`: a word without a flag. `many`: several words that `parse` makes one value of. `commas`: words of a list are divided at commas.
     In recipes an option that `reads` a kind of output defaults to the last one of that kind, and one that `writes`
     names such an output.
     """
@@ -173,7 +174,10 @@ def _declared(kind: Any) -> tuple[Option, ...]:
         elif "text" in metadata:
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
             metadata["argument"] = metadata["argument"] or entry.name
-            found.append(Option(entry.name, (), _without_none(hints[entry.name]), default, **metadata))
+            kind = _without_none(hints[entry.name])
+            if choices := metadata.pop("choices"):
+                kind = Literal[tuple(choices)]
+            found.append(Option(entry.name, (), kind, default, **metadata))
     return tuple(found)
 
 

@@ -18,7 +18,7 @@ from llmforge.cli.command import read_words
 from llmforge.cli.compat import SPELLINGS, spellings_of
 from llmforge.corpus.options import ReadOptions
 from llmforge.dataset.options import PrepareOptions
-from llmforge.embedding.options import Growth
+from llmforge.embedding.options import GrowthOptions
 from llmforge.errors import UsageError
 from llmforge.evaluate.options import Protocol, Sampling
 from llmforge.options import convert, make, options_of
@@ -149,7 +149,7 @@ def test_manifests_have_the_arguments_of_version_0_1():
         "train": train.arguments(),
         "prepare-data": prepared,
         "reading": asdict(ReadOptions()),
-        "init-model": Growth().__dict__,
+        "init-model": GrowthOptions().arguments(),
         "evaluate": asdict(Protocol()),
         "generate": asdict(Sampling()),
     }

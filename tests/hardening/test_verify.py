@@ -30,7 +30,7 @@ def outputs(llmforge: Run, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
     """One small output of every command, below one directory."""
     from llmforge.dataset.options import PrepareOptions
     from llmforge.dataset.prepare import prepare_data
-    from llmforge.embedding.options import Growth
+    from llmforge.embedding.options import GrowthOptions
     from llmforge.embedding.resize import grow
     from llmforge.steps import write_report
     from llmforge.tokenizer.expand import init_tokenizer
@@ -45,7 +45,7 @@ def outputs(llmforge: Run, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
     (corpus / "a.jsonl").write_text("".join(lines))
     learn_pieces(tiny_model, [corpus], out / "pieces.jsonl", 5)
     init_tokenizer(tiny_model, out / "tokenizer", out / "pieces.jsonl")
-    grow(tiny_model, out / "tokenizer", out / "grown", Growth())
+    grow(tiny_model, out / "tokenizer", out / "grown", GrowthOptions())
     prepare_data(PrepareOptions([corpus], out / "tokenizer", out / "data", max_length=64, bins=2, workers=1))
     llmforge(
         *("train", "--pretrained", out / "grown", "--dataset", out / "data", "--save-dir", out / "run"),

@@ -66,7 +66,7 @@ def test_a_real_model_starts_from_its_subtokens(
     import numpy as np
     from safetensors import safe_open
 
-    from llmforge.embedding.initializers.subtokens import spellings
+    from llmforge.embedding.subtokens import spellings
     from llmforge.tokenizer import load
 
     source = real_input("smollm2")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmforge.embedding.options import Growth
+from llmforge.embedding.options import GrowthOptions
 from llmforge.embedding.resize import grow
 from llmforge.errors import UserError
 from llmforge.evaluate.models import load_model
@@ -71,7 +71,7 @@ def test_every_command_refuses_other_tensors_than_the_model_has(
         lambda: load_model(model),  # evaluate and generate
         lambda: train_load(model),
         lambda: export(model, out, FormatOptions()),
-        lambda: grow(model, new_tokenizer, out, Growth()),
+        lambda: grow(model, new_tokenizer, out, GrowthOptions()),
         lambda: delta.make(whole, model, out),
         lambda: delta.make(model, whole, out),
     ):
@@ -153,17 +153,17 @@ def test_tying_follows_class_and_configuration(
 ) -> None:
     silent = tiny_model("gemma", tied=True)
     configure(silent, tie_word_embeddings=...)
-    grow(silent, new_tokenizer, tmp_path / "gemma", Growth())  # tied by its class
+    grow(silent, new_tokenizer, tmp_path / "gemma", GrowthOptions())  # tied by its class
     assert json.loads((tmp_path / "gemma/config.json").read_text())["tie_word_embeddings"] is True
     equal = tiny_model(name="llama")  # not tied by its class, whatever its head is equal to
     change(equal, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
     configure(equal, tie_word_embeddings=...)
-    grown = grow(equal, new_tokenizer, tmp_path / "grown", Growth())
+    grown = grow(equal, new_tokenizer, tmp_path / "grown", GrowthOptions())
     assert grown.manifest.metrics["tied"] is False
     assert "lm_head.weight" in check_complete(tmp_path / "grown").tensors
     change(equal, lambda t: t.pop("lm_head.weight"))
     with pytest.raises(UserError, match=r"lacks 1 tensors .*lm_head"):
-        grow(equal, new_tokenizer, tmp_path / "headless", Growth())
+        grow(equal, new_tokenizer, tmp_path / "headless", GrowthOptions())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -178,7 +178,7 @@ def test_nan_and_infinity_are_refused_by_name_and_row(
         lambda: load_model(model),
         lambda: train_load(model),
         lambda: export(model, tmp_path / "out", FormatOptions()),
-        lambda: grow(model, new_tokenizer, tmp_path / "out", Growth()),
+        lambda: grow(model, new_tokenizer, tmp_path / "out", GrowthOptions()),
     ):
         with pytest.raises(UserError, match=r"up_proj.weight holds NaN or infinity in 1 of 48 rows \(5\)"):
             command()

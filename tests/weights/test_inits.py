@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmforge.corpus import ReadOptions
+from llmforge.corpus import Reader, ReadOptions
 from llmforge.embedding.initializers.align import align
 from llmforge.embedding.initializers.donor import pursue
 from llmforge.embedding.initializers.focus import CANDIDATES, cooccurrence_embedding, focus, sparsemax
-from llmforge.embedding.options import Growth
+from llmforge.embedding.options import GrowthOptions
 from llmforge.embedding.resize import grow
 from llmforge.embedding.rows import Mixture
 from llmforge.errors import UsageError, UserError
@@ -30,7 +30,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def test_align_counts_overlaps(old_tokenizer: Path, new_tokenizer: Path, corpus: Path) -> None:
     source, target = load(old_tokenizer), load(new_tokenizer)
-    mixture = align(source, target, [corpus])
+    mixture = align(source, target, Reader([corpus], ReadOptions()))
     old_bytes, new_bytes = source.token_bytes(), target.token_bytes()
     expected: dict[int, dict[int, int]] = {}
     for text in TEXTS:  # the same by a loop over every byte
@@ -84,9 +84,9 @@ def test_focus_finds_tokens_that_are_used_alike(
     file = tmp_path / "alike.txt"
     file.write_text("\n".join(lines))
     assert new in target.encode(lines)[0]
-    vectors, counts = cooccurrence_embedding(target, [file], 0, ReadOptions(lines=True))
+    vectors, counts = cooccurrence_embedding(target, Reader([file], ReadOptions(lines=True)), 0)
     assert counts[new] > 50
-    mixture = focus(source, target, [file], 0, ReadOptions(lines=True))
+    mixture = focus(source, target, Reader([file], ReadOptions(lines=True)), 0)
     window = slice(mixture.offsets[new - OLD_SIZE], mixture.offsets[new - OLD_SIZE + 1])
     assert mixture.weights[window].sum() == pytest.approx(1, abs=1e-4)
     assert mixture.ids[window][mixture.weights[window].argmax()] == old
@@ -112,7 +112,7 @@ def test_donor_carries_its_combinations_over(
     from safetensors.numpy import load_file, save_file
 
     source = tiny_model(tied=tied)
-    grow(source, new_tokenizer, tmp_path / "donor", Growth())
+    grow(source, new_tokenizer, tmp_path / "donor", GrowthOptions())
     file = tmp_path / "donor" / "model.safetensors"
     values = load_file(file)
     for value in values.values():  # another model, in which each new token is twice one old token
@@ -121,7 +121,9 @@ def test_donor_carries_its_combinations_over(
             value[OLD_SIZE:NEW_SIZE] = 2 * value[100 : 100 + NEW_SIZE - OLD_SIZE]
     save_file(values, file, metadata={"format": "pt"})
     (tmp_path / "donor" / "llmforge.json").unlink()
-    grown = grow(source, new_tokenizer, tmp_path / "grown", Growth(init="donor"), donor=tmp_path / "donor")
+    grown = grow(
+        source, new_tokenizer, tmp_path / "grown", GrowthOptions(init="donor"), donor=tmp_path / "donor"
+    )
     assert set(grown.manifest.metrics["new_rows_by_subtokens_instead"].values()) == {0}
     old, new = tensors(source), tensors(tmp_path / "grown")
     for name in {"model.embed_tokens.weight", "lm_head.weight"} & set(new):
@@ -135,12 +137,12 @@ def test_what_the_corpus_lacks_comes_from_subtokens(
 ) -> None:
     source = tiny_model()
     for name in ("one", "two"):
-        grown = grow(source, new_tokenizer, tmp_path / name, Growth(init=init), corpus=[corpus])
+        grown = grow(source, new_tokenizer, tmp_path / name, GrowthOptions(init=init), corpus=[corpus])
     assert 0 < grown.manifest.metrics["new_rows_by_subtokens_instead"]["embedding"] < NEW_SIZE - OLD_SIZE
     assert (tmp_path / "one/model.safetensors").read_bytes() == (
         tmp_path / "two/model.safetensors"
     ).read_bytes()
-    grow(source, new_tokenizer, tmp_path / "plain", Growth())
+    grow(source, new_tokenizer, tmp_path / "plain", GrowthOptions())
     plain, new = (tensors(tmp_path / name)["lm_head.weight"][OLD_SIZE:NEW_SIZE] for name in ("plain", "one"))
     same = np.isclose(plain, new, atol=1e-6).all(axis=1)
     # BPE training that goes on merges whole old tokens: then what `align` finds in texts is the spelling again.
@@ -150,15 +152,15 @@ def test_what_the_corpus_lacks_comes_from_subtokens(
 
 def test_inputs_belong_to_their_strategy(tmp_path: Path, corpus: Path) -> None:
     for growth, given in (
-        (Growth(init="align"), {}),
-        (Growth(), {"corpus": [corpus]}),
-        (Growth(init="donor"), {}),
-        (Growth(), {"donor": tmp_path}),
+        (GrowthOptions(init="align"), {}),
+        (GrowthOptions(), {"corpus": [corpus]}),
+        (GrowthOptions(init="donor"), {}),
+        (GrowthOptions(), {"donor": tmp_path}),
     ):
         with pytest.raises(UsageError, match=r"--data|--donor"):
             grow(tmp_path, tmp_path, tmp_path / "grown", growth, **given)
     with pytest.raises(UsageError, match="--init"):
-        Growth(init="other")
+        GrowthOptions(init="other")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_broken_corpora(
     file = tmp_path / "broken.jsonl"
     file.write_bytes(b'{"target": "text"}\n' + line.encode("latin-1") + b"\n")
     with pytest.raises(UserError, match=problem):
-        grow(tiny_model(), new_tokenizer, tmp_path / "grown", Growth(init="align"), corpus=[file])
+        grow(tiny_model(), new_tokenizer, tmp_path / "grown", GrowthOptions(init="align"), corpus=[file])
     assert not (tmp_path / "grown").exists()
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match="there is no document"):
@@ -179,7 +181,7 @@ def test_broken_corpora(
             tmp_path / "source",
             new_tokenizer,
             tmp_path / "grown",
-            Growth(init="align"),
+            GrowthOptions(init="align"),
             corpus=[tmp_path / "empty.jsonl"],
         )
 

@@ -4,44 +4,59 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, TypeVar
 
 from llmforge.corpus.options import ReadOptions
+from llmforge.embedding.initializers import described, initializers, names, option_groups
+from llmforge.embedding.initializers.base import Initializer
 from llmforge.errors import UsageError
-from llmforge.options import OVERWRITE, SEED, TEXTS_HELP, TRUST_REMOTE_CODE, Options, group, option
+from llmforge.options import (
+    OVERWRITE,
+    SEED,
+    TEXTS_HELP,
+    TRUST_REMOTE_CODE,
+    Options,
+    group,
+    option,
+    options_of,
+    value_of,
+)
 
-Init = Literal["subtoken-mean", "mean", "gaussian", "align", "focus", "donor"]
-HeadInit = Literal["same", "mean", "first-subtoken"]
-INITS: tuple[str, ...] = get_args(Init)
-HEAD_INITS: tuple[str, ...] = get_args(HeadInit)
+T = TypeVar("T", bound=Options)
+SAME = "same"
+InitializerOptions = option_groups()
+READ_DATA = names(lambda one: one.reads_data)
+READ_DONOR = names(lambda one: one.reads_donor)
+# Versions before recorded it whatever --init was.
+ALWAYS_RECORDED = frozenset({"donor_terms"})
 
 
 @dataclass(frozen=True)
-class Growth(Options):
+class GrowthOptions(Options):
     """How new rows are made.
 
-    `init` is one of INITS, `head_init` one of HEAD_INITS. The rows are padded to a multiple of
-    `pad_to_multiple_of * tp`, the tensor-parallel size. `norm_correction` scales every new row to the median norm of
-    the old ones. `donor_terms` is the number of anchors that `donor` combines. `mend_rows` makes old rows that hold NaN or
-    infinity the mean of the others; without it they are refused.
+    The rows are padded to a multiple of `pad_to_multiple_of * tp`, the tensor-parallel size. `norm_correction` scales every
+    new row to the median norm of the old ones. `mend_rows` makes old rows that hold NaN or infinity the mean of the others;
+    without it they are refused. `methods` has the options of each initialisation.
     """
 
     init: str = option(
-        "How new rows are made: subtoken-mean, mean, gaussian, align or focus (with --data), donor (with --donor).",
+        f"How new rows are made. {described(lambda one: 'embedding' in one.makes)}.",
         "subtoken-mean",
-        metavar=f"[{'|'.join(INITS)}]",
+        choices=names(lambda one: "embedding" in one.makes),
     )
     head_init: str = option(
-        "How new rows of an untied head are made: same (as --init), mean or first-subtoken.",
-        "same",
-        metavar=f"[{'|'.join(HEAD_INITS)}]",
+        "How new rows of an untied head are made: same (as --init), or one by itself. "
+        f"{described(lambda one: 'head' in one.makes and 'embedding' not in one.makes)}.",
+        SAME,
+        choices=(SAME, *names(lambda one: "head" in one.makes)),
     )
     pad_to_multiple_of: int = option("Pad the number of rows to a multiple of this times --tp.", 64, least=1)
     tp: int = option("Tensor-parallel size that the model will be trained with.", 1, least=1)
     norm_correction: bool = option(
         "Scale new rows to the median norm of old ones. Ruins tied models; measure first.", False
     )
-    donor_terms: int = option("For donor: number of old tokens that make a new row.", 8, least=1)
+    methods: Any = group(InitializerOptions)
     seed: int = option(SEED, 42)
     mend_rows: bool = option(
         "Replace old rows that hold NaN or infinity by the mean of the others; they are refused otherwise.",
@@ -50,19 +65,48 @@ class Growth(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init not in INITS:
-            raise UsageError(f"--init {self.init} is not known; choose one of {', '.join(INITS)}.")
-        if self.head_init not in HEAD_INITS:
-            raise UsageError(
-                f"--head-init {self.head_init} is not known; choose one of {', '.join(HEAD_INITS)}."
-            )
+        for name, options in self._of_methods().items():
+            if name not in self.chosen():
+                for one in options_of(type(options)):
+                    if value_of(options, one) != one.default:
+                        raise UsageError(f"{one.flag} is for --init {name}; give both or neither.")
+
+    def name_for(self, role: str) -> str:
+        """The name of the initialisation that makes `role`."""
+        return self.init if role == "embedding" or self.head_init == SAME else self.head_init
+
+    def chosen(self) -> dict[str, Initializer]:
+        """The initialisations of --init and --head-init by name."""
+        return {name: initializers()[name] for name in (self.init, self.name_for("head"))}
+
+    def of(self, kind: type[T]) -> T:
+        """The options that one initialisation has of its own, `kind` being their class."""
+        (found,) = (options for options in self._of_methods().values() if isinstance(options, kind))
+        return found
+
+    def arguments(self) -> dict[str, Any]:
+        """What decides the result: of the options of initialisations those of the chosen ones."""
+        idle = {
+            one.argument
+            for name, options in self._of_methods().items()
+            if name not in self.chosen()
+            for one in options_of(type(options))
+        } - ALWAYS_RECORDED
+        return {name: value for name, value in super().arguments().items() if name not in idle}
 
     def check_inputs(self, data: Sequence[object], donor: Path | None) -> None:
-        """Raises `UsageError` unless exactly the inputs that `init` learns from are given."""
-        if bool(data) != (self.init in ("align", "focus")):
-            raise UsageError("--data is what --init align and --init focus learn from: give both or neither.")
-        if bool(donor) != (self.init == "donor"):
-            raise UsageError("--donor is the model that --init donor learns from: give both or neither.")
+        """Raises `UsageError` unless exactly the inputs that the chosen initialisations learn from are given."""
+        for flag, given, readers, what in (
+            ("--data", bool(data), READ_DATA, "are the texts"),
+            ("--donor", donor is not None, READ_DONOR, "is the model"),
+        ):
+            if given != any(name in readers for name in self.chosen()):
+                who = " and ".join(f"--init {name}" for name in readers)
+                learn = "learns" if len(readers) == 1 else "learn"
+                raise UsageError(f"{flag} {what} that {who} {learn} from: give both or neither.")
+
+    def _of_methods(self) -> dict[str, Options]:
+        return {name.replace("_", "-"): options for name, options in vars(self.methods).items()}
 
 
 @dataclass(frozen=True)
@@ -72,10 +116,12 @@ class InitModelOptions(Options):
     model: Path = option("Model to resize, a Hugging Face directory with its tokenizer.", reads="source")
     tokenizer: Path = option("The larger tokenizer, from init-tokenizer.", reads="tokenizer")
     output: Path = option("Model directory to write.", writes="model")
-    growth: Growth = group(Growth)
-    data: list[str] = option(f"Texts that align and focus learn from: {TEXTS_HELP}.", [])
+    growth: GrowthOptions = group(GrowthOptions)
+    data: list[str] = option(f"For --init {' and '.join(READ_DATA)}: texts to learn from: {TEXTS_HELP}.", [])
     donor: Path | None = option(
-        "For donor: a model directory whose tokenizer has the new pieces.", None, metavar="PATH"
+        f"For --init {' and '.join(READ_DONOR)}: a model directory whose tokenizer has the new pieces.",
+        None,
+        metavar="PATH",
     )
     verify_data: list[str] = option(
         "[LABEL=]PATH of texts on which source and target model are compared in bits per byte, by category: "

@@ -1,7 +1,7 @@
 """Growing a model to a larger tokenizer: only the embedding and the head are computed with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from llmforge.console import say, warn
 from llmforge.corpus import ReadOptions
-from llmforge.embedding.initializers.choice import Initialiser
-from llmforge.embedding.options import Growth
-from llmforge.embedding.rows import Filler, OldRows, look_at
+from llmforge.embedding.initializers.base import InitContext
+from llmforge.embedding.options import SAME, GrowthOptions
+from llmforge.embedding.rows import Filler, NewRows, OldRows, look_at, with_median_norm
 from llmforge.errors import UsageError, UserError
-from llmforge.steps import Finished, Outcome, Step, run_step
+from llmforge.steps import Finished, Outcome, Step, remove_tree, run_step
 from llmforge.tokenizer import Tokenizer, load
 from llmforge.weights.architecture import (
     VocabularyTensors,
@@ -22,7 +22,7 @@ from llmforge.weights.architecture import (
     with_vocabulary_size,
 )
 from llmforge.weights.completeness import check_complete
-from llmforge.weights.config import needs_own_code, read_config, stating_tied
+from llmforge.weights.config import needs_own_code, read_config, refuse_own_code, stating_tied
 from llmforge.weights.files import copy_code, copy_legal_files, copy_tokenizer, write_configs
 from llmforge.weights.floats import Float32, from_float32
 from llmforge.weights.modules import empty_causal
@@ -31,6 +31,7 @@ from llmforge.weights.vocabulary import Vocabulary
 from llmforge.weights.write import NewTensor, room_for, write_weights
 
 STEP = "init-model"
+WORK = ".work"
 WRITTEN_ROWS = 1024
 
 
@@ -38,7 +39,7 @@ def grow(
     source_dir: Path,
     tokenizer_dir: Path,
     output: Path,
-    growth: Growth,
+    growth: GrowthOptions,
     *,
     corpus: Sequence[Path] = (),
     donor: Path | None = None,
@@ -48,47 +49,59 @@ def grow(
 ) -> Finished:
     """Writes the model of `source_dir`, grown to the tokenizer of `tokenizer_dir`, as the step directory `output`.
 
-    `corpus` is what `align` and `focus` learn from, `donor` a model directory for `donor`. `trust_remote_code` lets
-    the code that lies beside the source run, which tells whether its weights are complete.
+    `corpus` are the texts, and `donor` is the model directory, that initialisations may learn from. `trust_remote_code`
+    lets the code that lies beside the source run, which tells whether its weights are complete.
     """
     growth.check_inputs(corpus, donor)
     step = Step(
         STEP,
         output,
-        arguments={**growth.__dict__, **({"reading": asdict(reading)} if corpus and reading else {})},
+        arguments={**growth.arguments(), **({"reading": asdict(reading)} if corpus and reading else {})},
         inputs=[source_dir, tokenizer_dir, *corpus, *([donor] if donor else [])],
         overwrite=overwrite,
+        resumable=any(one.resumable for one in growth.chosen().values()),
     )
 
     def build(partial: Path) -> Outcome:
-        source, target = load(source_dir), load(tokenizer_dir)
-        initialiser = Initialiser(growth, source, target, corpus, donor, reading or ReadOptions())
-        return _build(partial, output, initialiser, trust_remote_code)
+        context = InitContext(
+            options=growth,
+            source=load(source_dir),
+            target=load(tokenizer_dir),
+            old={},
+            corpus=corpus,
+            reading=reading or ReadOptions(),
+            donor=donor,
+            work=partial / WORK,
+            trust_remote_code=trust_remote_code,
+        )
+        return _build(partial, output, context)
 
     return run_step(step, build)
 
 
-def _build(partial: Path, output: Path, initialiser: Initialiser, trust_remote_code: bool) -> Outcome:
-    growth, source, target = initialiser.growth, initialiser.source, initialiser.target
+def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
+    growth, source, target = context.options, context.source, context.target
     source_dir = source.directory
     config = read_config(source_dir)
     check_supported(config, source_dir)
     if not needs_own_code(config):
         empty_causal(source_dir)
-    weights = check_complete(source_dir, trust_remote_code)
-    tensors = find_vocabulary_tensors(weights, config, trust_remote_code)
+    elif any(one.runs_model for one in growth.chosen().values()) and not context.trust_remote_code:
+        refuse_own_code(source_dir)
+    weights = check_complete(source_dir, context.trust_remote_code)
+    tensors = find_vocabulary_tensors(weights, config, context.trust_remote_code)
     check_extends(source, target)
     vocabulary = _sizes(source_dir, tensors, source, target, growth)
-    if tensors.tied and growth.head_init != "same":
+    if tensors.tied and growth.head_init != SAME:
         raise UsageError(
             f"{source_dir} is a tied model, whose embedding is its head: one rule makes its new rows. "
             "Leave out --head-init, or choose the rule by --init."
         )
 
-    grown: dict[str, NewTensor] = {}
     reports: dict[str, Any] = {}
-    for name, role in tensors.names().items():
-        old = look_at(weights.tensors[name], source.size)
+    names = {role: name for name, role in tensors.names().items()}
+    for role, name in names.items():
+        old = context.old[role] = look_at(weights.tensors[name], source.size)
         if len(old.not_finite) and not growth.mend_rows:
             raise UserError(
                 f"{weights.tensors[name].path}: {name} holds NaN or infinity in {len(old.not_finite):,} of "
@@ -97,7 +110,8 @@ def _build(partial: Path, output: Path, initialiser: Initialiser, trust_remote_c
             )
         if role != "head_bias":
             reports[role] = _report(name, old, source)
-        grown[name] = _grown(old, vocabulary, initialiser.filler(role, old))
+    new = _new_rows(context)
+    grown = {name: _grown(context.old[role], vocabulary, new[role].fill) for role, name in names.items()}
     if tensors.tied:
         say(f"{source_dir} is tied: its new rows serve as embedding and head, by one rule ({growth.init})")
 
@@ -117,6 +131,7 @@ def _build(partial: Path, output: Path, initialiser: Initialiser, trust_remote_c
         copy_tokenizer(target.directory, partial)
         copy_code(source_dir, partial)
         copy_legal_files(source_dir, partial)
+    remove_tree(context.work)
     return Outcome(
         outputs={"vocabulary": vocabulary.to_json(), "tokenizer": target.fingerprint},
         metrics={
@@ -124,11 +139,34 @@ def _build(partial: Path, output: Path, initialiser: Initialiser, trust_remote_c
             "source_rows": tensors.rows,
             "new_rows": vocabulary.size - vocabulary.source,
             "padding_rows": vocabulary.padded - vocabulary.size,
-            "new_rows_without_subtokens": len(initialiser.subtokens.empty),
-            "new_rows_by_subtokens_instead": initialiser.fallbacks,
+            "new_rows_without_subtokens": len(context.subtokens.empty),
+            "new_rows_by_subtokens_instead": {
+                role: made.by_subtokens for role, made in new.items() if made.by_subtokens is not None
+            },
             "preflight": reports,
         },
     )
+
+
+def _new_rows(context: InitContext) -> dict[str, NewRows]:
+    """The new rows of each role, by the initialisation that is chosen for it."""
+    growth = context.options
+    context.work.mkdir(exist_ok=True)
+    made: dict[str, NewRows] = {}
+    for name, initializer in growth.chosen().items():
+        roles = [role for role in context.old if growth.name_for(role) == name]
+        made |= initializer.make(context, [role for role in roles if role in initializer.makes])
+        for role in roles:
+            if role not in made:
+                made[role] = replace(
+                    context.mixed(role, context.subtokens), by_subtokens=len(context.subtokens)
+                )
+            if count := made[role].by_subtokens:
+                say(f"{role}: {count:,} new tokens are unknown to {name} and made from their sub-tokens")
+    if growth.norm_correction:
+        for role in made.keys() - {"head_bias"}:
+            made[role] = replace(made[role], fill=with_median_norm(made[role].fill, context.old[role]))
+    return made
 
 
 def check_extends(source: Tokenizer, target: Tokenizer) -> None:
@@ -148,7 +186,7 @@ def check_extends(source: Tokenizer, target: Tokenizer) -> None:
 
 
 def _sizes(
-    source_dir: Path, tensors: VocabularyTensors, source: Tokenizer, target: Tokenizer, growth: Growth
+    source_dir: Path, tensors: VocabularyTensors, source: Tokenizer, target: Tokenizer, growth: GrowthOptions
 ) -> Vocabulary:
     if tensors.rows < source.size:
         raise UserError(

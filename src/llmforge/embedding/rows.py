@@ -22,6 +22,16 @@ Filler = Callable[[int, int], Float32]
 
 
 @dataclass(frozen=True)
+class NewRows:
+    """The new rows of one tensor; `by_subtokens` is how many of them are made from their sub-tokens since the
+    initialisation knows nothing of them, None where that cannot be.
+    """
+
+    fill: Filler
+    by_subtokens: int | None = None
+
+
+@dataclass(frozen=True)
 class OldRows:
     """The trained rows of one tensor: `mean` float32 [row length] over those that are `usable`, `norms`
     float32 [rows].
@@ -119,11 +129,7 @@ class Mixture:
         return Mixture(np.concatenate([[0], np.cumsum(counts)]), ids, weights)
 
     def first(self) -> "Mixture":
-        """The first old row of each new row, alone.
-
-        As `--head-init first-subtoken`: h(t) = h(s_1), since where the old model would have begun to spell the new
-        piece, it gave the logit of its first sub-token (as EEVE does, arXiv 2402.14714).
-        """
+        """The first old row of each new row, alone."""
         full = np.diff(self.offsets) > 0
         ids = self.ids[self.offsets[:-1][full]]
         return Mixture(np.concatenate([[0], np.cumsum(full)]), ids, np.ones(len(ids), np.float32))
@@ -178,35 +184,16 @@ class Mixture:
         return fill
 
 
-def mean_filler(old: OldRows) -> Filler:
-    """`mean`: every new row is the mean of the old ones, e(t) = 1/n sum_s e(s) (Hewitt 2021)."""
-    return lambda start, stop: np.repeat(old.mean[None], stop - start, axis=0)
-
-
-def gaussian_filler(old: OldRows, seed: list[int]) -> Filler:
-    """`gaussian`: every new row is drawn from the normal distribution with the mean and covariance of the old ones.
-
-        e(t) ~ N(m, S),   m = 1/n sum_s e(s),   S = 1/n sum_s (e(s) - m)(e(s) - m)^T
-
-    (Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021.) S is taken whole, where
-    transformers' `mean_resizing` shrinks it by 1e9 and so gives all new rows the same values.
-    """
-    generator = np.random.default_rng(seed)
-    factor = _square_root(old.covariance).astype(np.float32)
+def replaced(filler: Filler, rows: Float32, known: Bool) -> Filler:
+    """`rows` [new tokens, row length] where they are `known` [new tokens], and what `filler` gives elsewhere."""
 
     def fill(start: int, stop: int) -> Float32:
-        return old.mean + generator.standard_normal((stop - start, len(old.mean)), np.float32) @ factor.T
+        made = filler(start, stop)
+        here = known[start:stop]
+        made[here] = rows[start:stop][here]
+        return made
 
     return fill
-
-
-def _square_root(covariance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """L with L @ L.T == covariance."""
-    try:
-        return np.asarray(np.linalg.cholesky(covariance), np.float64)
-    except np.linalg.LinAlgError:  # fewer independent rows than columns
-        values, vectors = np.linalg.eigh(covariance)
-        return np.asarray(vectors * np.sqrt(np.maximum(values, 0)), np.float64)
 
 
 def with_median_norm(filler: Filler, old: OldRows) -> Filler:

@@ -1,28 +1,61 @@
 """New rows by the example of a model that knows the new tokens."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from llmforge.console import progress
-from llmforge.embedding.rows import Bool, Mixture
+from llmforge.embedding.initializers.base import InitContext, Initializer
 from llmforge.errors import UserError
-from llmforge.tokenizer import Tokenizer, load
-from llmforge.weights.architecture import find_vocabulary_tensors
-from llmforge.weights.completeness import check_complete
-from llmforge.weights.config import read_config
-from llmforge.weights.floats import Float32, to_float32
-from llmforge.weights.tensor import Tensor
+from llmforge.options import Options, option
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from llmforge.embedding.rows import Bool, Mixture, NewRows
+    from llmforge.tokenizer import Tokenizer
+    from llmforge.weights.floats import Float32
+    from llmforge.weights.tensor import Tensor
 
 BLOCK = 256
+
+
+@dataclass(frozen=True)
+class DonorOptions(Options):
+    """`donor_terms` is the number of old tokens that are combined to a new row."""
+
+    donor_terms: int = option("For --init donor: number of old tokens that make a new row.", 8, least=1)
+
+
+class FromDonor(Initializer):
+    text = "the combination of old tokens that makes it in the model of --donor"
+    reads_donor = True
+    options = DonorOptions
+
+    def make(self, context: InitContext, roles: Sequence[str]) -> "Mapping[str, NewRows]":
+        assert context.donor is not None
+        donor = Donor(context.donor)
+        terms = context.options.of(DonorOptions).donor_terms
+        made = {}
+        for role in roles:
+            tensor = donor.embedding if role == "embedding" else donor.head
+            usable = context.old[role].usable
+            found = orthogonal_matching_pursuit(context.source, context.target, donor, tensor, usable, terms)
+            made[role] = context.mixed(role, found)
+        return made
 
 
 class Donor:
     """A model whose tokenizer has the new pieces; tokens are matched by their bytes, whatever its tokenizer's kind."""
 
     def __init__(self, directory: Path) -> None:
+        from llmforge.tokenizer import load
+        from llmforge.weights.architecture import find_vocabulary_tensors
+        from llmforge.weights.completeness import check_complete
+        from llmforge.weights.config import read_config
+
         weights = check_complete(directory)
         tensors = find_vocabulary_tensors(weights, read_config(directory))
         self.directory = directory
@@ -40,8 +73,8 @@ class Donor:
 
 
 def orthogonal_matching_pursuit(
-    source: Tokenizer, target: Tokenizer, donor: Donor, tensor: Tensor, usable: Bool, terms: int
-) -> Mixture:
+    source: "Tokenizer", target: "Tokenizer", donor: Donor, tensor: "Tensor", usable: "Bool", terms: int
+) -> "Mixture":
     """`donor`: a new row combines the old tokens that, in the donor, best combine to the donor's row of that token.
 
         c(t) = argmin_c || d(t) - sum_a c_a d(a) ||  with at most `terms` anchors a,   e(t) = sum_a c_a e(a)
@@ -52,6 +85,11 @@ def orthogonal_matching_pursuit(
     2506.06607). `usable` bool [source.size] tells which old rows may be anchors. A token that the donor lacks gets an
     empty row.
     """
+    import numpy as np
+
+    from llmforge.embedding.rows import Mixture
+    from llmforge.weights.floats import to_float32
+
     old_text, new_text = source.token_bytes(), target.token_bytes()[source.size :]
     anchors = np.array([i for i, t in enumerate(old_text) if t and usable[i] and t in donor.ids], np.int64)
     known = [(i, donor.ids[text]) for i, text in enumerate(new_text) if text and text in donor.ids]
@@ -83,11 +121,13 @@ def orthogonal_matching_pursuit(
     return Mixture(offsets, ids[found].reshape(-1), weights[found].reshape(-1))
 
 
-def pursue(wanted: Float32, dictionary: Float32, terms: int) -> tuple[np.ndarray, Float32]:
+def pursue(wanted: "Float32", dictionary: "Float32", terms: int) -> "tuple[np.ndarray, Float32]":
     """Orthogonal matching pursuit of every row of `wanted` [n, d] in `dictionary` (unit rows) [m, d].
 
     Returns (atoms int64 [n, terms], coefficients float32 [n, terms]).
     """
+    import numpy as np
+
     number = np.arange(len(wanted))
     chosen = np.empty((len(wanted), terms), np.int64)
     coefficients: npt.NDArray[Any] = np.empty((len(wanted), 0))
@@ -103,3 +143,6 @@ def pursue(wanted: Float32, dictionary: Float32, terms: int) -> tuple[np.ndarray
         coefficients = np.linalg.solve(gram, atoms @ wanted[:, :, None].astype(np.float64))[..., 0]
         residual = (wanted - np.einsum("nt,ntd->nd", coefficients, atoms)).astype(np.float32)
     return chosen, coefficients.astype(np.float32)
+
+
+INITIALIZER = FromDonor()

@@ -1,14 +1,17 @@
 """New rows from old tokens that are used alike."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
+from llmforge.embedding.initializers.base import InitContext, Initializer
 
-from llmforge.corpus import Reader, ReadOptions
-from llmforge.embedding.rows import Int64, Mixture
-from llmforge.tokenizer import Tokenizer
-from llmforge.weights.floats import Float32
+if TYPE_CHECKING:
+    import numpy as np
+
+    from llmforge.corpus import Reader
+    from llmforge.embedding.rows import Int64, Mixture, NewRows
+    from llmforge.tokenizer import Tokenizer
+    from llmforge.weights.floats import Float32
 
 MAX_CHARACTERS = 20_000_000
 WINDOW = 5
@@ -18,13 +21,16 @@ CANDIDATES = 512
 BLOCK = 512
 
 
-def focus(
-    source: Tokenizer,
-    target: Tokenizer,
-    corpus: Sequence[Path],
-    seed: int,
-    reading: ReadOptions = ReadOptions(),
-) -> Mixture:
+class Focus(Initializer):
+    text = "a weighted sum of the old tokens used most like it in --data"
+    reads_data = True
+
+    def make(self, context: InitContext, roles: Sequence[str]) -> "Mapping[str, NewRows]":
+        found = focus(context.source, context.target, context.reader(), context.options.seed)
+        return {role: context.mixed(role, found) for role in roles}
+
+
+def focus(source: "Tokenizer", target: "Tokenizer", corpus: "Reader", seed: int) -> "Mixture":
     """`focus`: a new row is a convex combination of the old tokens most like it in an auxiliary embedding.
 
         e(t) = sum_s a_s e(s),   a = sparsemax(cos(x(t), x(s)) over the old tokens s)
@@ -36,7 +42,11 @@ def focus(
     2014): no further dependency, and the same result for the same seed. Reads at most 20 million characters. A token
     that occurs fewer than 3 times gets an empty row.
     """
-    vectors, counts = cooccurrence_embedding(target, corpus, seed, reading)
+    import numpy as np
+
+    from llmforge.embedding.rows import Mixture
+
+    vectors, counts = cooccurrence_embedding(target, corpus, seed)
     frequent = counts >= MIN_COUNT
     old = np.flatnonzero(frequent[: source.size])
     new = np.flatnonzero(frequent[source.size :])
@@ -56,8 +66,10 @@ def focus(
     )
 
 
-def sparsemax(scores: Float32) -> tuple[np.ndarray, Float32]:
+def sparsemax(scores: "Float32") -> "tuple[np.ndarray, Float32]":
     """(positions, weights) of the Euclidean projection of `scores` onto the simplex; zero elsewhere."""
+    import numpy as np
+
     candidates = (
         np.argpartition(-scores, CANDIDATES)[:CANDIDATES]
         if len(scores) > CANDIDATES
@@ -76,16 +88,15 @@ def sparsemax(scores: Float32) -> tuple[np.ndarray, Float32]:
     return candidates[:support], weights.astype(np.float32)
 
 
-def cooccurrence_embedding(
-    tokenizer: Tokenizer, corpus: Sequence[Path], seed: int, reading: ReadOptions = ReadOptions()
-) -> tuple[Float32, Int64]:
+def cooccurrence_embedding(tokenizer: "Tokenizer", corpus: "Reader", seed: int) -> "tuple[Float32, Int64]":
     """(unit vectors float32 [size, 128], occurrences int64 [size]) of the tokens of `tokenizer` in the corpus."""
+    import numpy as np
     import torch
 
     size = tokenizer.size
     counts = np.zeros(size, np.int64)
     keys, together = np.empty(0, np.int64), np.empty(0, np.int64)
-    for texts in Reader(corpus, reading).batches(MAX_CHARACTERS):
+    for texts in corpus.batches(MAX_CHARACTERS):
         ids, offsets = tokenizer.encode(texts)
         counts += np.bincount(ids, minlength=size)
         document = np.repeat(np.arange(len(texts)), np.diff(offsets))
@@ -115,3 +126,6 @@ def cooccurrence_embedding(
     vectors = (left_vectors * strengths.sqrt()).numpy()
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0), counts
+
+
+INITIALIZER = Focus()
