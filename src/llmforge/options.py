@@ -36,6 +36,7 @@ def option(
     metavar: str = "",
     shown: str | None = None,
     positional: bool = False,
+    bare: bool = False,
     many: bool = False,
     commas: bool = True,
     reads: str = "",
@@ -46,7 +47,7 @@ def option(
     `decides`: it decides the bytes of the result, so it belongs to the identity of the output, as `argument` of the
     manifest (default: the field's name). `choices` are the values that a text may have. `least` and `most` bound numbers.
     `parse(place, value)` reads what is written in a way of its own, such as 0.5%; its default is then `shown` in help.
-    `positional`: a word without a flag. `many`: several words that `parse` makes one value of. `commas`: words of a list are divided at commas.
+    `positional`: words that have no flag. `bare`: words may stand without its flag, too. `many`: several words that `parse` makes one value of. `commas`: words of a list are divided at commas.
     In recipes an option that `reads` a kind of output defaults to the last one of that kind, and one that `writes`
     names such an output.
     """
@@ -88,6 +89,7 @@ class Option:
     metavar: str
     shown: str | None
     positional: bool
+    bare: bool
     many: bool
     commas: bool
     reads: str

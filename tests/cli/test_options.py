@@ -108,7 +108,29 @@ def test_the_same_thing_has_the_same_name_everywhere():
         "data" in names[name] for name in ("learn-pieces", "prepare-data", "train", "plan", "evaluate")
     )
     assert all("model" in names[name] for name in ("init-model", "train", "plan", "evaluate", "generate"))
-    assert all("tokenizer" in names[name] for name in ("learn-pieces", "init-tokenizer", "prepare-data"))
+    uses_tokenizer = (
+        "learn-pieces",
+        "init-tokenizer",
+        "init-model",
+        "prepare-data",
+        "inspect-data",
+        "compare-tokenizers",
+    )
+    assert all("tokenizer" in names[name] for name in uses_tokenizer)
+
+
+def test_words_without_a_flag_are_those_of_the_option_that_takes_them():
+    def words(name, *given):
+        return canonical(given, COMMANDS[name].all_options(), spellings_of(name))
+
+    same = ["--tokenizer", "a", "--tokenizer", "b", "--data", "x"]
+    assert words("compare-tokenizers", "a", "b", "--data", "x") == same
+    assert words("compare-tokenizers", "--tokenizer", "a", "b", "--data", "x") == same
+    assert words("compare-tokenizers", "a", "--tokenizer", "b", "--corpus", "x") == same
+    assert words("compare-tokenizers", "a", "--", "-b") == ["--tokenizer", "a", "--tokenizer=-b"]
+    assert words("inspect-data", "d", "--html", "p") == ["--data", "d", "--output", "p"]
+    assert words("train", "stray") == ["stray"]
+    assert words("launch", "--", "llmforge", "train") == ["--", "llmforge", "train"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -20,10 +20,13 @@ def canonical(
     """`words` with each flag under its own name, and given again before every further word of its list.
 
     `--data a b c` means `--data a --data b --data c`: such an option takes every word up to the next option, as
-    Colossal-LLaMA's scripts pass their bash arrays. A word that is the value of an option stays as it is. Raises
+    Colossal-LLaMA's scripts pass their bash arrays. A word that is the value of an option stays as it is, and one that
+    belongs to no flag gets that of the option which takes `bare` words. Raises
     `UsageError` where an option is given in two spellings, or where a flag stands in the place of a value.
     """
+    options = tuple(options)
     flags = _flags(options, spellings or {})
+    bare = next((one.flag for one in options if one.bare), None)
     result: list[str] = []
     given: dict[str, dict[str, None]] = {}
     taking: str | None = None  # the list that the next words belong to
@@ -31,9 +34,11 @@ def canonical(
     while waiting:
         word = waiting.pop()
         if word == "--":
-            return [*result, word, *reversed(waiting)]
+            left = waiting[::-1]
+            return [*result, *(f"{bare}={one}" for one in left)] if bare else [*result, word, *left]
         if not (word.startswith("-") and len(word) > 1):
-            result += [taking, word] if taking else [word]
+            owner = taking or bare
+            result += [owner, word] if owner else [word]
             continue
         name, value = _parts(word)
         known = flags.get(name)

@@ -8,7 +8,7 @@ from llmforge.tokenizer.options import CompareTokenizersOptions
 
 
 @example(
-    "llmforge compare-tokenizers smollm2 smollm2-zh-tokenizer",
+    "llmforge compare-tokenizers --tokenizer smollm2 smollm2-zh-tokenizer",
     "--data zh=news.jsonl en=speeches.jsonl code=stdlib.jsonl --output comparison.html",
 )
 def compare_tokenizers(options: CompareTokenizersOptions, result: Result) -> None:
@@ -18,7 +18,7 @@ def compare_tokenizers(options: CompareTokenizersOptions, result: Result) -> Non
 
     outputs = [compare_report.check_output(file) for file in options.output]
     rows = compare.compare(
-        [hub.local(path, "tokenizer") for path in options.tokenizers],
+        [hub.local(path, "tokenizer") for path in options.tokenizer],
         compare.labelled(labelled_texts(options.data)),
         options.max_documents,
         options.tokenizer_scheme,

@@ -19,7 +19,12 @@ SPELLINGS: dict[str, dict[str, str]] = {
         "expand-tokens-file": "pieces",
         "verify-corpus": "verify-data",
     },
-    "compare-tokenizers": {"directories": "tokenizers", "corpus": "data", "max-samples": "max-documents"},
+    "compare-tokenizers": {
+        "directories": "tokenizer",
+        "tokenizers": "tokenizer",
+        "corpus": "data",
+        "max-samples": "max-documents",
+    },
     "init-model": {
         "source-model-and-tokenizer-path": "model",
         "target-tokenizer-path": "tokenizer",
@@ -38,7 +43,7 @@ SPELLINGS: dict[str, dict[str, str]] = {
         "data-arrow-output-dir": "arrow-output-dir",
         "data-jsonl-output-dir": "jsonl-output-dir",
     },
-    "inspect-data": {"dataset": "data", "tokenizer-dir": "tokenizer"},
+    "inspect-data": {"dataset": "data", "tokenizer-dir": "tokenizer", "html": "output"},
     "train": {
         "pretrained": "model",
         "dataset": "data",

@@ -6,7 +6,7 @@ from llmforge.dataset.options import InspectOptions
 from llmforge.options import Result
 
 
-@example("llmforge inspect-data data/zh-en --tokenizer models/smollm2-zh --html zh-en.html")
+@example("llmforge inspect-data --data data/zh-en --tokenizer models/smollm2-zh --output zh-en.html")
 def inspect_data(options: InspectOptions, result: Result) -> None:
     """Show what a dataset holds: composition by part and category, lengths, fill, and decoded rows.
 
@@ -17,14 +17,14 @@ def inspect_data(options: InspectOptions, result: Result) -> None:
     from llmforge.dataset.inspection_text import as_html, as_text
     from llmforge.steps import check_report, write_report
 
-    html = options.html
-    if html:
-        check_report(html, "inspect-data", "--html")
+    page = options.output
+    if page:
+        check_report(page, "inspect-data", "--output")
     tokenizer = hub.local(options.tokenizer, "tokenizer") if options.tokenizer else None
     found = inspect_dataset(options.data, tokenizer, options.samples, options.seed, options.tokenizer_scheme)
-    if html:
-        write_report(html, as_html(found), "inspect-data", "--html")
+    if page:
+        write_report(page, as_html(found), "inspect-data", "--output")
     if result.json:
         show_json(found)
     else:
-        show(str(html) if html else as_text(found))
+        show(str(page) if page else as_text(found))

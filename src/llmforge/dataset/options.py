@@ -232,17 +232,17 @@ class PrepareOptions(Options):
 
 @dataclass(frozen=True)
 class InspectOptions(Options):
-    """`html`: a file to write instead of the terminal."""
+    """`output`: a page to write instead of the terminal."""
 
     data: list[Path] = option(
-        "Outputs of prepare-data, or parts of one.",
-        metavar="DIR...",
-        positional=True,
+        "Outputs of prepare-data, or parts of one; also without the flag.",
+        metavar="PATH...",
+        bare=True,
         commas=False,
         reads="dataset",
     )
     tokenizer: Path | None = option("Decode the samples with this tokenizer.", None, reads="tokenizer")
     tokenizer_scheme: str | None = option(SCHEME, None)
     samples: int = option("Number of rows to show.", 3, least=0)
-    html: Path | None = option("Write one HTML page to this file instead.", None, writes="page")
+    output: Path | None = option("Write an HTML page to this file instead.", None, writes="page")
     seed: int = option(SEED, 42)

@@ -66,8 +66,8 @@ class InitTokenizerOptions(Options):
 class CompareTokenizersOptions(Options):
     """`data` are `[LABEL=]PATH`."""
 
-    tokenizers: list[Path] = option(
-        "Tokenizer (or model) directories.", metavar="DIR...", positional=True, commas=False
+    tokenizer: list[Path] = option(
+        "Tokenizer (or model) directories; also without the flag.", metavar="PATH...", bare=True, commas=False
     )
     data: list[str] = option(f"[LABEL=]PATH of texts: {TEXTS_HELP}.")
     output: list[Path] = option("Also write the table here (.md, .json, .html).", [], commas=False)
