@@ -20,6 +20,7 @@ from llmforge.dataset.packing import splice
 from llmforge.dataset.shards import read_summary
 from llmforge.dataset.untrained import inside, of_pieces, predicted_tokens
 from llmforge.errors import UserError
+from llmforge.evaluate.texts import load_corpora
 from llmforge.tokenizer import load
 
 from .conftest import write_jsonl
@@ -208,3 +209,25 @@ def test_conversations_become_rows_with_labels_on_what_is_trained(
             bytes_trained = sum(len(text.encode()) for one in turns for text, kind in one if kind)
             assert data.bytes == pytest.approx(bytes_trained, rel=0.1)
             assert output.manifest.metrics["valid_tokens"] <= trained
+
+
+def test_held_out_conversations_keep_their_text_and_segments(
+    prepare: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMATS, ".turns", Format((".turns",), read_turns))
+    turns: list[Turns] = [
+        [("trained alone", True)],
+        [("read ", False), ("and learned", True)],
+        [("learned ", True), ("and read", False)],
+        [("read alone", False)],
+        [("ask ", False), ("say ", True), ("ask again ", False), ("say again", True)],
+    ]
+    write_jsonl(tmp_path / "in/x.turns", turns)
+    output = prepare(tmp_path / "in", holdout=1.0).output
+    (file,) = (output / "holdout").iterdir()
+    held = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [list(one) for one in held[:2]] == [["target", "category"], ["source", "target", "category"]]
+    for one, given_turns in zip(held[2:], turns[2:], strict=True):
+        assert [(part["text"], part["trained"]) for part in one["segments"]] == given_turns
+    (corpus,) = load_corpora([str(file)], None, None)
+    assert corpus.documents == ["".join(text for text, _ in one) for one in turns]

@@ -4,13 +4,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from llmforge.corpus import Chunk, ReadOptions, read_blocks
+from llmforge.corpus import Chunk, ReadOptions, Segment, read_blocks
 
 LONGEST_NAME = 120
 
@@ -24,7 +24,7 @@ def write_holdout(
     """Reads the chunks of `lines` again (chunk number to the lines of its held-out documents) and
     writes those.
 
-    A line is {"source", "target", "category"}; `source` only where the document has one.
+    A line is a `record`.
     """
     directory.mkdir(exist_ok=True)
     for stale in directory.iterdir():
@@ -39,14 +39,23 @@ def write_holdout(
                         files[category] = (directory / f"{file_name(category)}.jsonl").open(
                             "w", encoding="utf-8"
                         )
-                    document = block.document(i, chunks[number].name)
-                    assert len(document.segments) <= 2, "a record has one source and one target"
-                    record = {"target" if s.trained else "source": s.text for s in document.segments}
-                    record["category"] = category
-                    files[category].write(json.dumps(record, ensure_ascii=False) + "\n")
+                    line = json.dumps(record(block.segments(i), category), ensure_ascii=False)
+                    files[category].write(line + "\n")
     finally:
         for file in files.values():
             file.close()
+
+
+def record(segments: Sequence[Segment], category: str) -> dict[str, Any]:
+    """{"source", "target", "category"}, `source` only where there is one. A document of other segments (a conversation)
+    has its whole text as `target`, which is what `evaluate` measures, and {"text", "trained"} of each in `segments`.
+    """
+    if [segment.trained for segment in segments] in ([True], [False, True]):
+        fields: dict[str, Any] = {"target" if one.trained else "source": one.text for one in segments}
+    else:
+        parts = [{"text": one.text, "trained": one.trained} for one in segments]
+        fields = {"target": "".join(one.text for one in segments), "segments": parts}
+    return {**fields, "category": category}
 
 
 def file_name(category: str) -> str:

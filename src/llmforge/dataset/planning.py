@@ -125,7 +125,7 @@ class BinFiles:
             self.flush()
 
     def flush(self) -> None:
-        if self.held:
+        if self.count:
             bins = np.concatenate([b for b, _ in self.held])
             placed = np.concatenate([p for _, p in self.held])
             placed = placed.take(np.argsort(bins, kind="stable"))
