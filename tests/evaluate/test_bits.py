@@ -50,6 +50,9 @@ def test_it_is_the_negative_log2_likelihood_over_utf8_bytes(loaded):
     result = measure(loaded, corpus, 256, 512, ignore)
     assert result.bytes == sum(len(d.encode()) for d in DOCUMENTS)
     assert result.documents == len(DOCUMENTS)
+    assert result.document_bytes == [len(d.encode()) for d in DOCUMENTS]
+    alone = [measure(loaded, Corpus("one", [d]), 256, 512, ignore) for d in DOCUMENTS]
+    assert result.document_bits == pytest.approx([one.bits_per_byte * one.bytes for one in alone], rel=1e-5)
     assert result.bits_per_byte == pytest.approx(bits / result.bytes, rel=1e-5)
 
 

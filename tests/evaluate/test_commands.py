@@ -52,6 +52,15 @@ def test_documents_and_characters_can_be_limited(llmforge, tiny_model, tmp_path)
     assert json.loads(llmforge("evaluate", *words).stdout)["tiny-llama"]["a"]["characters"] == 6
 
 
+def test_figures_of_each_document_are_given_where_they_are_asked_for(llmforge, tiny_model, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "the cat"}\n{"text": "一"}\n', encoding="utf-8")
+    words = ["evaluate", "--model", tiny_model, "--data", tmp_path / "a.jsonl", "--json"]
+    assert "document_bits" not in json.loads(llmforge(*words).stdout)["tiny-llama"]["a"]
+    one = json.loads(llmforge(*words, "--per-document").stdout)["tiny-llama"]["a"]
+    assert one["document_bytes"] == [7, 3]
+    assert sum(one["document_bits"]) == pytest.approx(one["bits_per_byte"] * 10)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

@@ -17,7 +17,10 @@ from llmforge.evaluate.texts import Corpus
 
 @dataclass(frozen=True)
 class Bits:
-    """What one model needs for one corpus: bits per UTF-8 byte, tokens per character, and the counts behind them."""
+    """What one model needs for one corpus: bits per UTF-8 byte, tokens per character, and the counts behind them.
+
+    `document_bits` and `document_bytes` are those of each document, in order.
+    """
 
     bits_per_byte: float
     tokens_per_character: float
@@ -25,14 +28,19 @@ class Bits:
     characters: int
     bytes: int
     documents: int
+    document_bits: list[float]
+    document_bytes: list[int]
 
 
 @dataclass(frozen=True)
 class Window:
-    """One input of the model: `ids` are shown, and those from position `first` on are scored."""
+    """One input of the model: `ids` are shown, and those from position `first` on are scored. `document` is the number
+    of the document that it is of.
+    """
 
     ids: np.ndarray
     first: int
+    document: int = 0
 
 
 def measure(
@@ -48,30 +56,34 @@ def measure(
     flat, offsets = loaded.tokenizer.encode(corpus.documents)
     all_windows = [
         window
-        for start, end in itertools.pairwise(offsets)
-        for window in windows(np.concatenate((start_ids, flat[start:end])), max_length, len(start_ids))
+        for number, (start, end) in enumerate(itertools.pairwise(offsets))
+        for window in windows(
+            np.concatenate((start_ids, flat[start:end])), max_length, len(start_ids), number
+        )
     ]
     all_windows.sort(key=lambda window: len(window.ids), reverse=True)
-    nats = 0.0
+    nats = np.zeros(len(corpus.documents))
     for batch in _batches(all_windows, batch_tokens):
-        nats += _nats(loaded, batch)
+        np.add.at(nats, [window.document for window in batch], _nats(loaded, batch))
         advance(sum(len(window.ids) - window.first for window in batch))
     return Bits(
-        bits_per_byte=nats / math.log(2) / corpus.nbytes,
+        bits_per_byte=float(nats.sum()) / math.log(2) / corpus.nbytes,
         tokens_per_character=len(flat) / corpus.characters,
         tokens=len(flat),
         characters=corpus.characters,
         bytes=corpus.nbytes,
         documents=len(corpus.documents),
+        document_bits=(nats / math.log(2)).tolist(),
+        document_bytes=[len(document.encode()) for document in corpus.documents],
     )
 
 
-def windows(ids: np.ndarray, max_length: int, given: int = 1) -> Iterator[Window]:
-    """Windows over `ids` of at most `max_length`, in which every position but the first `given` is scored exactly once."""
+def windows(ids: np.ndarray, max_length: int, given: int = 1, document: int = 0) -> Iterator[Window]:
+    """Windows over `ids` of `document`, of at most `max_length`, in which every position but the first `given` is scored exactly once."""
     scored, start = given, 0
     while scored < len(ids):
         end = min(len(ids), start + max_length)
-        yield Window(ids[start:end], scored - start)
+        yield Window(ids[start:end], scored - start, document)
         scored = end
         start = end - max_length // 2
 
@@ -85,7 +97,8 @@ def _batches(ordered: list[Window], batch_tokens: int) -> Iterator[list[Window]]
 
 
 @torch.inference_mode()
-def _nats(loaded: Loaded, batch: list[Window]) -> float:
+def _nats(loaded: Loaded, batch: list[Window]) -> np.ndarray:
+    """The negative log-likelihood of what is scored of each window, float64."""
     width = len(batch[0].ids)
     ids = torch.full((len(batch), width), loaded.start_ids[0], dtype=torch.int64)
     scored = torch.zeros((len(batch), width), dtype=torch.bool)
@@ -97,6 +110,6 @@ def _nats(loaded: Loaded, batch: list[Window]) -> float:
     logits = loaded.model(input_ids=ids, use_cache=False).logits[:, :-1][scored[:, 1:]]
     # Rows past the vocabulary are padding of the matrix: no token can have those ids.
     logits = logits[:, : loaded.tokenizer.size].float()
-    return float(
-        torch.nn.functional.cross_entropy(logits, ids[:, 1:][scored[:, 1:]], reduction="sum").double()
-    )
+    losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:][scored[:, 1:]], reduction="none")
+    rows = scored[:, 1:].nonzero()[:, 0]
+    return torch.bincount(rows, losses.double(), minlength=len(batch)).cpu().numpy()

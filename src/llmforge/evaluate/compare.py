@@ -27,7 +27,7 @@ def compare(
     """Measures every model, one in memory at a time, on every `[LABEL=]PATH` of `data`.
 
     `results[model][label]` has `bits_per_byte`, `tokens_per_character` and the counts behind them
-    (`llmforge.evaluate.bits.Bits`).
+    (`llmforge.evaluate.bits.Bits`), and with `protocol.per_document` those of each document.
     """
     corpora = load_corpora(
         data, protocol.max_documents, protocol.max_characters, protocol.by_category, protocol.reading
@@ -44,7 +44,11 @@ def compare(
         for corpus in corpora:
             with progress(f"{name}, {corpus.label}", None, "tokens") as advance:
                 bits = measure(loaded, corpus, longest, protocol.batch_tokens, advance)
-            results[name][corpus.label] = asdict(bits)
+            results[name][corpus.label] = {
+                key: value
+                for key, value in asdict(bits).items()
+                if protocol.per_document or not isinstance(value, list)
+            }
         del loaded
         gc.collect()
     return results
@@ -72,6 +76,8 @@ def compare_to_file(
     labels = [label or own_label(path) for label, path in given]
     paths = [path for _, path in given]
     arguments = {**asdict(protocol), "models": _names(models), "labels": labels}
+    if not protocol.per_document:  # tables of versions that had no such option stay recognised
+        del arguments["per_document"]
     return run_step(
         Step("evaluate", output, arguments, [*models, *paths], overwrite=overwrite, single_file=True), build
     )

@@ -27,6 +27,9 @@ class Protocol(Options):
     max_characters: int | None = option("Only the beginning of each document.", None, least=1)
     batch_tokens: int = option("Number of tokens per batch.", 2048, least=2)
     dtype: Dtype = option(DTYPE, "float32")
+    per_document: bool = option(
+        "Also give the bits and bytes of each document, in --json and --output x.json.", False
+    )
     by_category: bool = False
     reading: ReadOptions = group(ReadOptions)
 
