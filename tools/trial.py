@@ -120,7 +120,7 @@ class Trial:
         assert flat.tolist() == theirs, "ids"
         assert max(theirs) >= OLD, "no new id"
 
-    def grow(self) -> None:
+    def resize(self) -> None:
         old, new = plain(self.source), plain(self.grown)
         assert new.config.vocab_size == 384, "rows"
         for get in ("get_input_embeddings", "get_output_embeddings"):

@@ -104,10 +104,10 @@ def _snapshot(name: Name, kind: Kind) -> Path:
     if held is None or not whole:
         held_partly = "only partly" if held is not None else "not"
         raise UserError(
-            f"{name} does not exist here and is {held_partly} in the cache of the Hugging Face Hub "
+            f"{name} is not a local path and is {held_partly} in the cache of the Hugging Face Hub "
             f"({constants.HF_HUB_CACHE}); {problem}: give a local path, or try again where the Hub can be reached."
         )
-    say(f"{name}: commit {held.name[:12]} from the cache, as {problem}.")
+    say(f"{name}: commit {held.name[:12]} from the cache, because {problem}.")
     return held
 
 
@@ -135,19 +135,19 @@ def _ask(name: Name) -> list[str] | str:
         info: Any = api.repo_info(name.repository, repo_type="model", revision=name.revision, timeout=SECONDS)
     except errors.GatedRepoError as error:
         raise UserError(
-            f"{name} can be had by those alone who were given access: ask for it on {api.endpoint}/{name.repository}, "
+            f"{name} is a gated repository: request access on {api.endpoint}/{name.repository}, "
             "then log in (hf auth login)."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{name.repository} has no revision {name.revision} on {api.endpoint}.") from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(
-            f"{name} does not exist: it is no path, and no model on {api.endpoint}; check the name, and log in if it "
+            f"{name} is neither a local path nor a model on {api.endpoint}; check the name, and log in if it "
             "is private (hf auth login)."
         ) from error
     except errors.HFValidationError as error:
         raise UserError(
-            f"{name} does not exist, and is no name on the Hugging Face Hub; check it."
+            f"{name} is neither a local path nor a name on the Hugging Face Hub; check it."
         ) from error
     except Exception as error:  # of whatever library huggingface_hub speaks HTTP with
         why = " ".join(str(error).split())[:120].rstrip(".") or type(error).__name__
@@ -177,20 +177,20 @@ def _fetch(name: Name, kind: Kind, files: Sequence[str]) -> Path:
     weights = next((one for one in WEIGHTS if one in files), None)
     if weights is None:
         raise UserError(
-            f"{name} has no weights that can be read here ({', '.join(w for w in WEIGHTS if 'index' not in w)})."
+            f"{name} has no weights in a supported format ({', '.join(w for w in WEIGHTS if 'index' not in w)})."
         )
     snapshot = download([*small, weights])
     if weights.endswith(".index.json"):
         shards = shards_of(snapshot / weights)
         if missing := sorted(shards - set(files)):
-            raise UserError(f"{name}: {weights} names {missing[0]}, which is not there.")
+            raise UserError(f"{name}: {weights} names {missing[0]}, which is not in the repository.")
         snapshot = download([*small, weights, *sorted(shards)])
     return snapshot
 
 
 def _failed(name: Name, error: Exception) -> UserError:
     return UserError(
-        f"{name} could not be fetched ({' '.join(str(error).split())[:200].rstrip('.')}); try again."
+        f"{name} could not be downloaded ({' '.join(str(error).split())[:200].rstrip('.')}); try again."
     )
 
 
@@ -221,7 +221,7 @@ def shards_of(index: Path) -> set[str]:
     try:
         shards = set(json.loads(refuse_large(index).read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{index} is no index of weights ({error}); fetch it again.") from error
+        raise UserError(f"{index} is not an index of weights ({error}); download it again.") from error
     if not all(isinstance(one, str) and "/" not in one for one in shards):
-        raise UserError(f"{index} names weights outside its directory; fetch it again.")
+        raise UserError(f"{index} names weights outside its directory; download it again.")
     return shards

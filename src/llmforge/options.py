@@ -252,7 +252,7 @@ def _plain(one: Option, value: Any, place: str) -> Any:
     """A word, number or switch; a `UsageError` for what a YAML file may hold besides."""
     if isinstance(value, bool) and not one.is_switch:
         raise UsageError(
-            f'{place} needs a value; if "{str(value).lower()}" or "yes" is meant as text, put it in quotes.'
+            f'{place} needs a value; to use "{str(value).lower()}" or "yes" as text, put it in quotes.'
         )
     if isinstance(value, (Mapping, list, tuple)) or value is None:
         a_list = ", or a list of words" if one.is_list else ""
@@ -371,4 +371,4 @@ class Result:
 SEED = "Random seed."
 OVERWRITE = "Replace an output that llmforge made before."
 TRUST_REMOTE_CODE = "Run Python files that come with the model (auto_map). They can do anything that you can."
-TEXTS_HELP = "files (.jsonl, .json, .parquet, .txt, ...; docs/data.md), directories, or data sets on the Hub"
+TEXTS_HELP = "files (.jsonl, .json, .parquet, .txt, ...; docs/data.md), directories, or datasets on the Hub"

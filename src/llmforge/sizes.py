@@ -11,6 +11,6 @@ def refuse_large(path: Path) -> Path:
     """`path` again; `UserError` where it has more than `LARGEST` bytes."""
     if (size := path.stat().st_size) > LARGEST:
         raise UserError(
-            f"{path} has {size:,} bytes, and {LARGEST:,} are the most for such a file; it is damaged."
+            f"{path} has {size:,} bytes, and at most {LARGEST:,} are allowed for such a file; download or write it again."
         )
     return path

@@ -51,7 +51,7 @@ def test_a_head_with_layers_of_its_own_is_refused_before_anything_is_prepared_an
         check_supported({"model_type": "modernbert-decoder"}, Path("m"))
     attention.register()
     sizes = {**BASE, "num_key_value_heads": 4, "cls_token_id": 0, "sep_token_id": 0}
-    with pytest.raises(UserError, match=r"makes its logits otherwise .*supported are LLaMA"):
+    with pytest.raises(UserError, match=r"computes its logits with more than .*supported are LLaMA"):
         attention_check.find_way(ModernBertDecoderConfig(**sizes), NAMES["sdpa"])
 
 
@@ -86,10 +86,13 @@ def test_a_plan_counts_classes_whose_fields_lie_elsewhere(fields: dict[str, Any]
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
-        ({"model_type": "ministral", "head_dim": None}, "transformers makes no causal language model"),
-        ({"model_type": "cpmant"}, "has its layers in no known place"),
-        ({"model_type": "emu3", "vq_config": {"embed_dim": 8}}, "parts besides its text model"),
-        ({"model_type": "gemma4", "text_config": {"hidden_size": 64}}, "text model in a part of its own"),
+        ({"model_type": "ministral", "head_dim": None}, "transformers cannot build a causal language model"),
+        ({"model_type": "cpmant"}, "has its layers under an unknown name"),
+        ({"model_type": "emu3", "vq_config": {"embed_dim": 8}}, "other parts than its text model"),
+        (
+            {"model_type": "gemma4", "text_config": {"hidden_size": 64}},
+            "text model in a part of its configuration",
+        ),
         ({"model_type": "gemma4_text", "hidden_size_per_layer_input": 8}, "second embedding of every token"),
         ({"model_type": "gemma4_assistant"}, "states of another model"),
     ],

@@ -55,13 +55,13 @@ def test_a_truncated_model_is_named(tiny_model: Path, tmp_path: Path) -> None:
 def test_models_with_other_parts_are_refused_with_what_is_supported(tiny_model: Path, tmp_path: Path) -> None:
     about = json.loads((tiny_model / "config.json").read_text())
     for changes, said in (
-        ({"model_type": "bert"}, "a bert model is no decoder alone"),
+        ({"model_type": "bert"}, "a bert model is not a decoder-only model"),
         (
             {"model_type": "gemma3", "vision_config": {"a": 1}},
-            r"parts besides its text model \(vision_config\)",
+            r"other parts than its text model \(vision_config\)",
         ),
-        ({"is_encoder_decoder": True}, "is no decoder alone"),
-        ({"model_type": "falcon", "alibi": True}, "adds the ALiBi of a falcon model twice"),
+        ({"is_encoder_decoder": True}, "is not a decoder-only model"),
+        ({"model_type": "falcon", "alibi": True}, "adds ALiBi of Falcon twice"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**about, **changes}))
         with pytest.raises(UserError, match=f"{said}.*supported are LLaMA"):
@@ -164,7 +164,7 @@ def test_experts_that_no_adapter_reaches_are_said(capsys: pytest.CaptureFixture[
         model.requires_grad_(False)
         lora = Lora(model, 2, 0)
         lora.say_unreached()
-        assert ("stay as they are; train layers" in capsys.readouterr().err) == (model is mixtral)
+        assert ("stay unchanged; name layers" in capsys.readouterr().err) == (model is mixtral)
         assert any("experts" in name for name in lora.unreached) == (model is mixtral)
 
 

@@ -115,7 +115,7 @@ def test_an_encoder_is_no_causal_model() -> None:
 
     attention.register()
     config = BertConfig(**{**BASE, "is_decoder": False})
-    with pytest.raises(UserError, match="tokens that come later"):
+    with pytest.raises(UserError, match="attends to later tokens"):
         attention_check.find_way(config, NAMES["sdpa"])
 
 

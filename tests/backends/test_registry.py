@@ -41,4 +41,4 @@ def test_a_package_adds_a_backend(llmforge: Any, package: Any) -> None:
 
 def test_what_is_no_backend_is_named(llmforge: Any, package: Any) -> None:
     done = llmforge("doctor", "--json", PYTHONPATH=package("another_backend:WRONG"), code=2)
-    assert "the backend another (another_backend:WRONG) is no Backend" in done.stderr
+    assert "the backend another (another_backend:WRONG) is not a Backend" in done.stderr

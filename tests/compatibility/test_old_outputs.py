@@ -44,7 +44,7 @@ def test_the_dataset_is_read_in_the_same_order(old: Path) -> None:
     read = [np.concatenate([sampler.next(7) for _ in range(-(-80 // 7))]).tolist() for _ in range(2)]
     assert read == ORDERS
     assert sum(len(row.input_ids) for row in data.rows(range(80))) == 3642
-    with pytest.raises(UserError, match=r"--mix needs rows of one category.*prepare it again"):
+    with pytest.raises(UserError, match=r"--mix needs rows of one category.*run prepare-data again"):
         Sampler(data, 42, {"en": 1.0, "zh": 1.0})
 
 

@@ -138,10 +138,10 @@ def test_inputs_with_nothing_in_them(
     prepare: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no file in there that can be read \(\.jsonl"):
+    with pytest.raises(UserError, match=r"no readable files found \(\.jsonl"):
         prepare(tmp_path / "empty")
     (tmp_path / "empty/x.jsonl").touch()
-    with pytest.raises(UserError, match="there is no document"):
+    with pytest.raises(UserError, match="no documents found"):
         prepare(tmp_path / "empty")
     with pytest.raises(UserError, match="does not exist"):
         prepare(tmp_path / "nowhere")
@@ -149,7 +149,7 @@ def test_inputs_with_nothing_in_them(
     (tmp_path / "nothing").mkdir()
     prepare(tmp_path / "in", tmp_path / "nothing", tmp_path / "in/x.jsonl", tmp_path / "empty")
     said = capsys.readouterr().err
-    assert "nothing holds no file that can be read (.jsonl" in said
+    assert "nothing contains no readable files (.jsonl" in said
     assert "given more than once" in said
     assert not list(tmp_path.glob("out.*"))
 
@@ -165,7 +165,7 @@ def test_a_tokenizer_with_merges_of_no_pieces_is_refused(
     raw["model"]["merges"].append(["no such", "piece"])
     (damaged / "tokenizer.json").write_text(json.dumps(raw))
     with pytest.raises(
-        UserError, match=r"damaged has a tokenizer that cannot be read .* fetch its files again"
+        UserError, match=r"damaged has a tokenizer that cannot be read .* download its files again"
     ):
         prepare(tmp_path / "in", tokenizer=damaged, workers=workers)
     assert not (tmp_path / "out").exists()
@@ -216,7 +216,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "file too large" in done.stderr.lower()
-    assert f"no room for {tmp_path / 'out'}" in done.stderr
+    assert f"not enough disk space for {tmp_path / 'out'}" in done.stderr
     assert list((tmp_path / ".out.partial/.work/shards").iterdir())
     assert not (tmp_path / "out").exists()
     llmforge(*words)  # and with room the same command goes on and finishes

@@ -66,7 +66,7 @@ def test_a_command_from_the_command_line(llmforge: Any, tmp_path: Path, byte_lev
         "--packing best: must be one of"
         in llmforge(*words, "--data-output-dirs", tmp_path / "o", "--splice", "best", code=2).stderr
     )
-    assert "give the output once" in llmforge(*words, code=2).stderr
+    assert "both name the output" in llmforge(*words, code=2).stderr
     assert (
         "does not exist"
         in llmforge(*words, "--data-output-dirs", tmp_path / "o", "--blocklist", "nowhere", code=1).stderr
@@ -118,7 +118,7 @@ def test_one_document_per_row(llmforge: Any, tmp_path: Path, byte_level: Path) -
     words = ["prepare-data", "--data-input-dirs", tmp_path / "in", "--tokenizer-dir", byte_level]
     words += ["--max-length", 64, "--num-spliced-dataset-bins", 2, "--data-output-dirs", tmp_path / "out"]
     refused = llmforge(*words, "--documents-per-row", 1, "--splice", "concat", code=2)
-    assert "--packing concat joins documents in rows" in refused.stderr
+    assert "--packing concat puts several documents into a row" in refused.stderr
     options = PrepareOptions(
         [tmp_path / "in"], byte_level, tmp_path / "other", max_length=64, documents_per_row=1, workers=1
     )

@@ -147,7 +147,7 @@ def test_two_runs_on_one_output_and_other_arguments_are_refused(
     (tmp_path / ".out.lock").write_bytes(LOCK_TEXT)
     holder = os.open(tmp_path / ".out.lock", os.O_RDWR)
     fcntl.flock(holder, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another llmforge is writing"):
+    with pytest.raises(UserError, match="another llmforge process is writing"):
         prepare(tmp_path / "in")
     os.close(holder)
     prepare(tmp_path / "in")
@@ -166,11 +166,11 @@ def test_shards_of_many_machines_make_the_same_dataset(
     chunks = find_chunks([tmp_path / "in"])
     parts = [chunks_of_shard(chunks, i, 3) for i in range(3)]
     assert [chunk for part in parts for chunk in part] == chunks
-    with pytest.raises(UserError, match="holds no shard"):
+    with pytest.raises(UserError, match="contains no shard"):
         prepare(tmp_path / "in", merge=True, **options)
     for number in (2, 0):
         prepare(tmp_path / "in", shard=(number, 3), **options)
-    with pytest.raises(UserError, match="1-of-3 is missing; make it with --shard 1/3"):
+    with pytest.raises(UserError, match="1-of-3 is missing; run --shard 1/3"):
         prepare(tmp_path / "in", merge=True, **options)
     prepare(tmp_path / "in", shard=(1, 3), **options)
     assert prepare(tmp_path / "in", shard=(1, 3), **options).skipped

@@ -146,7 +146,7 @@ def test_shards_of_the_layout_before_are_made_again(prepare: Callable[..., Any],
     assert read_summary(summary.parent, 0) is not None
     summary.write_text(json.dumps({name: value for name, value in made.items() if name != "layout"}))
     assert read_summary(summary.parent, 0) is None
-    with pytest.raises(UserError, match=r"do not make up this corpus.*make them again"):
+    with pytest.raises(UserError, match=r"do not belong to this corpus.*run all --shard commands again"):
         prepare(tmp_path / "in", name="old", merge=True)
     prepare(tmp_path / "in", name="old", shard=(0, 1), overwrite=True)
     merged = prepare(tmp_path / "in", name="old", merge=True)

@@ -67,7 +67,7 @@ def test_a_mixture_must_name_the_categories_there_are(prepare: Prepare, tmp_path
     write_jsonl(tmp_path / "in/x.jsonl", corpus(30))
     with pytest.raises(UserError, match="--mix names zh, but the categories are a, b"):
         prepare(tmp_path / "in", mix={"a": 1, "zh": 1})
-    with pytest.raises(UserError, match="gives b no share; add b=0"):
+    with pytest.raises(UserError, match="has no weight for b; add b=0"):
         prepare(tmp_path / "in", mix={"a": 1})
     got = tokens_by_category(prepare(tmp_path / "in", mix={"a": 1, "b": 0}))
     assert got["a"] > 0 == got["b"]
@@ -134,7 +134,7 @@ def test_gopher_rules(text: str) -> None:
 
 
 def test_repeated_ngrams(tmp_path: Path) -> None:
-    phrase = "seven grey horses crossed that muddy northern field before breakfast "
+    phrase = "seven gray horses crossed that muddy northern field before breakfast "
     reason = Judge(QualitySettings(gopher=True)).reason(
         ESSAY + f" {phrase}, and {ESSAY[:40]} {phrase} to be {phrase}"
     )

@@ -67,8 +67,8 @@ def test_figures_of_each_document_are_given_where_they_are_asked_for(llmforge, t
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2: broken JSON"),
         ("a.jsonl", b'{"text": 1}\n', "a.jsonl, line 1: 'text' is not text"),
         ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl, line 1: invalid UTF-8"),
-        ("a.jsonl", b"\n", "there is no document in there"),
-        ("a.csv", b"a", "is not a file that can be read here"),
+        ("a.jsonl", b"\n", "no documents found"),
+        ("a.csv", b"a", "is not a readable file"),
     ],
 )
 def test_wrong_data_is_named(llmforge, tiny_model, tmp_path, name, content, sentence):
@@ -95,7 +95,7 @@ def test_a_model_with_too_few_rows_is_refused(llmforge, tiny_model, tmp_path):
     config = LlamaConfig.from_pretrained(tiny_model, vocab_size=257)
     LlamaForCausalLM(config).save_pretrained(small)
     done = llmforge("generate", "--model", small, "--prompt", "a", code=1)
-    assert "has 257 embedding rows and the tokenizer" in done.stderr
+    assert "has 257 embedding rows, but the tokenizer" in done.stderr
 
 
 def test_generation_repeats_with_its_seed_and_stays_in_the_vocabulary(llmforge, tiny_model, tmp_path):

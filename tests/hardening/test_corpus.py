@@ -236,7 +236,7 @@ def test_every_command_refuses_alike_what_is_no_text(
 def test_files_that_are_passed_over_are_counted_and_named(
     prepare: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also what can be read only once, or never ends: nothing waits for it."""
+    """Also what can only be read once, or never ends: nothing waits for it."""
     place = tmp_path / "in"
     for name in ("a.jsonl", "b.ndjson", "C.JSONL", "d.json", "sub/f.jsonl"):
         jsonl(place / name, [{"text": name}])
@@ -270,7 +270,7 @@ def test_files_that_are_passed_over_are_counted_and_named(
     assert "more than once; it is read once" in said
     assert ".hidden" not in said
     for name in ("fifo.jsonl", "null.jsonl", "s.jsonl"):
-        with pytest.raises(UserError, match="can be read only once"):
+        with pytest.raises(UserError, match="can only be read once"):
             prepare(place / name)
 
 

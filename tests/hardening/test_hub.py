@@ -205,7 +205,7 @@ def test_a_snapshot_in_the_cache_is_read_without_a_network(place, repository, mo
 @pytest.mark.parametrize("offline", [True, False])
 def test_offline_and_not_cached_is_one_sentence_at_once(offline, place, monkeypatch) -> None:
     began = time.monotonic()
-    with pytest.raises(UserError, match="org/absent does not exist here and is not in the cache") as refused:
+    with pytest.raises(UserError, match="org/absent is not a local path and is not in the cache") as refused:
         snapshot(monkeypatch, place / "home", "org/absent", offline=offline)
     assert ("HF_HUB_OFFLINE is set" if offline else "cannot be reached") in str(refused.value)
     assert time.monotonic() - began < 10
@@ -257,9 +257,9 @@ def test_shards_are_fetched_as_the_index_names_them(place, server, monkeypatch) 
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("org/absent", "org/absent does not exist: it is no path, and no model on"),
+        ("org/absent", "org/absent is neither a local path nor a model on"),
         ("org/tiny@v9", "org/tiny has no revision v9"),
-        ("org/closed", "given access"),
+        ("org/closed", "request access"),
     ],
 )
 def test_what_the_hub_refuses_is_a_sentence(name, sentence, place, server, monkeypatch) -> None:
@@ -296,6 +296,6 @@ def test_commands_take_names_and_manifests_keep_the_commit(llmforge, place, serv
     again = llmforge("export", "--checkpoint", "org/tiny@v1", "--output-dir", "exported", **offline)
     assert "already done" in again.stdout
     refused = llmforge("generate", "--model", "org/absent", "--prompt", "a", code=1, **offline)
-    assert "org/absent does not exist here" in refused.stderr
+    assert "org/absent is not a local path" in refused.stderr
     mistyped = llmforge("generate", "--model", "exported/modelling", "--prompt", "a", code=1, **online)
     assert "exported/modelling is not a Hugging Face model directory: it does not exist" in mistyped.stderr

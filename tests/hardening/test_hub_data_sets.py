@@ -37,7 +37,7 @@ def test_offline_and_not_fetched_is_one_sentence(
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv(variable, "1")
     with pytest.raises(
-        UserError, match=f"does not exist as a path, and was not fetched to .*; {variable} is set"
+        UserError, match=f"is not a path, and is not in the cache .*; {variable} is set"
     ) as refused:
         local_path(name)
     assert "\n" not in str(refused.value)
@@ -54,10 +54,10 @@ def test_offline_what_was_fetched_before_is_read(cache: Path, capsys: pytest.Cap
     assert local_path("org/name") == local_path(f"org/name@{COMMIT}:train") == file
     assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
     for other in ("org/name:test", "org/name@v1", "org/name@" + "f" * 40, "org/name:en:train"):
-        with pytest.raises(UserError, match="was not fetched"):
+        with pytest.raises(UserError, match="is not in the cache"):
             local_path(other)
     (snapshots / ("f" * 40) / "default-train.jsonl").write_bytes(file.read_bytes())
-    with pytest.raises(UserError, match="was not fetched"):  # which of the two commits?
+    with pytest.raises(UserError, match="is not in the cache"):  # which of the two commits?
         local_path("org/name")
 
 
@@ -78,6 +78,6 @@ def test_a_command_offline(llmforge: Callable[..., Any], tmp_path: Path, tiny_to
         code=1,
         **{**os.environ, "XDG_CACHE_HOME": str(tmp_path), "HF_DATASETS_OFFLINE": "1"},
     )
-    assert done.stderr.startswith("error: org/name:train does not exist as a path")
+    assert done.stderr.startswith("error: org/name:train is not a path")
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())

@@ -170,7 +170,7 @@ def test_a_connection_that_does_not_come_back_leaves_nothing_and_the_same_comman
 ) -> None:
     hub.breaking, hub.breaks, hub.forbids = "data/train.jsonl", 1, True
     refused = prepare("org/lines", code=1).stderr.splitlines()
-    assert refused[-1].startswith("error: org/lines cannot be fetched")
+    assert refused[-1].startswith("error: org/lines cannot be downloaded")
     assert not [line for line in refused[:-1] if line.startswith("error")]
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     assert not (tmp_path / "out").exists()
@@ -186,9 +186,9 @@ def test_a_connection_that_does_not_come_back_leaves_nothing_and_the_same_comman
     [
         (
             "org/none",
-            "org/none does not exist, neither as a path nor as a data set on the Hub that you may read",
+            "org/none is neither a path nor a dataset on the Hub that you can read",
         ),
-        ("org/lines@v9", "org/lines@v9: the data set has no branch, tag or commit v9"),
+        ("org/lines@v9", "org/lines@v9: this dataset has no branch, tag or commit v9"),
         (f"org/lines@{'0' * 40}", f"'{'0' * 40}' doesn't exist for dataset 'org/lines'"),
         ("org/lines:nothing", "Bad split: nothing. Available splits: ['train', 'test']"),
         ("org/lines:en:train", "'en' not found. Available: ['all', 'zh']"),

@@ -116,7 +116,7 @@ def test_the_field_is_named(steps: Path) -> None:
     finally:
         path.write_bytes(kept)
     assert code == 1
-    assert f"{path} is not a manifest that this llmforge can read (metrics.parts[0].tokens is " in said
+    assert f"{path} is not a manifest that this version can read (metrics.parts[0].tokens is " in said
 
 
 @pytest.mark.parametrize("name", ["part-x", "part-00007", "part-99999999999999999999999", "part-٣٣٣٣٣"])
@@ -157,7 +157,7 @@ def build(path: Path) -> Outcome:
     return Outcome()
 
 
-def test_what_version_0_1_made_of_large_weights_is_recognised_with_a_note(
+def test_what_version_0_1_made_of_large_weights_is_recognized_with_a_note(
     large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step = Step("grow", tmp_path / "out", {"n": 1}, [large])
@@ -171,11 +171,14 @@ def test_what_version_0_1_made_of_large_weights_is_recognised_with_a_note(
     del values["checksum"]  # version 0.1 wrote none
     path.write_text(json.dumps(values))
     assert run_step(step, build).skipped
-    assert f"an earlier llmforge made this of {large}, of which it read a sample" in capsys.readouterr().err
+    assert (
+        f"an earlier version made this from {large} and recorded only a sample of it"
+        in capsys.readouterr().err
+    )
     with (large / "model.safetensors").open("r+b") as file:
         file.write(b"other")
     with pytest.raises(
-        UserError, match=r"out is finished, but from other inputs .*--overwrite to make it again"
+        UserError, match=r"out is finished, but from other inputs .*replace it with --overwrite"
     ):
         run_step(step, build)
 

@@ -235,7 +235,7 @@ def test_links_do_not_hide_that_an_output_contains_an_input(tmp_path):
     check_apart(tmp_path / "link" / "out", [tmp_path / "real" / "in"], "grow")
 
 
-# Links and files in the way.
+# Links and files where the output goes.
 
 SIBLINGS = [".out.partial", ".out.replaced", ".out.lock"]
 
@@ -263,7 +263,7 @@ def test_a_hidden_sibling_of_somebody_else_s_is_refused_before_the_work(kind, na
     def never(path: Path) -> Outcome:
         raise AssertionError("the work began")
 
-    with pytest.raises(UserError, match=f"{name} is in the way"):
+    with pytest.raises(UserError, match=f"{name} exists and was not"):
         run_step(step(tmp_path / "out", single_file=single), never)
     if before is not None:
         assert everything(tmp_path) == before
@@ -309,14 +309,14 @@ def test_links_inside_what_is_emptied_go_and_what_they_point_to_stays(tmp_path, 
     assert not any((tmp_path / "full").iterdir())
     (tmp_path / "full").rmdir()
     (tmp_path / "full").symlink_to(thesis)
-    with pytest.raises(UserError, match="in the way"):
+    with pytest.raises(UserError, match="was not"):
         empty_directory(tmp_path / "full")
     assert everything(thesis) == before
 
 
 def test_a_file_is_not_published_over_somebody_else_s_manifest(tmp_path):
     (tmp_path / f"out.{MANIFEST}").write_text("mine")
-    with pytest.raises(UserError, match="in the way"):
+    with pytest.raises(UserError, match="was not"):
         run_step(step(tmp_path / "out", single_file=True), write_file)
     assert (tmp_path / f"out.{MANIFEST}").read_text() == "mine"
 
@@ -354,7 +354,9 @@ def export_again(output: Path, number: int, go: "multiprocessing.synchronize.Eve
             run_step(step(output, arguments={"n": [number, n]}, overwrite=True), write)
             results.put("done")
         except UserError as error:
-            results.put("another" if "another llmforge is writing" in str(error) else f"refused: {error}")
+            results.put(
+                "another" if "another llmforge process is writing" in str(error) else f"refused: {error}"
+            )
         except BaseException as error:
             results.put(f"{type(error).__name__}: {error}")
 
@@ -384,7 +386,7 @@ def go_on(output: Path, go: "multiprocessing.synchronize.Event", results) -> Non
     try:
         results.put("skipped" if run_step(step(output), write).skipped else "built")
     except UserError as error:
-        results.put("another" if "another llmforge is writing" in str(error) else str(error))
+        results.put("another" if "another llmforge process is writing" in str(error) else str(error))
 
 
 def test_a_replacement_cut_between_its_renames_is_undone_by_one_of_many(tmp_path):
@@ -466,7 +468,8 @@ def test_a_full_disk_is_named_with_the_file_and_the_need_and_leaves_nothing(tmp_
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(
-        InterruptionError, match=r"no room for .*out .*model\.safetensors after 0\.003 GB.*are free"
+        InterruptionError,
+        match=r"not enough disk space for .*out .*model\.safetensors failed after 0\.003 GB.*are free",
     ):
         run_step(step(tmp_path / "out"), fill)
     assert list(tmp_path.iterdir()) == []

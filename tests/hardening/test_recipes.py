@@ -233,7 +233,7 @@ def test_a_signal_to_run_stops_the_training_with_its_checkpoint(training_recipe,
     process.send_signal(number)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert f"step 1 (train) was stopped by {number.name}; run the recipe again to go on." in messages
+    assert f"step 1 (train) was stopped by {number.name}; run the recipe again to continue." in messages
     assert not Path(f"/proc/{child}").exists()
     assert list((training_recipe.parent / "run").glob("epoch-*/llmforge.json"))
     assert not (training_recipe.parent / "never").exists()
@@ -259,7 +259,7 @@ def test_run_does_not_go_on_with_a_training_that_its_time_limit_stopped(training
     recipe["steps"][0]["train"]["time-limit"] = "0.5"
     training_recipe.write_text(yaml.safe_dump(recipe, sort_keys=False))
     done = llmforge("run", training_recipe, code=75)
-    assert "step 1 (train) was stopped before its end; run the recipe again to go on." in done.stderr
+    assert "step 1 (train) was stopped before its end; run the recipe again to continue." in done.stderr
     assert not (training_recipe.parent / "never").exists()
     words = [f"--{k}={v}" for k, v in recipe["steps"][0]["train"].items()]
     done = llmforge("train", *words, "--load-checkpoint", "latest", "--json")

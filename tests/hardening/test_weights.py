@@ -58,9 +58,9 @@ HEADERS: dict[str, tuple[bytes, str]] = {
     ),
     "8 bits": (
         safetensors({"a": entry(0, 8, "F8_E4M3", [8])}, b"1" * 8),
-        "a has the dtype F8_E4M3, a quantised",
+        "a has the dtype F8_E4M3, a quantized",
     ),
-    "4 bits": (safetensors({"a": entry(0, 8, "F4", [16])}, b"1" * 8), "a has the dtype F4, a quantised"),
+    "4 bits": (safetensors({"a": entry(0, 8, "F4", [16])}, b"1" * 8), "a has the dtype F4, a quantized"),
     "unknown dtype": (safetensors({"a": entry(0, 8, "X9")}, b"1" * 8), "a has the dtype X9"),
     "dtype is a list": (safetensors({"a": entry(0, 8, ["F32"])}, b"1" * 8), "where a lies"),
     "negative shape": (safetensors({"a": entry(0, 8, shape=[-2])}, b"1" * 8), "where a lies"),
@@ -119,7 +119,7 @@ def test_other_formats_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers of 1,000,000,000"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1,000,000,000"),
         ({"num_hidden_layers": 5000}, "asks for more than"),
         ({"num_hidden_layers": -1}, "lacks|tensors"),
         ({"num_hidden_layers": "many"}, "config.json|causal"),
@@ -127,10 +127,10 @@ def test_other_formats_are_named(tmp_path: Path) -> None:
         ({"num_attention_heads": 0}, "config.json|causal"),
         ({"vocab_size": 7}, "embed_tokens.weight has the shape"),
         ({"vocab_size": None}, "config.json|causal"),
-        ({"model_type": ["llama"]}, "model_type is no text"),
-        ({"model_type": "unheard-of"}, "knows no model_type"),
+        ({"model_type": ["llama"]}, "model_type is not a string"),
+        ({"model_type": "unheard-of"}, "does not know the model_type"),
         ({"rope_parameters": [1], "rope_scaling": 7}, "config.json|causal"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantised .fp8."),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantized .fp8."),
         ({"transformers_weights": "other.safetensors"}, "other.safetensors"),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_launched_training_is_a_training(read):
         ),
         (
             "- prepare-data: {data: d, tokenizer: t, output: o, mix: {zh: -1}}",
-            "mix zh=-1 is not CATEGORY=SHARE",
+            "mix zh=-1 is not CATEGORY=WEIGHT",
         ),
         ("- prepare-data: {data: d, tokenizer: t, output: o, holdout: 2}", "holdout 2 is not a share"),
     ],
@@ -111,9 +111,11 @@ def test_steps_can_be_chosen(read):
     assert numbers(start="4") == [4, 5]
     assert numbers(start="prepare_data") == [2, 3, 4, 5]
     assert numbers(only="export") == [5]
-    with pytest.raises(UsageError, match="--only train: steps 3, 4 are that; give the number"):
+    with pytest.raises(UsageError, match="--only train: steps 3, 4 have this name; give the number"):
         numbers(only="train")
-    with pytest.raises(UsageError, match="--from 6: the recipe has no such step; it has 1 init-model, 2"):
+    with pytest.raises(
+        UsageError, match="--from 6: the recipe has no such step; its steps are 1 init-model, 2"
+    ):
         numbers(start="6")
 
 
@@ -141,4 +143,4 @@ def test_the_schema_knows_every_option(llmforge):
     assert train["lr"]["deprecated"]
     assert "delta make" in schema["$defs"]
     both = llmforge("run", DEMO, "--schema", code=2)
-    assert both.stderr == "error: give a RECIPE to run, or --schema.\n"
+    assert both.stderr == "error: give a RECIPE, or --schema.\n"

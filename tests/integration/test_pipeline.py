@@ -1,7 +1,7 @@
 """The whole pipeline on a real model, through the installed command, with a few steps of training.
 
 What the demo shows in ten minutes is checked here in one or two: that the steps fit together, that finished ones are
-recognised, and that the model which comes out is the one that was trained.
+recognized, and that the model which comes out is the one that was trained.
 """
 
 import json
@@ -89,7 +89,7 @@ def test_every_step_leaves_a_manifest_that_names_its_inputs(done, work):
     assert not [path for path in work.iterdir() if path.name.startswith(".")]
 
 
-def test_finished_steps_are_recognised(done, commands, llmforge):
+def test_finished_steps_are_recognized(done, commands, llmforge):
     for words in commands:
         assert "already done" in llmforge(*words).stdout
 

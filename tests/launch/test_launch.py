@@ -48,7 +48,7 @@ def test_a_hostfile_names_hosts_in_order_and_may_hold_comments(hostfile: Any, ss
         ("a\nc\nb\n", "hostfile:3: b is on line 1 already under the name a; remove one."),
         ("localhost\n127.0.0.1\n", "hostfile:2: 127.0.0.1 is on line 1 already under the name localhost"),
         ("a\nno-such-host.invalid\n", "hostfile:2: no-such-host.invalid is not a known host"),
-        ("a slots=8\n", 'hostfile:1: "a slots=8": a line holds a host name alone'),
+        ("a slots=8\n", 'hostfile:1: "a slots=8": a line must contain a host name only'),
         ("-oProxyCommand=touch\n", 'hostfile:1: "-oProxyCommand=touch" is not a host name'),
         ("a; rm\n", 'hostfile:1: "a; rm" is not a host name'),
         ("# nobody\n", "names no host"),

@@ -159,7 +159,7 @@ def test_a_signal_lets_the_training_save_on_all_hosts(
     launched.process.send_signal(signal.SIGINT)
     code, _, err = launched.end(60)
     assert code == 0, err
-    assert "--load-checkpoint latest goes on" in err
+    assert "--load-checkpoint latest resumes" in err
     assert len(list(save_dir.glob("epoch-*/llmforge.json"))) == 1
     assert job_processes(save_dir) == []
 

@@ -13,7 +13,7 @@ from llmforge.steps import Manifest, fingerprint, fingerprint_json, read_manifes
 def test_what_is_not_finished_is_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_manifest(tmp_path / "absent")
-    with pytest.raises(UserError, match="unfinished or foreign"):
+    with pytest.raises(UserError, match="unfinished, or was not created by llmforge"):
         read_manifest(tmp_path, "prepare-data")
     (tmp_path / "llmforge.json").write_text('{"step": "train"')
     with pytest.raises(UserError, match="not a manifest"):

@@ -229,7 +229,8 @@ def test_what_stops_the_work_from_outside_leaves_what_is_finished(tmp_path, sour
         return Outcome(metrics={"found": (path / "shard-0").exists()})
 
     with pytest.raises(
-        InterruptionError, match=r"no room for .*out \(no space left\); make room|worker was killed"
+        InterruptionError,
+        match=r"not enough disk space for .*out \(no space left\); free some|worker was killed",
     ):
         run_step(step(tmp_path, source, resumable=resumable), stop)
     assert not (tmp_path / "out").exists()
@@ -252,7 +253,7 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path, s
     try:
         while not (tmp_path / "started").exists():
             time.sleep(0.01)
-        with pytest.raises(UserError, match="another llmforge is writing"):
+        with pytest.raises(UserError, match="another llmforge process is writing"):
             run_step(step(tmp_path, source), build())
     finally:
         os.kill(holder.pid, signal.SIGKILL)

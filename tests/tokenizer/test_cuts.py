@@ -88,16 +88,13 @@ def test_real_tokenizers_give_the_ids_of_the_whole(real_input: Callable[[str], P
     assert assert_parts_are_the_whole(load(real_input(name)), texts(100)) > 100
 
 
-def split(pattern: str, behaviour: str = "Isolated", invert: bool = False) -> dict[str, object]:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behaviour, "invert": invert}
+def split(pattern: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, object]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert}
 
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 PRE_TOKENIZERS = [
-    *[
-        [split(r"\s+|\p{L}+", behaviour)]
-        for behaviour in ("Isolated", "MergedWithPrevious", "MergedWithNext")
-    ],
+    *[[split(r"\s+|\p{L}+", behavior)] for behavior in ("Isolated", "MergedWithPrevious", "MergedWithNext")],
     [split(r"\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))"), split(r" ?\p{L}+| ?[^\s\p{L}]+|\s+(?!\S)|\s+")],
     [split(r"\b\w+\b|\W")],
     [

@@ -115,7 +115,7 @@ def test_chat_template_and_special_tokens_survive(byte_level: Path, tmp_path: Pa
     }
 
 
-def test_the_same_step_again_is_recognised(byte_level: Path, tmp_path: Path) -> None:
+def test_the_same_step_again_is_recognized(byte_level: Path, tmp_path: Path) -> None:
     pieces = write_pieces(tmp_path / "p.jsonl", ["我们"])
     assert not init_tokenizer(byte_level, tmp_path / "out", pieces).skipped
     assert init_tokenizer(byte_level, tmp_path / "out", pieces).skipped
@@ -134,7 +134,7 @@ def test_the_same_step_again_is_recognised(byte_level: Path, tmp_path: Path) -> 
         ('{"piece": "\\ud800"}', "line 1: .* unpaired surrogate"),
         ('{"bytes": "xy"}', "line 1: `bytes`"),
         ('{"piece": " the"}', "no new pieces"),
-        ("", "holds no pieces"),
+        ("", "contains no pieces"),
     ],
 )
 def test_a_bad_line_is_named(byte_level: Path, tmp_path: Path, content: str, match: str) -> None:
@@ -176,7 +176,7 @@ def test_a_document_that_changes_without_a_new_piece_stops_the_step(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("llmforge.tokenizer.verify.SAMPLE", (text,))
             if before.family == "byte-level-bpe":
-                with pytest.raises(UserError, match=r"drift gate is broken.* 1 documents"):
+                with pytest.raises(UserError, match=r"drift check failed.* 1 documents"):
                     verify(before, damaged(before), [], {}, [])
             else:  # there ties may explain it, and the manifest says so
                 drift = verify(before, damaged(before), [], {}, [])["drift"]

@@ -51,7 +51,7 @@ def test_added_tokens_behind_the_vocabulary_keep_their_ids(
 ) -> None:
     source = behind(byte_level, tmp_path / "source", ids)
     before = load(source)
-    assert ("transformers gives it the id" in capsys.readouterr().err) == (ids is not None)
+    assert ("transformers assigns the id" in capsys.readouterr().err) == (ids is not None)
     after = load(grown(source, tmp_path / "grown", ["今天", "天气"]))
     places = ids or [before.size - 2, before.size - 1]
     for tokenizer in (before, after):
@@ -72,7 +72,7 @@ def test_added_tokens_behind_the_vocabulary_keep_their_ids(
             "to '<|im_end|>', but it belongs to '<|im_start|>'",
         ),
         (lambda raw, config: raw["added_tokens"][0].update(id=7), "at the id 0 in its vocabulary and at 7"),
-        (lambda raw, config: raw["added_tokens"][1].update(id=10**9), "unused; mend the id"),
+        (lambda raw, config: raw["added_tokens"][1].update(id=10**9), "unused; correct the id"),
         (
             lambda raw, config: config.update(added_tokens_decoder={"77": {"content": "<|im_end|>"}}),
             "tokenizer_config.json gives '<|im_end|>' the id 77",
@@ -201,7 +201,7 @@ def test_tokenizer_json_and_model_that_disagree_are_named(sentencepiece_bpe: Pat
             load(tmp_path)
 
 
-def test_dropout_nulls_and_dictionaries_are_normalised(byte_level: Path, tmp_path: Path) -> None:
+def test_dropout_nulls_and_dictionaries_are_normalized(byte_level: Path, tmp_path: Path) -> None:
     raw = json.loads((behind(byte_level, tmp_path / "s") / "tokenizer.json").read_text())
     raw["model"]["dropout"] = 0.5
     for key in ("padding", "truncation", "normalizer", "post_processor"):

@@ -77,7 +77,7 @@ def test_merges_of_missing_pieces_are_refused(byte_level: Path, tmp_path: Path) 
     raw = json.loads((byte_level / "tokenizer.json").read_text())
     raw["model"]["merges"].append(["no such", "piece"])
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
-    with pytest.raises(UserError, match=r"cannot be read .* fetch its files again"):
+    with pytest.raises(UserError, match=r"cannot be read .* download its files again"):
         load(tmp_path)
 
 

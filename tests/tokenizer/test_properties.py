@@ -36,7 +36,7 @@ def grown(source: Tokenizer, pieces: list[str]) -> tuple[Tokenizer, list[str], d
         try:
             expanded = expand(source, file)
         except UserError as error:
-            assume("no new pieces" not in str(error) and "would be used" not in str(error))
+            assume("no new pieces" not in str(error) and "can be used" not in str(error))
             raise
         target = Path(work) / "target"
         target.mkdir()

@@ -149,6 +149,8 @@ def test_what_the_thread_meets_is_said_as_if_there_were_none(
 
     monkeypatch.setattr(NativeEngine, "train_step", working)
     # Rows are read before the cut, so that no page of a file that has become shorter is touched.
-    with pytest.raises(UserError, match=r"was cut from .* bytes while it was in use; prepare the data again"):
+    with pytest.raises(
+        UserError, match=r"was truncated from .* bytes while it was in use; prepare the data again"
+    ):
         train(data=[data], micro_batch_size=4, save_interval=1)
     assert 2 <= len(lines(tmp_path / "run")) <= 3

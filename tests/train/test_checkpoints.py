@@ -207,7 +207,7 @@ def test_what_is_in_the_way_of_the_result_is_refused_before_the_work(
 ) -> None:
     (tmp_path / "theirs").mkdir()
     (unfinished / "modeling").symlink_to(tmp_path / "theirs")
-    with pytest.raises(UserError, match="modeling is in the way"):
+    with pytest.raises(UserError, match="modeling exists and was not"):
         train(max_steps=4, load_checkpoint="latest")
 
 
@@ -242,7 +242,7 @@ def test_a_save_directory_that_is_deleted_ends_the_run_in_one_sentence(
         save(self, *words)
 
     monkeypatch.setattr(Saver, "save", lose)
-    with pytest.raises(UserError, match=r"--output .*run was deleted or moved while the training ran"):
+    with pytest.raises(UserError, match=r"--output .*run was deleted or moved during the training"):
         train(max_steps=8, save_interval=2)
     said = capsys.readouterr().err
     assert "Traceback" not in said
@@ -371,7 +371,7 @@ def test_a_dataset_that_is_cut_while_it_is_in_use_is_named(make_dataset: Callabl
     file = data._batches[0].file.path
     data.rows([0])
     os.truncate(file, 8)
-    with pytest.raises(UserError, match=r"arrow was cut from .* to 8 bytes while it was in use"):
+    with pytest.raises(UserError, match=r"arrow was truncated from .* to 8 bytes while it was in use"):
         data.rows([0])
 
 

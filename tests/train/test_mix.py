@@ -97,9 +97,9 @@ def test_the_plan_counts_the_rows_of_the_mixture(prepared: Path, tiny_model: Pat
 @pytest.mark.parametrize(
     ("mix", "error", "sentence"),
     [
-        ("zh", UsageError, "--mix zh is not CATEGORY=SHARE"),
-        ("zh=0,en=0", UsageError, "--mix gives every category the share 0"),
-        ("zh=1", UserError, "--mix gives en no share; add en=0"),
+        ("zh", UsageError, "--mix zh is not CATEGORY=WEIGHT"),
+        ("zh=0,en=0", UsageError, "--mix gives every category the weight 0"),
+        ("zh=1", UserError, "--mix has no weight for en; add en=0"),
         ("zh=1,en=1,de=1", UserError, "--mix names de, but the categories are en,"),
     ],
 )
@@ -112,5 +112,5 @@ def test_a_mixture_that_does_not_fit_is_refused_before_the_model_is_loaded(
 
 
 def test_rows_that_mix_categories_are_refused(train: Callable[..., Any], tiny_data: Path) -> None:
-    with pytest.raises(UserError, match=r"--mix needs rows of one category.*prepare it again"):
+    with pytest.raises(UserError, match=r"--mix needs rows of one category.*run prepare-data again"):
         train(data=[tiny_data], mix="zh=1,en=1")

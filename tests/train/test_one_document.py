@@ -91,5 +91,5 @@ def test_a_step_has_the_loss_of_transformers(
         tokens += ids.shape[1] - 1
     assert line["tokens"] == tokens
     assert line["loss"] == pytest.approx(loss / tokens, abs=1e-4)
-    with pytest.raises(UserError, match=r"hands a state on.*prepare-data --documents-per-row 1"):
+    with pytest.raises(UserError, match=r"has a recurrent state.*prepare-data --documents-per-row 1"):
         train(data=[prepared(0)], output=tmp_path / "refused", **given)

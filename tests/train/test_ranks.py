@@ -92,11 +92,11 @@ def test_a_rank_that_is_stopped_is_named_and_ends_the_run(
     assert process.stderr is not None
     for line in process.stderr:
         said += line
-        if "gave no sign of life" in line:
+        if "sent no heartbeat" in line:
             os.kill(stopped, signal.SIGCONT)  # torchrun would wait 30 s before it kills it
     assert process.wait(120)
     assert f"rank {rank} (process {stopped} on " in said
-    assert "gave no sign of life for 8 seconds (--rank-timeout)" in said
+    assert "sent no heartbeat for 8 seconds (--rank-timeout)" in said
 
 
 @pytest.mark.slow

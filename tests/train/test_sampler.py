@@ -184,7 +184,7 @@ def test_an_old_state_without_weights_is_read() -> None:
 @pytest.mark.parametrize(
     ("weights", "sentence"),
     [
-        ({"a": 1.0}, "--mix gives b no share; add b=0"),
+        ({"a": 1.0}, "--mix has no weight for b; add b=0"),
         ({"a": 1.0, "b": 1.0, "x": 1.0}, "--mix names x, but the categories are a, b"),
     ],
 )
@@ -196,7 +196,7 @@ def test_weights_that_do_not_fit_are_refused(weights: dict[str, float], sentence
 def test_a_category_without_rows_of_its_own_is_refused_only_where_it_is_asked_for() -> None:
     data = Rows([[5, 5]])
     data.categories.append("rare")
-    with pytest.raises(UserError, match="--mix asks for rare, but no row holds it alone"):
+    with pytest.raises(UserError, match="--mix gives rare a weight, but it is too small to fill a row"):
         Sampler(data, 1, {"a": 1.0, "b": 1.0, "rare": 0.5})
     assert len(Sampler(data, 1, {"a": 1.0, "b": 1.0, "rare": 0.0})) == 10
 

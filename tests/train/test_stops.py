@@ -148,13 +148,13 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_goes_on_but_the_last_save_m
     for name in ("llmforge.json", "modeling", "epoch-0_step-4"):
         path = save_dir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    # The weights of a checkpoint have 157 kB, the optimizer twice that: no room for either, or for the second.
+    # The weights of a checkpoint have 157 kB, the optimizer twice that: not enough disk space for either, or for the second.
     more = {"max_steps": 7, "save_interval": 2, "load_checkpoint": "latest"}
     child = start({**values, **more}, file_limit=file_limit, messages=tmp_path / "messages")
     child.join()
     messages = (tmp_path / "messages").read_text()
     assert child.exitcode == 1
-    assert "Training goes on" in messages
+    assert "Training continues" in messages
     assert "could not be written" in messages
     assert figures(save_dir)[-1][0] == 7
     assert [path.name for path in save_dir.glob("epoch*")] == ["epoch-0_step-2"]
@@ -223,7 +223,7 @@ def test_a_jump_of_the_loss(
     manifest = json.loads((tmp_path / "run" / "llmforge.json").read_text())
     metrics = manifest["metrics"]
     assert metrics["spikes"] >= 1
-    assert "jump of" in capsys.readouterr().err
+    assert "spike of" in capsys.readouterr().err
     assert metrics["skipped_steps"] == (0 if policy == "warn" else metrics["spikes"])
     assert metrics["rollbacks"] == (metrics["spikes"] if policy == "rollback" else 0)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -39,7 +39,7 @@ def losses(save_dir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (save_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_its_finished_training_is_recognised(before: Path) -> None:
+def test_its_finished_training_is_recognized(before: Path) -> None:
     assert train(before).skipped
 
 

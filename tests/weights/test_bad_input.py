@@ -98,20 +98,20 @@ def claims_to_be_tied(model: Path) -> None:
 
 
 FAULTS: dict[Callable[[Path], None], str] = {
-    missing_shard: "not there",
+    missing_shard: "which is missing",
     truncated: "damaged .*should have",
     nearly_empty: "damaged",
     other_file: "damaged",
     bad_header: "damaged",
     wrong_sizes: "damaged .*shape",
-    index_names_absent_file: "model-00099-of-00099.*not there",
+    index_names_absent_file: "model-00099-of-00099.*which is missing",
     index_leads_out: "outside",
     index_misplaces: "lacks the tensor lm_head.weight",
     index_is_no_json: "not an index",
     config_is_no_json: "config.json",
     no_config: "config.json",
     no_weights: "no weights",
-    no_embedding: "knows no model_type",
+    no_embedding: "does not know the model_type",
     claims_to_be_tied: "tied",
 }
 
@@ -191,6 +191,6 @@ def test_no_space_left(
         [sys.executable, "-c", LIMITED, str(limit), *map(str, words)], capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert f"error: no room for {tmp_path / 'out'}: it needs" in done.stderr
+    assert f"error: not enough disk space for {tmp_path / 'out'}: it needs" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("*out*"))

@@ -205,7 +205,7 @@ def test_both_versions_read_both_versions_alike(python: str, tmp_path: Path) -> 
 
 def test_a_model_type_of_another_version_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama-of-tomorrow"}')
-    with pytest.raises(UserError, match=r"knows no model_type 'llama-of-tomorrow'"):
+    with pytest.raises(UserError, match=r"does not know the model_type 'llama-of-tomorrow'"):
         load_config(tmp_path)
 
 

@@ -121,7 +121,7 @@ def test_damaged_deltas(tiny_model: Callable[..., Path], tmp_path: Path) -> None
         return copy
 
     (fresh() / "delta.json").unlink()
-    with pytest.raises(UserError, match="no delta"):
+    with pytest.raises(UserError, match="not a delta"):
         delta.apply(base, copy, tmp_path / "back")
     (fresh() / "delta.json").write_text(json.dumps({"base": "", "tensors": {}}))
     with pytest.raises(UserError, match="does not fit"):

@@ -66,8 +66,7 @@ class Backend(ABC):
         refuse_options_of_3d(self.name, options)
         if options.rehearse:
             raise UsageError(
-                f"--rehearse contradicts --plugin {self.name}: it is for backends that need GPUs; this one runs on a CPU "
-                "as it is."
+                f"--rehearse contradicts --plugin {self.name}, which runs on a CPU without it; as it is."
             )
 
     def check_environment(self, options: Any, has_gpu: bool) -> None:  # noqa: B027 - most ask for nothing

@@ -69,7 +69,7 @@ def choose_attention(config: Any, device: torch.device, precision: str, is_main:
     can = attention.available(device, PRECISIONS[precision])
     if "flash" not in can and is_main:
         say(
-            f"flash-attn does not run here (it needs a GPU, bf16 or fp16, and the package): {can[0]} is used."
+            f"flash-attn is not available (it needs a GPU, bf16 or fp16, and the package flash-attn); using {can[0]} attention."
         )
     return "flash" if "flash" in can else "auto"
 

@@ -30,7 +30,7 @@ def others() -> dict[str, Backend]:
             ) from error
         if not isinstance(backend, Backend) or backend.name in OWN:
             raise UsageError(
-                f"the backend {entry.name} ({entry.value}) is no Backend of a name of its own; uninstall its package."
+                f"the backend {entry.name} ({entry.value}) is not a Backend, or its name is already used; uninstall its package."
             )
         found[backend.name] = backend
     return found
@@ -45,7 +45,7 @@ def find(name: str) -> Backend:
     backend = OWN.get(name) or others().get(name)
     if backend is None:
         raise UsageError(
-            f"--plugin {name}: must be one of {', '.join(all_backends())}; train takes auto, too."
+            f"--plugin {name}: must be one of {', '.join(all_backends())}; train also accepts auto."
         )
     return backend
 

@@ -8,11 +8,11 @@ from llmforge.tokenizer.options import CompareTokenizersOptions
 
 
 @example(
-    "llmforge compare-tokenizers --tokenizer smollm2 smollm2-zh-tokenizer",
-    "--data zh=news.jsonl en=speeches.jsonl code=stdlib.jsonl --output comparison.html",
+    "llmforge compare-tokenizers --tokenizer smollm2 tokenizer",
+    "--data zh=heldout/zh.jsonl en=heldout/en.jsonl --output tokenizers.html",
 )
 def compare_tokenizers(options: CompareTokenizersOptions, result: Result) -> None:
-    """Compare tokenizers on the same texts: vocabulary, tokens per character and byte, mean tokens per sample."""
+    """Compare tokenizers on the same texts: vocabulary size, tokens per character, byte and document."""
     from llmforge import hub
     from llmforge.tokenizer import compare, compare_report
 

@@ -6,9 +6,9 @@ from llmforge.options import Result
 from llmforge.weights.options import DeltaApplyOptions, DeltaMakeOptions
 
 
-@example("llmforge delta make --base Llama-2-7b --model work/Llama-2-7b-zh --output work/Llama-2-7b-zh-delta")
+@example("llmforge delta make --base smollm2 --model trained --output delta")
 def make(options: DeltaMakeOptions, result: Result) -> None:
-    """Write a tuned model as its difference from its base, which is of no use without it."""
+    """Write a tuned model as its difference from its base model."""
     from llmforge import hub
     from llmforge.weights import delta
 
@@ -17,15 +17,15 @@ def make(options: DeltaMakeOptions, result: Result) -> None:
     )
     figures = finished.manifest.metrics
     summary = (
-        f"{figures['tensors']:,} tensors, of {figures['grown_tensors']:,} the new rows travel whole, "
-        f"{figures['whole_tensors']:,} are not in the base and travel whole"
+        f"{figures['tensors']:,} tensors; new rows of {figures['grown_tensors']:,} are stored whole, "
+        f"{figures['whole_tensors']:,} are not in the base and are stored whole"
     )
     show_finished(finished, result.json, summary)
 
 
-@example("llmforge delta apply --base Llama-2-7b --delta Llama-2-7b-zh-delta --output Llama-2-7b-zh")
+@example("llmforge delta apply --base smollm2 --delta delta --output restored")
 def apply(options: DeltaApplyOptions, result: Result) -> None:
-    """Write the tuned model that a delta was made of, bit for bit."""
+    """Restore a tuned model from its base and a delta, bit for bit."""
     from llmforge import hub
     from llmforge.weights.delta import apply as apply_delta
 

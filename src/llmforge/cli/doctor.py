@@ -6,9 +6,9 @@ from llmforge.doctor.options import DoctorOptions
 from llmforge.options import Result
 
 
-@example("llmforge doctor --plugin zero2")
+@example("llmforge doctor --plugin ddp")
 def doctor(options: DoctorOptions, result: Result) -> None:
-    """Show what this machine has, which plugins run on it, and what the others miss."""
+    """Show what is installed, which backends run on this machine, and what the others need."""
     from dataclasses import asdict
 
     from llmforge.backends.registry import find

@@ -8,11 +8,11 @@ from llmforge.options import Result
 
 
 @example(
-    "llmforge evaluate --model models/source models/export",
-    "--data zh=heldout/zh.jsonl en=heldout/en.jsonl --output comparison.md",
+    "llmforge evaluate --model smollm2 trained",
+    "--data zh=heldout/zh.jsonl en=heldout/en.jsonl --output models.md",
 )
 def evaluate(options: EvaluateOptions, result: Result) -> None:
-    """Compare models in bits per byte on the same documents, and their tokenizers in tokens per character."""
+    """Compare models on the same documents: bits per byte and tokens per character."""
     from llmforge import hub
     from llmforge.evaluate.compare import compare, compare_to_file, table
 

@@ -6,11 +6,11 @@ from llmforge.options import Result
 from llmforge.weights.options import ExportOptions
 
 
-@example("llmforge export --checkpoint work/train --output work/SmolLM2-135M-zh --dtype bfloat16 --verify")
+@example("llmforge export --checkpoint stage-2 --output trained --dtype bfloat16 --verify")
 def export(options: ExportOptions, result: Result) -> None:
-    """Write a checkpoint as an ordinary Hugging Face model.
+    """Write a checkpoint as a Hugging Face model, with tokenizer and model card.
 
-    Padding rows are cut off, the tokenizer is put beside the weights, and a model card tells how the model was made.
+    Padding rows of embedding and head are removed.
     """
     from llmforge import hub
     from llmforge.weights.export import export as export_model

@@ -8,7 +8,7 @@ from llmforge.evaluate.options import GenerateOptions
 from llmforge.options import Result
 
 
-@example('llmforge generate --model models/export --prompt "中国的首都是"')
+@example('llmforge generate --model trained --prompt "中国的首都是"')
 def generate(options: GenerateOptions, result: Result) -> None:
     """Continue a prompt."""
     from llmforge import hub

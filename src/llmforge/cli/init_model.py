@@ -6,12 +6,12 @@ from llmforge.embedding.options import InitModelOptions
 from llmforge.options import Result
 
 
-@example("llmforge init-model --model SmolLM2-135M --tokenizer work/tokenizer --output work/model")
+@example("llmforge init-model --model smollm2 --tokenizer tokenizer --output resized")
 def init_model(options: InitModelOptions, result: Result) -> None:
-    """Resize a model's embeddings to a larger tokenizer.
+    """Resize a model's embeddings for an extended tokenizer.
 
-    The model is streamed from file to file: only its embedding and head are computed with, every other tensor
-    is copied as it is, and the rows of old tokens stay the same bit for bit.
+    The model is streamed from file to file. Only embedding and head change: rows of old tokens stay the same bit for
+    bit, and rows of new tokens are initialized. All other tensors are copied.
     """
     from llmforge import hub
     from llmforge.embedding.resize import grow

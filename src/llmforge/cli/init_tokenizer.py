@@ -7,14 +7,13 @@ from llmforge.tokenizer.options import InitTokenizerOptions
 
 
 @example(
-    "llmforge init-tokenizer --tokenizer smollm2 --pieces pieces.jsonl",
-    "--output smollm2-zh-tokenizer",
+    "llmforge init-tokenizer --tokenizer smollm2 --pieces pieces.jsonl --output tokenizer",
 )
 def init_tokenizer(options: InitTokenizerOptions, result: Result) -> None:
-    """Add pieces to a tokenizer, and verify that it still works.
+    """Add tokens to a tokenizer and check the result.
 
-    Every old id stays; new pieces come after all of them. Reachability, parity with sentencepiece, round
-    trip and drift are checked on each run, printed, and written to llmforge.json.
+    Old ids do not change; new tokens get the ids after them. Reachability, parity with sentencepiece, round trip and
+    drift are checked, printed, and written to llmforge.json (docs/tokenizer.md).
     """
     from llmforge import hub
     from llmforge.tokenizer.expand import init_tokenizer as init

@@ -6,11 +6,11 @@ from llmforge.dataset.options import InspectOptions
 from llmforge.options import Result
 
 
-@example("llmforge inspect-data --data data/zh-en --tokenizer models/smollm2-zh --output zh-en.html")
+@example("llmforge inspect-data --data data --tokenizer tokenizer --output data.html")
 def inspect_data(options: InspectOptions, result: Result) -> None:
-    """Show what a dataset holds: composition by part and category, lengths, fill, and decoded rows.
+    """Show the contents of a dataset: parts, categories, lengths, fill rate and decoded rows.
 
-    In the samples ⟦ and ⟧ stand around text that is read but not trained on.
+    In the decoded rows, text between ⟦ and ⟧ is read but not trained on.
     """
     from llmforge import hub
     from llmforge.dataset.inspection import inspect_dataset

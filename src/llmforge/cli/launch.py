@@ -12,11 +12,11 @@ from llmforge.train.options import TrainOptions
 
 
 @example(
-    "llmforge launch --hostfile hostfile --nproc-per-node 8 --",
-    "train --model work/model --data data/zh-en --output stage-1 --plugin ddp",
+    "llmforge launch --nproc-per-node 2 --",
+    "train --model stage-1/modeling --data data --output stage-2 --learning-rate 5e-4 --max-steps 64",
 )
 def launch(options: LaunchOptions, besides: Debug) -> None:
-    """Start a training on all hosts of a hostfile: check every host first, end all when one ends badly."""
+    """Check all hosts of a hostfile, start a training on them, and stop all of them if one fails."""
     from llmforge.backends import registry
     from llmforge.launch.hosts import Ssh
     from llmforge.launch.start import Launch

@@ -7,13 +7,13 @@ from llmforge.tokenizer.options import LearnPiecesOptions
 
 
 @example(
-    "llmforge learn-pieces --tokenizer smollm2 --data zh/*.jsonl",
-    "--num-pieces 2000 --script Han --output pieces.jsonl",
+    "llmforge learn-pieces --tokenizer smollm2 --data corpus/zh.jsonl",
+    "--num-pieces 1000 --output pieces.jsonl",
 )
 def learn_pieces(options: LearnPiecesOptions, result: Result) -> None:
-    """Learn new pieces from a corpus by continuing the tokenizer's own BPE.
+    """Learn new tokens from a corpus by continuing the tokenizer's BPE.
 
-    Pieces come in an order in which each can be merged of two that were there before. Give them to init-tokenizer.
+    Each new token is the merge of two earlier ones. The output is the input of init-tokenizer.
     """
     from llmforge import hub
 

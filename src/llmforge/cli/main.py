@@ -74,7 +74,7 @@ def _room(error: OSError) -> str:
     if error.errno not in DISK_FULL or error.filename in (None, "", "standard output"):
         return ""
     free = free_bytes(Path(os.fsdecode(error.filename)))
-    return f", {free:,} bytes are free there; make room and run the same command again"
+    return f", {free:,} bytes are free on that disk; free some and run the same command again"
 
 
 def _stop(sentence: str, code: int) -> NoReturn:

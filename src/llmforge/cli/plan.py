@@ -6,9 +6,9 @@ from llmforge.options import Result
 from llmforge.train.options import PlanOptions
 
 
-@example("llmforge plan --model work/model --data data/zh-en --device h100 --processes 8 --plugin fsdp")
+@example("llmforge plan --model resized --data data --device h100 --processes 8 --plugin fsdp")
 def plan(options: PlanOptions, result: Result) -> None:
-    """Estimate parameters, memory, steps and hours of a training, before anything is loaded."""
+    """Estimate parameters, memory, steps and hours of a training without loading the model."""
     from llmforge import hub
     from llmforge.backends.common.devices import by_name
     from llmforge.train.plan import make_plan

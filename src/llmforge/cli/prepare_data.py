@@ -10,13 +10,13 @@ from llmforge.options import Result
 
 
 @example(
-    "llmforge prepare-data --data corpus/zh corpus/en --tokenizer models/smollm2-zh",
-    "--output data/zh-en --max-length 4096 --mix zh=0.7,en=0.3 --holdout 0.5%",
+    "llmforge prepare-data --data corpus --tokenizer tokenizer --output data",
+    "--max-length 512 --mix zh=0.9,en=0.1",
 )
 def prepare_data(options: PrepareOptions, result: Result) -> None:
-    """Tokenize a corpus and pack it into rows, in parts of the same mixture; no document loses a token.
+    """Tokenize a corpus and pack it into rows, without losing a token.
 
-    A killed run continues where it was when the same command is given again.
+    The output has parts of the same mixture of categories. After an interruption, the same command continues.
     """
     from llmforge.dataset.workers import warm_up_for
 

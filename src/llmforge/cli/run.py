@@ -6,12 +6,12 @@ from llmforge.recipes.options import RunOptions
 
 
 @example(
-    "llmforge run examples/smollm2-zh/recipe.yaml --set inputs=~/.cache/llmforge/inputs --set output=demo"
+    "llmforge run examples/smollm2-zh/recipe.yaml --set inputs=$HOME/.cache/llmforge/inputs --set output=demo"
 )
 def run(options: RunOptions, besides: Debug) -> None:
-    """Run every step of a recipe, skipping what is done.
+    """Run the steps of a recipe; finished steps are skipped.
 
-    Each step is printed as the command that can be run by hand, and runs as that command.
+    Each step is printed as a command, and runs as this command.
     """
     from llmforge.cli.compat import SPELLINGS
     from llmforge.recipes.recipe import read_recipe

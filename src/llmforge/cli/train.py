@@ -12,14 +12,15 @@ from llmforge.train.options import TrainCommandOptions, TrainOptions
 
 
 @example(
-    "llmforge train --model work/model --data data/zh-en --output stage-1",
-    "--trainable new-embeddings --learning-rate 1e-3 --micro-batch-size 4 --gradient-accumulation-steps 8",
+    "llmforge train --model resized --data data --output stage-1",
+    "--trainable new-embeddings --learning-rate 6e-3 --max-steps 32",
 )
 def train(options: TrainOptions, besides: TrainCommandOptions) -> None:
-    """Continue pretraining a model on packed rows: one stage, exact to resume.
+    """Continue pretraining a model on packed rows: one stage.
 
-    Every option may also stand in a YAML file (--config); the command line wins. The final model is
-    OUTPUT/modeling, which the next stage takes as --model. A signal or --time-limit stops it after a checkpoint.
+    All options can also be set in a YAML file (--config); the command line takes precedence. The final model is
+    OUTPUT/modeling, the --model of the next stage. On a signal or at --time-limit a checkpoint is saved first;
+    --load-checkpoint latest resumes it bit for bit.
     """
     from llmforge.train.run import Stopped, run_training
 

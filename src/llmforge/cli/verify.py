@@ -9,11 +9,11 @@ from llmforge.options import Result
 from llmforge.steps.options import VerifyOptions
 
 
-@example("llmforge verify work/train work/SmolLM2-135M-zh work/pieces.jsonl")
+@example("llmforge verify stage-1 stage-2 trained pieces.jsonl")
 def verify(options: VerifyOptions, result: Result) -> None:
-    """Check that outputs are still what llmforge wrote: every byte of every file, by its checksum.
+    """Verify the checksums of all files of outputs.
 
-    Checkpoints and everything else below a directory are checked too. Damaged files are named, and the exit code is 1.
+    Outputs and checkpoints below a directory are verified too. Damaged files are listed, and the exit code is 1.
     """
     from llmforge.steps import verify_output
 
@@ -42,16 +42,18 @@ def verify(options: VerifyOptions, result: Result) -> None:
         )
     else:
         for path in by_size:
-            say(f"note: {path}: an earlier llmforge recorded no checksums here; only sizes were compared.")
+            say(
+                f"note: {path}: written by a version that recorded no checksums; only file sizes were compared."
+            )
         for path in unrecorded:
-            say(f"note: {path} was not written by llmforge, and is not checked.")
+            say(f"note: {path} was not written by llmforge and was not checked.")
         for problem in problems:
             show(problem)
         speed = size / 1e9 / max(seconds, 1e-9)
         show(f"{count:,} outputs, {files:,} files, {size / 1e9:.2f} GB ({speed:.1f} GB/s)")
     if problems:
         raise UserError(
-            f"{len(problems):,} of {files:,} files are damaged or missing; make their outputs again."
+            f"{len(problems):,} of {files:,} files are damaged or missing; run the commands that wrote them again."
             if len(problems) > 1
-            else f"{problems[0]}; make its output again."
+            else f"{problems[0]}; run the command that wrote it again."
         )

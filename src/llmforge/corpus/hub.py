@@ -69,13 +69,13 @@ def _fetched(
     if why := _offline():
         raise _absent(text, why)
     rows = _rows(text, name, commit, config, split)
-    say(f"fetching {text} to {target}")
+    say(f"downloading {text} to {target}")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with (
             partial.open("w", encoding="utf-8") as out,
-            progress(f"fetching {name}", None, "rows") as advance,
+            progress(f"downloading {name}", None, "rows") as advance,
         ):
             for row in islice(rows, int(most) if most else None):
                 out.write(json.dumps(row, ensure_ascii=True, default=str) + "\n")
@@ -113,17 +113,17 @@ def _commit(text: str, name: str, revision: str | None, snapshots: Path, file: s
         raise _unknown(text) from None
     except RevisionNotFoundError:
         raise UserError(
-            f"{text}: the data set has no branch, tag or commit {revision}; its page on the Hub lists those it has."
+            f"{text}: this dataset has no branch, tag or commit {revision}; its page on the Hub lists them."
         ) from None
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code == UNAUTHORIZED:
             raise _unknown(text) from None
-        raise UserError(f"{text}: the Hub refuses it ({_line(error)}).") from None
+        raise UserError(f"{text}: the Hub refused access ({_line(error)}).") from None
     except no_answer as error:
         why = f"the Hub cannot be reached ({_line(error)})"
     known = [path.parent.name for path in snapshots.glob(f"*/{file}")]
     if len(known) == 1 and not revision:
-        say(f"{text}: commit {known[0][:12]}, which was fetched before, as {why}.")
+        say(f"{text}: commit {known[0][:12]}, from the cache, because {why}.")
         return known[0]
     raise _absent(text, why)
 
@@ -140,15 +140,15 @@ def _offline() -> str:
 
 def _unknown(text: str) -> UserError:
     return UserError(
-        f"{text} does not exist, neither as a path nor as a data set on the Hub that you may read; check the name, or "
-        "set HF_TOKEN where it is private."
+        f"{text} is neither a path nor a dataset on the Hub that you can read; check the name, or "
+        "set HF_TOKEN if it is private."
     )
 
 
 def _absent(text: str, why: str) -> UserError:
     return UserError(
-        f"{text} does not exist as a path, and was not fetched to {_cache()} as a data set; {why}: check the path, or "
-        "fetch it where the Hub can be reached."
+        f"{text} is not a path, and is not in the cache {_cache()} as a dataset; {why}: check the path, or "
+        "download it where the Hub can be reached."
     )
 
 
@@ -167,14 +167,14 @@ def _rows(text: str, name: str, commit: str, config: str | None, split: str) -> 
     except ValueError as error:
         raise UserError(f"{text}: {_line(error)}; name it as ORG/NAME:CONFIG:SPLIT.") from None
     except failures as error:
-        raise InterruptionError(f"{text} cannot be fetched ({_line(error)}).") from None
+        raise InterruptionError(f"{text} cannot be downloaded ({_line(error)}).") from None
 
     def rows() -> Iterator[Any]:
         try:
             yield from found
         except failures as error:
             raise InterruptionError(
-                f"{text} cannot be fetched further ({_line(error)}); run the same command again."
+                f"{text} could not be downloaded completely ({_line(error)}); run the same command again."
             ) from None
 
     return rows()

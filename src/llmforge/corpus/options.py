@@ -40,9 +40,11 @@ class ReadOptions(Options):
         "category",
         panel=PANEL,
     )
-    lines: bool = option("A line of .txt and .md is a document, not the file.", False, panel=PANEL)
+    lines: bool = option(
+        "Each line of a .txt or .md file is a document, instead of the whole file.", False, panel=PANEL
+    )
     max_document_bytes: int = option(
-        "Reject documents, and lines of JSON, that are longer: 256M, 1G.",
+        "Reject documents and lines of JSON larger than this: 256M, 1G.",
         MAX_DOCUMENT_BYTES,
         panel=PANEL,
         parse=parse_size,
@@ -56,10 +58,10 @@ class ReadOptions(Options):
             object.__setattr__(self, "text_field", None)
         for flag, name in (("--source-field", self.source_field), ("--category-field", self.category_field)):
             if self.text_field and name == self.text_field:
-                raise UsageError(f"--text-field and {flag} both name '{name}'; name two fields.")
+                raise UsageError(f"--text-field and {flag} both name '{name}'; name two different fields.")
         if self.source_field and self.source_field == self.category_field:
             raise UsageError(
-                f"--source-field and --category-field both name '{self.source_field}'; name two fields."
+                f"--source-field and --category-field both name '{self.source_field}'; name two different fields."
             )
 
     @property

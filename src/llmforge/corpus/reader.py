@@ -112,12 +112,12 @@ class Reader:
         account = self.account
         where = ", ".join(map(printable, self.inputs))
         if not account.read:
-            raise UserError(f"{where}: there is no document in there.")
+            raise UserError(f"{where}: no documents found.")
         lost = account.rejected.total()
         if lost > MAX_REJECTED * account.read:
             raise UserError(
                 f"{lost:,} of {account.read:,} documents cannot be used, more than {MAX_REJECTED:.0%}; the first is "
-                f"{account.first}. Mend or remove such lines."
+                f"{account.first}. Correct or remove such lines."
             )
         if lost:
             warn(f"{lost:,} of {account.read:,} documents cannot be used; the first is {account.first}")

@@ -36,9 +36,7 @@ def find_chunks(inputs: Sequence[Path], lines: bool = False) -> list[Chunk]:
 
     files = list(_find_files(inputs))
     if not files:
-        raise UserError(
-            f"{', '.join(map(printable, inputs))}: no file in there that can be read ({readable()})."
-        )
+        raise UserError(f"{', '.join(map(printable, inputs))}: no readable files found ({readable()}).")
     total = sum(path.stat().st_size for path, _, _ in files)
     wanted = min(max(total // WANTED_CHUNKS, SMALLEST_CHUNK), LARGEST_CHUNK)
     chunks: list[Chunk] = []
@@ -124,7 +122,7 @@ def _find_files(inputs: Sequence[Path]) -> Iterator[tuple[Path, str, str]]:
         if passed_over:
             warn(_passed_over(root, passed_over))
         if not found:
-            warn(f"{printable(root)} holds no file that can be read ({readable()})")
+            warn(f"{printable(root)} contains no readable files ({readable()})")
         for path in found:
             about = path.stat()
             if (about.st_dev, about.st_ino) in seen:
@@ -146,11 +144,11 @@ def _given_file(path: Path) -> Path:
         raise UserError(f"{name} cannot be read ({error.strerror}).") from None
     if kind != stat.S_IFREG:
         raise UserError(
-            f"{printable(path)} is a {SPECIAL.get(kind, 'special file')}, which can be read only once, and not from "
-            "several places at a time; write what comes out of it to a file, and give that."
+            f"{printable(path)} is a {SPECIAL.get(kind, 'special file')}, which can only be read once and from one "
+            "position; write its contents to a file and give that file."
         )
     if not suffixes(path.name)[0]:
-        raise UserError(f"{printable(path)} is not a file that can be read here: {readable()} can.")
+        raise UserError(f"{printable(path)} is not a readable file; supported are {readable()}.")
     return path
 
 
@@ -170,7 +168,7 @@ def _data_files(root: Path, passed_over: list[tuple[str, Path]]) -> list[Path]:
         if "dataset_dict.json" in names and len(below) > 1:
             splits = ", ".join(printable(name) for name in sorted(below))
             warn(
-                f"{printable(directory)} holds splits, and all are read: {splits}; give one by its directory to read it alone"
+                f"{printable(directory)} contains several splits, and all are read: {splits}; to read one of them, give its directory"
             )
         visible = []
         for name in sorted(below):

@@ -48,7 +48,7 @@ class Assembly:
         names = category_names(self.summaries)
         if MIXED in names and len(names) > 1:
             warn(
-                f"documents have the category '{MIXED}', as rows that several categories share: both are counted as one"
+                f"documents have the category '{MIXED}', which is also the name for rows of several categories; both are counted together"
             )
         ledger = Ledger(names)
         with (self.output / REJECTED).open("w", encoding="utf-8") as file:

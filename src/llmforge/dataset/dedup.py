@@ -29,7 +29,7 @@ def minhash_library() -> Any:
     try:
         import rensa
     except ImportError:
-        raise UserError('--dedup near needs rensa: pip install "llmforge[quality]"') from None
+        raise UserError('--dedup near needs rensa; run: pip install "llmforge[quality]"') from None
     return rensa
 
 

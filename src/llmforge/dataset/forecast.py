@@ -62,14 +62,14 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
             disk_bytes += sample.size
     names.say()
     if not lengths:
-        raise UserError(f"{', '.join(map(str, options.data))}: no document in the sample can be used.")
+        raise UserError(f"{', '.join(map(str, options.data))}: none of the sampled documents can be used.")
     all_lengths = np.concatenate(lengths).astype(np.int64)
     sampled = int(all_lengths.sum())
     factor = max(1.0, total / disk_bytes)
     tokens = round(sampled * factor)
     tokens = min(tokens, options.max_tokens or tokens)
     rows = splice(all_lengths, options.max_length, options.rows_by)
-    # A few documents leave their last row empty, which says nothing of a large corpus; one document a row fills none.
+    # A few documents leave their last row empty, which says nothing of a large corpus; one document per row fills none.
     enough = sampled > 64 * options.max_length or options.documents_per_row
     row = sampled / len(rows.ends) if enough else options.max_length  # tokens
     workers = options.workers or available_cores()

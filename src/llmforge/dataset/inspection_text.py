@@ -36,7 +36,7 @@ def as_text(found: Mapping[str, Any]) -> str:
 
 
 def as_html(found: Mapping[str, Any]) -> str:
-    """One page without scripts or links; masked text is grey and struck through."""
+    """One page without scripts or links; masked text is gray and struck through."""
     names = sorted({name for bucket in found["buckets"] for name in bucket["categories"]})
     kinds = sorted({name for bucket in found["buckets"] for name in bucket["rows_by_category"]})
     heads = "".join(f"<th>{html.escape(name)}" for name in kinds)

@@ -24,7 +24,7 @@ def parse_share(flag: str, text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise UsageError(f"{flag} {text} is not a share; write 0.5% or 0.005.")
+        raise UsageError(f"{flag} {text} is not a fraction; write 0.5% or 0.005.")
     return value
 
 
@@ -38,12 +38,12 @@ def parse_mix(flag: str, items: Sequence[str]) -> dict[str, float]:
         except ValueError:
             weight = -1.0
         if not equals or not name or not 0 <= weight < float("inf"):
-            raise UsageError(f"{flag} {item} is not CATEGORY=SHARE; write zh=0.7,en=0.3.")
+            raise UsageError(f"{flag} {item} is not CATEGORY=WEIGHT; write zh=0.7,en=0.3.")
         if name in mix:
             raise UsageError(f"{flag} names {name} twice.")
         mix[name] = weight
     if mix and not sum(mix.values()):
-        raise UsageError(f"{flag} gives every category the share 0; at least one must be above it.")
+        raise UsageError(f"{flag} gives every category the weight 0; at least one must be greater.")
     return mix
 
 
@@ -65,9 +65,7 @@ def parse_shard(flag: str, text: str) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
-        raise UsageError(
-            f"{flag} {text} is not I/N; shards count from 0, so 0/4 to 3/4 are the four of four."
-        )
+        raise UsageError(f"{flag} {text} is not I/N; shards are counted from 0: 0/4, 1/4, 2/4 and 3/4.")
     return int(match[1]), int(match[2])
 
 
@@ -97,12 +95,12 @@ class PrepareOptions(Options):
         argument="num_spliced_dataset_bins",
     )
     packing: Packing = option(
-        "How documents share rows: best-fit (fewest rows), greedy (in order), concat (one stream).",
+        "How documents are packed into rows: best-fit (fewest rows), greedy (in order), concat (one stream).",
         "best-fit",
         argument="splice",
     )
     documents_per_row: int = option(
-        "1: a row is one document or a part of one, as models with state between positions need; 0: no limit.",
+        "1: one document (or part of one) per row, for models with recurrent state; 0: no limit.",
         0,
         least=0,
         most=1,
@@ -110,7 +108,7 @@ class PrepareOptions(Options):
     tokenizer_scheme: str | None = option(SCHEME, None, decides=False)
     reading: ReadOptions = group(ReadOptions)
     mix: dict[str, float] = option(
-        "Proportions of tokens, such as zh=0.7,en=0.3; nothing is repeated, so the scarcest limits.",
+        "Proportions of tokens, such as zh=0.7,en=0.3; no document is repeated, so the scarcest category limits the rest.",
         {},
         parse=parse_mix,
         many=True,
@@ -124,7 +122,7 @@ class PrepareOptions(Options):
         shown="0",
     )
     holdout: float = option(
-        "Share of each category's documents to set aside in OUTPUT/holdout, at least one; such as 0.5%.",
+        "Fraction of each category's documents to hold out in OUTPUT/holdout, at least one document; such as 0.5%.",
         0.0,
         parse=parse_share,
         metavar="SHARE",
@@ -134,7 +132,7 @@ class PrepareOptions(Options):
         "What to do with an unusable line: reject (count it and continue) or stop.", "reject", decides=False
     )
     max_rejected: float = option(
-        "Share of unusable lines above which nothing is written.",
+        "Fraction of unusable lines above which the command fails.",
         0.01,
         parse=parse_share,
         metavar="SHARE",
@@ -157,7 +155,7 @@ class PrepareOptions(Options):
         "Drop documents that share 13 words in a row with these files.", [], panel=QUALITY
     )
     shard: tuple[int, int] | None = option(
-        "Do one part of the encoding, 0/4 to 3/4 of four, each anywhere.",
+        "Do one shard of the work, 0/4 to 3/4 of four, on any machine.",
         None,
         panel=MACHINES,
         parse=parse_shard,
@@ -165,13 +163,13 @@ class PrepareOptions(Options):
         decides=False,
     )
     merge: bool = option(
-        "Join what every --shard made into the dataset.", False, panel=MACHINES, decides=False
+        "Join the outputs of all --shard runs into the dataset.", False, panel=MACHINES, decides=False
     )
     ray: str = option(
-        "Work on the Ray cluster at this address (or: local).", "", panel=MACHINES, decides=False
+        "Run on the Ray cluster at this address (or: local).", "", panel=MACHINES, decides=False
     )
     workers: int = option(
-        "Number of processes; 0 is one per core.", 0, panel=MACHINES, least=0, decides=False
+        "Number of processes; 0 for one per core.", 0, panel=MACHINES, least=0, decides=False
     )
     cache_dir: Path | None = option(
         "Directory for intermediate files (default: beside the output).", None, panel=OUTPUTS, decides=False
@@ -195,12 +193,14 @@ class PrepareOptions(Options):
         if self.arrow_output_dir is not None and self.output is None:
             object.__setattr__(self, "output", self.arrow_output_dir)
         elif self.output is None or self.arrow_output_dir not in (None, self.output):
-            raise UsageError("give the output once: --output, or as Colossal-LLaMA --arrow-output-dir.")
+            raise UsageError(
+                "--output and --arrow-output-dir (Colossal-LLaMA's) both name the output; give one of them."
+            )
         if self.merge and self.shard:
-            raise UsageError("--shard makes one part and --merge joins them; give one of them.")
+            raise UsageError("--shard encodes one shard and --merge joins all; give one of them.")
         if self.documents_per_row and self.packing != "best-fit":
             raise UsageError(
-                f"--packing {self.packing} joins documents in rows, and --documents-per-row 1 does not; give one."
+                f"--packing {self.packing} puts several documents into a row, and --documents-per-row 1 does not; give one of them."
             )
 
     @property

@@ -55,7 +55,7 @@ class Part:
         made = self.manifest.metrics["parts"]
         if self.number >= len(made):
             raise UserError(
-                f"{self.directory} is none of the {len(made)} parts that llmforge prepare-data wrote; move it away."
+                f"{self.directory} is not one of the {len(made)} parts that llmforge prepare-data wrote; move it away."
             )
         return dict(made[self.number])
 
@@ -101,7 +101,7 @@ class PackedDataset:
     def __init__(self, directories: Sequence[Path]) -> None:
         parts = [part for directory in directories for part in find_parts(Path(directory))]
         if not parts:
-            raise UserError("no dataset was given; --data takes the output of llmforge prepare-data.")
+            raise UserError("no dataset was given; --data needs the output of llmforge prepare-data.")
         self.tokenizer_fingerprint: str = parts[0].manifest.outputs["tokenizer"]
         for part in parts:
             if part.manifest.outputs["tokenizer"] != self.tokenizer_fingerprint:
@@ -202,7 +202,7 @@ class DataFile:
             return  # deleted or moved: what was opened can still be read
         if (now.device, now.inode) == (self.device, self.inode) and now.size < self.size:
             raise UserError(
-                f"{self.path} was cut from {self.size:,} to {now.size:,} bytes while it was in use; prepare the data "
+                f"{self.path} was truncated from {self.size:,} to {now.size:,} bytes while it was in use; prepare the data "
                 "again."
             )
 
@@ -252,21 +252,19 @@ def refuse_bytes(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise UserError(
-            f"{path}: its name holds bytes that are no UTF-8; datasets need another one."
-        ) from None
+        raise UserError(f"{path}: its name is not valid UTF-8; rename it.") from None
 
 
 def find_parts(directory: Path) -> list[Part]:
     """The parts in or at `directory`, with the manifest of the preparation that wrote them."""
     if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory; --data takes the output of llmforge prepare-data.")
+        raise UserError(f"{directory} is not a directory; --data needs the output of llmforge prepare-data.")
     resolved = directory.resolve()
     refuse_bytes(resolved)
     root = next((d for d in (resolved, *resolved.parents[:2]) if (d / MANIFEST).is_file()), None)
     if root is None:
         raise UserError(
-            f"{directory} is not an output of llmforge prepare-data, nor a part of one, or it is unfinished "
+            f"{directory} is not a finished output of llmforge prepare-data, nor a part of one "
             f"(no {MANIFEST} in or above it)."
         )
     manifest = read_manifest(root, "prepare-data", NEEDS)
@@ -278,5 +276,5 @@ def find_parts(directory: Path) -> list[Part]:
         raise UserError(f"{directory} holds no part-00000; prepare the data again.")
     for path in found:
         if not PART.fullmatch(path.name):
-            raise UserError(f"{path} is no part that llmforge prepare-data wrote; move it away.")
+            raise UserError(f"{path} was not written by llmforge prepare-data; move it away.")
     return [Part(path, manifest, int(path.name.removeprefix("part-"))) for path in found]

@@ -34,7 +34,7 @@ def category_names(summaries: Iterable[Summary]) -> list[str]:
     if len(names) > MOST_CATEGORIES:
         raise UserError(
             f"the documents name {len(names):,} categories ('{names[0]}', '{names[1]}', ...); at most "
-            f"{MOST_CATEGORIES:,} are useful: --category-field names another field."
+            f"{MOST_CATEGORIES:,} are supported; --category-field names another field."
         )
     return names
 

@@ -81,7 +81,7 @@ def open_tokenizer(options: PrepareOptions) -> Tokenizer:
     tokenizer = load_unbuilt(options.tokenizer, options.tokenizer_scheme)
     if tokenizer.eos_id is None:
         raise UserError(
-            f"{options.tokenizer} names no end-of-sequence token; documents could not be told apart."
+            f"{options.tokenizer} has no end-of-sequence token to separate documents; set eos_token in its tokenizer_config.json."
         )
     return tokenizer
 
@@ -263,7 +263,7 @@ class _Preparation:
                 advance(chunk.size / 1e6, f"{note}, {(total - size) * passed / max(size, 1e-9):.0f} s left")
                 if self.options.on_bad_line == "stop" and summary.rejected:
                     where = _first_bad(chunks, summaries)
-                    raise UserError(f"{where}; mend it, or drop --on-bad-line stop.")
+                    raise UserError(f"{where}; correct it, or leave out --on-bad-line stop.")
                 names.add(summary.sources)
         names.say()
         return summaries
@@ -271,18 +271,18 @@ class _Preparation:
     def _check_rejected(self, chunks: Sequence[Chunk], summaries: Sequence[Summary]) -> None:
         for i, summary in enumerate(summaries):
             if summary.rejected and json.loads(summary.first_rejected)["line"] == 0:
-                warn(f"{_first_bad([chunks[i]], [summary])}; the rest of it is missing here")
+                warn(f"{_first_bad([chunks[i]], [summary])}; the rest of the file is missing")
         rejected, read = sum(s.rejected for s in summaries), sum(s.documents for s in summaries)
         inputs = ", ".join(map(str, self.options.data))
         if read == 0 and rejected == 0:
-            raise UserError(f"{inputs}: there is no document in there.")
+            raise UserError(f"{inputs}: no documents found.")
         if rejected > self.options.max_rejected * (read + rejected):
             raise UserError(
                 f"{rejected:,} of {read + rejected:,} documents cannot be used, more than --max-rejected "
                 f"{self.options.max_rejected:.3%} allows; the first is {_first_bad(chunks, summaries)}."
             )
         if read == 0:
-            raise UserError(f"{inputs}: no document in there can be used.")
+            raise UserError(f"{inputs}: none of the documents can be used.")
 
     def _gather_shards(self) -> Choice:
         """Links the shards of all `--shard` runs into the working directory, having checked that they belong
@@ -293,7 +293,7 @@ class _Preparation:
         counts = {path.name.partition("-of-")[2] for path in found}
         if len(counts) != 1:
             what = f"shards of {' and of '.join(sorted(counts))}" if counts else "no shard"
-            raise UserError(f"{root} holds {what}; make them with --shard 0/N to --shard N-1/N and one N.")
+            raise UserError(f"{root} contains {what}; run --shard 0/N to --shard N-1/N, with the same N.")
         count = int(counts.pop())
         arguments = self.options.identity(self.tokenizer.fingerprint)
         inputs = [fingerprint(path) for path in inputs_of(self.options)]
@@ -301,18 +301,16 @@ class _Preparation:
         for number in range(count):
             directory = shard_dir(self.options.output, number, count)
             if not directory.exists():
-                raise UserError(
-                    f"{directory} is missing; make it with --shard {number}/{count}, then --merge."
-                )
+                raise UserError(f"{directory} is missing; run --shard {number}/{count}, then --merge.")
             manifest = read_manifest(directory, SHARD_STEP, ["metrics.encoder"])
             for key, value in arguments.items():
                 if json.loads(json.dumps(value)) != manifest.arguments.get(key):
                     raise UserError(
                         f"{directory} was made with {key} = {manifest.arguments.get(key)}, not {value}; "
-                        "give every --shard and the --merge the same flags."
+                        "give --merge the same flags as every --shard."
                     )
             if [i.fingerprint for i in manifest.inputs] != inputs:
-                raise UserError(f"{directory} was made from other inputs; make it again.")
+                raise UserError(f"{directory} was made from other inputs; run it again.")
             choices.append(Choice(**manifest.metrics["encoder"]))
             for file in directory.iterdir():
                 link = self.shards / file.name
@@ -321,12 +319,14 @@ class _Preparation:
         missing = [c.name for c in self.chunks if read_summary(self.shards, c.number) is None]
         if missing or len({choice.backend for choice in choices}) > 1:
             why = f"{missing[0]} is in none of them" if missing else "they were encoded in different ways"
-            raise UserError(f"the shards in {root} do not make up this corpus ({why}); make them again.")
+            raise UserError(
+                f"the shards in {root} do not belong to this corpus ({why}); run all --shard commands again."
+            )
         return choices[0]
 
 
 def chunks_of_shard(chunks: Sequence[Chunk], number: int, count: int) -> list[Chunk]:
-    """The chunks of one shard: neighbours, and about the same number of bytes in every shard."""
+    """The chunks of one shard: neighbors, and about the same number of bytes in every shard."""
     middles = np.cumsum([chunk.size for chunk in chunks]) - np.array([chunk.size for chunk in chunks]) / 2
     total = max(1, sum(chunk.size for chunk in chunks))
     shard = np.minimum((middles * count / total).astype(np.int64), count - 1)

@@ -146,7 +146,7 @@ def read_blocklist(path: Path) -> tuple[str, ...]:
                 raise UserError(f"{path}, line {number}: not a regular expression ({error}).") from None
             patterns.append(line)
     if not patterns:
-        raise UserError(f"{path} holds no pattern; write one regular expression a line.")
+        raise UserError(f"{path} contains no pattern; write one regular expression per line.")
     return tuple(patterns)
 
 
@@ -163,7 +163,7 @@ def contaminant_codes(paths: Sequence[Path]) -> npt.NDArray[np.uint64]:
     codes = np.unique(np.concatenate(grams)) if grams else np.zeros(0, np.uint64)
     if not len(codes):
         raise UserError(
-            f"{', '.join(map(str, paths))}: no text of {NGRAM} words in there for --decontaminate."
+            f"{', '.join(map(str, paths))}: no text of {NGRAM} words or more for --decontaminate."
         )
     return codes
 

@@ -148,12 +148,14 @@ class Selection:
                 f"--mix names {', '.join(unknown)}, but the categories are {', '.join(self.names)}."
             )
         if missing:
-            raise UserError(f"--mix gives {', '.join(missing)} no share; add {missing[0]}=0 to leave it out.")
+            raise UserError(
+                f"--mix has no weight for {', '.join(missing)}; add {missing[0]}=0 to leave it out."
+            )
         share = np.array([mix[name] for name in self.names])
         share = share / share.sum()
         if any(share[i] > 0 and not totals[i] for i in range(len(share))):
             empty = next(name for i, name in enumerate(self.names) if share[i] > 0 and not totals[i])
-            raise UserError(f"--mix asks for {empty}, but none of its documents is left.")
+            raise UserError(f"--mix gives {empty} a weight, but no documents of it are left; set {empty}=0.")
         possible = [totals[i] / share[i] for i in range(len(share)) if share[i] > 0]
         scarce = [
             name
@@ -162,7 +164,7 @@ class Selection:
         ]
         if min(possible) < most:
             say(
-                f"--mix: {scarce[0]} has {int(totals[self.names.index(scarce[0])]):,} tokens, which limits the mixture"
+                f"--mix: {scarce[0]} has {int(totals[self.names.index(scarce[0])]):,} tokens and limits the mixture"
             )
         quotas: Int64 = np.minimum(totals, np.rint(share * min(most, *possible)).astype(np.int64))
         return quotas

@@ -1,4 +1,4 @@
-"""Portions of the files of shards: read in the order in which they lie on disk, neighbours at once.
+"""Portions of the files of shards: read in the order in which they lie on disk, neighbors at once.
 
 No file is mapped: pages once read would count as this process's memory.
 """
@@ -75,7 +75,7 @@ def _read_all(descriptor: int, wanted: memoryview, offset: int, path: Path) -> N
     while done < len(wanted):
         got = os.preadv(descriptor, [wanted[done:]], offset + done)
         if not got:
-            raise UserError(f"{path} was cut off while it was in use; run the same command again.")
+            raise UserError(f"{path} was truncated while it was in use; run the same command again.")
         done += got
 
 

@@ -153,7 +153,9 @@ class RayRun:
                     logging_level=logging.ERROR,
                 )
             except (ConnectionError, RuntimeError, ValueError) as error:
-                raise UserError(f"--ray {address}: no Ray cluster answers there ({error}).") from None
+                raise UserError(
+                    f"--ray {address}: no Ray cluster answers at this address ({error})."
+                ) from None
             signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process with no tidying and code 15
 
     def __enter__(self) -> "RayRun":
@@ -175,7 +177,7 @@ class RayRun:
             raise error.cause if isinstance(error.cause, UserError) else error from None
         except self.ray.exceptions.RayError as error:
             raise InterruptionError(
-                f"Ray lost a task ({str(error).splitlines()[0]}); run the same command again, it goes on where it was."
+                f"Ray lost a task ({str(error).splitlines()[0]}); run the same command again to continue."
             ) from None
 
 

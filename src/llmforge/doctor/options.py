@@ -9,5 +9,5 @@ from llmforge.options import Options, option
 class DoctorOptions(Options):
     """`rehearse` goes with `plugin`."""
 
-    plugin: str | None = option("Fail with a sentence if this plugin cannot run here.", None)
-    rehearse: bool = option("With --plugin: a rehearsal on the CPU is enough.", False)
+    plugin: str | None = option("Exit with code 1 and a reason if this plugin cannot run here.", None)
+    rehearse: bool = option("With --plugin: accept a rehearsal on the CPU.", False)

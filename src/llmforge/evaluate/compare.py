@@ -64,7 +64,7 @@ def compare_to_file(
 ) -> Finished:
     """`compare` as a step that writes its table to `output` (.json, .md); the results are its metrics."""
     if output.suffix not in SUFFIXES:
-        raise UsageError(f"--output {output}: the name must end in {' or '.join(SUFFIXES)}.")
+        raise UsageError(f"--output {output}: the file name must end in {' or '.join(SUFFIXES)}.")
     given = labelled(data)
 
     def build(path: Path) -> Outcome:

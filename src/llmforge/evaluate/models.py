@@ -30,7 +30,7 @@ class Loaded:
             return self.tokenizer.prefix_ids
         if self.tokenizer.eos_id is None:
             raise UserError(
-                f"{self.tokenizer.directory}: the tokenizer has neither a bos nor an eos token to begin a text with."
+                f"{self.tokenizer.directory}: the tokenizer has neither a bos nor an eos token to put before a text; set one in tokenizer_config.json."
             )
         return (self.tokenizer.eos_id,)
 
@@ -69,7 +69,7 @@ def load_model(directory: Path, dtype: str = "float32", trust_remote_code: bool 
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < tokenizer.size:
         raise UserError(
-            f"{directory}: the model has {rows:,} embedding rows and the tokenizer {tokenizer.size:,} pieces; "
-            "grow the model with llmforge init-model."
+            f"{directory}: the model has {rows:,} embedding rows, but the tokenizer has {tokenizer.size:,} tokens; "
+            "resize the model with llmforge init-model."
         )
     return Loaded(model.to(device).eval(), tokenizer, device)

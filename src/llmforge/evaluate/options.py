@@ -21,10 +21,12 @@ class Protocol(Options):
     """
 
     max_length: int = option(
-        "Maximum number of tokens of an input; longer documents continue in windows.", 2048, least=2
+        "Maximum number of tokens per input; longer documents are evaluated in windows.", 2048, least=2
     )
-    max_documents: int | None = option("Only the first documents of each label.", None, least=1)
-    max_characters: int | None = option("Only the beginning of each document.", None, least=1)
+    max_documents: int | None = option("Maximum number of documents per label (default: all).", None, least=1)
+    max_characters: int | None = option(
+        "Maximum number of characters per document (default: all).", None, least=1
+    )
     batch_tokens: int = option("Number of tokens per batch.", 2048, least=2)
     dtype: Dtype = option(DTYPE, "float32")
     per_document: bool = option(
@@ -41,7 +43,9 @@ class EvaluateOptions(Options):
     model: list[Path] = option("Model directories to compare.", reads="models")
     data: list[str] = option(f"[LABEL=]PATH of documents: {TEXTS_HELP}.")
     output: Path | None = option(
-        "Write the table here (.json or .md), and do nothing if it is there.", None, writes="table"
+        "Write the table to this file (.json or .md); nothing is done if it is up to date.",
+        None,
+        writes="table",
     )
     protocol: Protocol = group(Protocol)
     trust_remote_code: bool = option(TRUST_REMOTE_CODE, False, decides=False)
@@ -54,7 +58,9 @@ class Sampling(Options):
 
     max_new_tokens: int = option("Maximum number of new tokens.", 64, least=1)
     temperature: float = option("Sampling temperature; 0 takes the most likely token.", 0.0, least=0)
-    top_p: float = option("Nucleus sampling: total probability of the tokens kept.", 1.0, least=0.01, most=1)
+    top_p: float = option(
+        "Nucleus sampling (top-p): total probability of the tokens kept.", 1.0, least=0.01, most=1
+    )
     seed: int = option(SEED, 0)
     dtype: Dtype = option(DTYPE, "float32")
 
@@ -62,7 +68,7 @@ class Sampling(Options):
         super().__post_init__()
         if self.temperature and not COLDEST <= self.temperature <= HOTTEST:
             raise UsageError(
-                f"--temperature {self.temperature} is neither 0 nor from {COLDEST:g} to {HOTTEST:g}; 0.7 to 1 is usual."
+                f"--temperature {self.temperature} must be 0, or from {COLDEST:g} to {HOTTEST:g}; 0.7 to 1 is usual."
             )
 
 
@@ -74,7 +80,7 @@ class GenerateOptions(Options):
     prompt: str = option("The text to continue.")
     sampling: Sampling = group(Sampling)
     output: Path | None = option(
-        "Also write the text here, and do nothing if it is there.", None, writes="text"
+        "Also write the text to this file; nothing is done if it is up to date.", None, writes="text"
     )
     trust_remote_code: bool = option(TRUST_REMOTE_CODE, False, decides=False)
     overwrite: bool = option(OVERWRITE, False, decides=False)

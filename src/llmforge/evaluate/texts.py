@@ -56,5 +56,5 @@ def load_corpora(
                 reader.finish()
                 break
         if not found:
-            raise UserError(f"--data {printable(path)}: there is no document with text in it.")
+            raise UserError(f"--data {printable(path)}: no document with text was found.")
     return [Corpus(label, texts) for label, texts in documents.items()]

@@ -39,7 +39,7 @@ def program(remote: Remote) -> str:
     found = shutil.which("colossalai", path=os.path.dirname(remote.python)) or shutil.which("colossalai")
     if found is None:
         raise UserError(
-            "--launcher colossalai needs ColossalAI, which is not installed here; --launcher torchrun does without."
+            "--launcher colossalai needs ColossalAI, which is not installed here; --launcher torchrun does not need it."
         )
     return found
 
@@ -62,7 +62,7 @@ def environment(job: Job, remote: Remote) -> dict[str, str]:
     for name, value in remote.environment.items():
         if re.search(r'["$`\\\n]', value):
             raise UsageError(
-                f"{name} holds a quote, $, a backslash or a line break, which --launcher colossalai breaks; "
+                f"{name} contains a quote, $, a backslash or a line break, which colossalai run does not pass on; "
                 "use --launcher torchrun."
             )
     return {**kept, "PATH": path, **remote.environment, "LLMFORGE_JOB": job.name}
@@ -81,7 +81,7 @@ def check_ssh(job: Job, remote: Remote) -> None:
     """`colossalai run` has an ssh client of its own, and takes a line of a hostfile for a name as it is."""
     if named := next((host.name for host in job.hosts if "@" in host.name), None):
         raise UsageError(
-            f"{named} names a user, which --launcher colossalai does not take; write User into ~/.ssh/config."
+            f"{named} names a user, which --launcher colossalai does not support; set User in ~/.ssh/config."
         )
     if remote.ssh.config is not None:
         raise UsageError(
@@ -166,7 +166,7 @@ def wait(
         if first and time.monotonic() - first.failed_at > SETTLE_SECONDS:
             break
         if asked() and not told:
-            say("asked to stop: the training saves and ends; ask again to end it at once.")
+            say("stopping: the training saves a checkpoint and exits; a second signal ends it at once.")
             told = True
             tell(b"stop\n")
         if time.monotonic() - beat > BEAT_SECONDS:

@@ -72,7 +72,7 @@ def read_hostfile(path: Path, ssh: Ssh) -> list[Host]:
         lines = refuse_large(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(
-            f"--hostfile {path}: {error.strerror}; it holds one host a line (hostfile.example)."
+            f"--hostfile {path}: {error.strerror}; it must contain one host per line (hostfile.example)."
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"--hostfile {path} is not UTF-8 text.") from error
@@ -82,9 +82,9 @@ def read_hostfile(path: Path, ssh: Ssh) -> list[Host]:
         if name:
             named[number] = check_name(name, f"{path}:{number}")
     if not named:
-        raise UserError(f"--hostfile {path} names no host; write one a line.")
+        raise UserError(f"--hostfile {path} names no host; write one per line.")
     if any(not is_local(name) for name in named.values()) and not shutil.which("ssh"):
-        raise UserError("hosts are reached by ssh, which is not on PATH; install the OpenSSH client.")
+        raise UserError("ssh is not on PATH; install the OpenSSH client.")
     with ThreadPoolExecutor(16) as pool:
         looked_up = list(pool.map(lambda name: look_up(name, ssh), named.values()))
     first: dict[str, int] = {}
@@ -105,11 +105,11 @@ def check_name(name: str, where: str) -> str:
     """`name` if it can be a host's; never anything that ssh would read as an option."""
     if "slots=" in name:
         raise UserError(
-            f'{where}: "{name}": a line holds a host name alone, as for colossalai run; '
-            "the number of processes is --nproc-per-node."
+            f'{where}: "{name}": a line must contain a host name only, as for colossalai run; '
+            "set the number of processes with --nproc-per-node."
         )
     if not re.fullmatch(r"[\w.:@%][\w.:@%-]*", name, re.ASCII):
-        raise UserError(f'{where}: "{name}" is not a host name; write one host a line.')
+        raise UserError(f'{where}: "{name}" is not a host name; write one host per line.')
     return name
 
 

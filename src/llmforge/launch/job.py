@@ -66,7 +66,7 @@ def run_job(job: Job, remote: Remote) -> None:
     """Starts the job on all hosts and waits for its end; `UserError` names the host that ended it badly."""
     count = f"{len(job.hosts)} host{'s' if len(job.hosts) > 1 else ''} x {job.processes}"
     say(
-        f"starting {count} process{'es' if job.processes > 1 else ''}; they meet at {job.master_address}:{job.master_port}"
+        f"starting {count} process{'es' if job.processes > 1 else ''}; master address {job.master_address}:{job.master_port}"
     )
     agents: list[Agent] = []
     with signals_as_requests() as asked:
@@ -187,7 +187,7 @@ def watch(agents: Sequence[Agent], asked: Asked) -> None:
         if (first_bad is not None and now - first_bad > SETTLE_SECONDS) or unread or asked() > 1:
             return
         if asked() and not told:
-            say("asked to stop: the training saves and ends; ask again to end it at once.")
+            say("stopping: the training saves a checkpoint and exits; a second signal ends it at once.")
             told = True
             for agent in agents:
                 agent.tell(b"stop\n")
@@ -223,7 +223,9 @@ def report(agents: Sequence[Agent], asked: int) -> None:
     if not bad:
         return
     if asked > 1:
-        raise UserError("ended at once, as asked; --load-checkpoint latest goes on from the last checkpoint.")
+        raise UserError(
+            "ended at once, as requested; --load-checkpoint latest resumes from the last checkpoint."
+        )
     # A host that went away is the cause, whoever noticed it first.
     first = next((a for a in bad if a.process.returncode == LOST and a.ended_at), bad[0])
     others = [agent for agent in agents if agent is not first]

@@ -71,8 +71,8 @@ def meeting_place(hosts: Sequence[Host]) -> str:
         return "127.0.0.1"
     if hosts[0].name in ("localhost", "127.0.0.1", "::1"):
         raise UsageError(
-            f"the first host is {hosts[0].name}, which means another machine on every host; "
-            "write its name in the hostfile, or give its address by --master-addr."
+            f"the first host is {hosts[0].name}, which is a different machine on every host; "
+            "write its network name in the hostfile, or set --master-addr."
         )
     return hosts[0].name
 

@@ -43,12 +43,12 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "learn-pieces": Command(
         TOKENIZER,
-        "Learn new pieces from a corpus by continuing the tokenizer's own BPE.",
+        "Learn new tokens from a corpus by continuing the tokenizer's BPE.",
         "llmforge.tokenizer.options:LearnPiecesOptions",
     ),
     "init-tokenizer": Command(
         TOKENIZER,
-        "Add pieces to a tokenizer, and verify that it still works.",
+        "Add tokens to a tokenizer and check the result.",
         "llmforge.tokenizer.options:InitTokenizerOptions",
     ),
     "compare-tokenizers": Command(
@@ -58,40 +58,42 @@ COMMANDS: dict[str, Command] = {
     ),
     "init-model": Command(
         MODEL,
-        "Resize a model's embeddings to a larger tokenizer.",
+        "Resize a model's embeddings for an extended tokenizer.",
         "llmforge.embedding.options:InitModelOptions",
     ),
     "prepare-data": Command(
         DATA,
-        "Tokenize a corpus and pack it into rows, in parts of the same mixture.",
+        "Tokenize a corpus and pack it into rows.",
         "llmforge.dataset.options:PrepareOptions",
     ),
-    "inspect-data": Command(DATA, "Show what a dataset holds.", "llmforge.dataset.options:InspectOptions"),
+    "inspect-data": Command(
+        DATA, "Show the contents of a dataset.", "llmforge.dataset.options:InspectOptions"
+    ),
     "train": Command(
         TRAINING,
-        "Continue pretraining, in stages.",
+        "Continue pretraining: one stage.",
         "llmforge.train.options:TrainOptions",
         "llmforge.train.options:TrainCommandOptions",
     ),
     "plan": Command(
         TRAINING,
-        "Estimate memory, steps and hours of a training before anything loads.",
+        "Estimate memory, steps and hours of a training.",
         "llmforge.train.options:PlanOptions",
     ),
     "launch": Command(
         TRAINING,
-        "Start a training on every host of a hostfile, each checked first.",
+        "Check all hosts of a hostfile and start a training on them.",
         "llmforge.launch.options:LaunchOptions",
         _DEBUG,
     ),
     "doctor": Command(
         TRAINING,
-        "Show what this machine can run, and what is missing.",
+        "Show which backends this machine can run, and what is missing.",
         "llmforge.doctor.options:DoctorOptions",
     ),
     "export": Command(
         RESULT,
-        "Write a checkpoint as an ordinary Hugging Face model.",
+        "Write a checkpoint as a Hugging Face model.",
         "llmforge.weights.options:ExportOptions",
     ),
     "evaluate": Command(
@@ -102,27 +104,27 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(RESULT, "Continue a prompt.", "llmforge.evaluate.options:GenerateOptions"),
     "delta make": Command(
         RESULT,
-        "Write a tuned model as its difference from its base, which is of no use without it.",
+        "Write a tuned model as its difference from its base model.",
         "llmforge.weights.options:DeltaMakeOptions",
     ),
     "delta apply": Command(
         RESULT,
-        "Write the tuned model that a delta was made of, bit for bit.",
+        "Restore a tuned model from its base and a delta, bit for bit.",
         "llmforge.weights.options:DeltaApplyOptions",
     ),
     "verify": Command(
         RESULT,
-        "Check that outputs are still what llmforge wrote, byte by byte.",
+        "Verify the checksums of outputs.",
         "llmforge.steps.options:VerifyOptions",
     ),
     "run": Command(
         ALL,
-        "Run every step of a recipe, skipping what is done.",
+        "Run the steps of a recipe; finished steps are skipped.",
         "llmforge.recipes.options:RunOptions",
         _DEBUG,
     ),
 }
-GROUPS: dict[str, str] = {"delta": "Write a tuned model as its difference from its base, and back."}
+GROUPS: dict[str, str] = {"delta": "Store a tuned model as its difference from its base, and restore it."}
 
 
 def build(name: str, values: Mapping[str, Any], spellings: Mapping[str, str]) -> tuple[Any, Any]:

@@ -13,15 +13,15 @@ class RunOptions(Options):
     """`set` are NAME=VALUE of variables; `from_step` and `only` are numbers of steps or names of their commands."""
 
     recipe: Path | None = option("The recipe, a YAML file.", None, positional=True, metavar="RECIPE")
-    set: list[str] = option("NAME=VALUE of a variable, over the recipe's own.", [], commas=False)
+    set: list[str] = option("Set a variable of the recipe: NAME=VALUE.", [], commas=False)
     from_: str | None = option("Start at this step, a number or the name of its command.", None)
-    only: str | None = option("Run this step alone, a number or the name of its command.", None)
+    only: str | None = option("Run only this step, a number or the name of its command.", None)
     dry_run: bool = option("Show the steps as a table and run nothing.", False)
     schema: bool = option("Print the JSON schema of recipes.", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.recipe) == self.schema:
-            raise UsageError("give a RECIPE to run, or --schema.")
+            raise UsageError("give a RECIPE, or --schema.")
         if self.from_ and self.only:
-            raise UsageError("--from and --only both choose what runs; give one of them.")
+            raise UsageError("--from and --only contradict each other; give one of them.")

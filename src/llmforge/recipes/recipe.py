@@ -58,7 +58,7 @@ def read_recipe(path: Path, assignments: Sequence[str], spellings: Spellings) ->
     """
     recipe = read_yaml(path)
     if not isinstance(recipe.get("steps"), list) or not recipe["steps"]:
-        raise UserError(f'{path} needs a list "steps" of at least one step.')
+        raise UserError(f'{path} needs a list "steps" with at least one step.')
     if unknown := sorted(set(map(str, recipe)) - {"variables", "steps"}):
         near = difflib.get_close_matches(unknown[0], ["variables", "steps"], 1)
         hint = f"did you mean {near[0]}?" if near else 'known are "variables" and "steps".'
@@ -188,7 +188,9 @@ def _filled(place: str, value: Any, variables: Mapping[str, str]) -> Any:
 
     def value_of(match: re.Match[str]) -> str:
         if match[1] not in variables:
-            raise UserError(f"{place}: ${{{match[1]}}} is not among the variables.")
+            raise UserError(
+                f"{place}: ${{{match[1]}}} is not a variable of the recipe; define it under variables."
+            )
         return variables[match[1]]
 
     if isinstance(value, list):

@@ -31,9 +31,11 @@ def _find(steps: Sequence[Step], wanted: str, flag: str) -> int:
     if len(found) == 1:
         return found[0] - 1
     if found:
-        raise UsageError(f"{flag} {wanted}: steps {', '.join(map(str, found))} are that; give the number.")
+        raise UsageError(
+            f"{flag} {wanted}: steps {', '.join(map(str, found))} have this name; give the number."
+        )
     known = ", ".join(f"{step.number} {step.name}" for step in steps)
-    raise UsageError(f"{flag} {wanted}: the recipe has no such step; it has {known}.")
+    raise UsageError(f"{flag} {wanted}: the recipe has no such step; its steps are {known}.")
 
 
 def run_recipe(steps: Sequence[Step], total: int, debug: bool) -> None:
@@ -70,7 +72,7 @@ def _check_end(ended: Ended, step: str) -> None:
     if ended.asked or (ended.code == STOPPED):
         how = f"by {ended.asked.name}" if ended.asked else "before its end"
         where = "stopped before the next one" if not ended.code else f"{step} was stopped"
-        error = InterruptionError(f"{where} {how}; run the recipe again to go on.")
+        error = InterruptionError(f"{where} {how}; run the recipe again to continue.")
         error.exit_code = 128 + ended.asked if ended.asked else STOPPED
         raise error
     if ended.code:

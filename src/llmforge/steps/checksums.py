@@ -1,6 +1,6 @@
 """XXH3-128 of whole files, remembered by what the file system says of a file, so that it is read once.
 
-A checksum is `xxh3:` and 32 hexadecimal digits (it finds damage; it is no defence against forgers).
+A checksum is `xxh3:` and 32 hexadecimal digits (it finds damage; it is no defense against forgers).
 """
 
 import os
@@ -60,7 +60,7 @@ def checksum(path: Path, *, from_disk: bool = False) -> str:
     with open(descriptor, "rb", buffering=0) as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path} is no regular file; only such can be read here.")
+            raise UserError(f"{path} is not a regular file; write its contents to a file and give that file.")
         identity = Identity.of(status)
         known = _read_now.get(identity) or (None if from_disk else _remembered(identity))
         if known:
@@ -71,7 +71,9 @@ def checksum(path: Path, *, from_disk: bool = False) -> str:
             digest.update(buffer[:count])
         after = Identity.of(os.fstat(descriptor))
     if (after.size, after.mtime_ns) != (identity.size, identity.mtime_ns):
-        raise UserError(f"{path} changed while it was read; wait until it is whole.")
+        raise UserError(
+            f"{path} changed while it was read; wait until it is complete, then run the command again."
+        )
     made = f"xxh3:{digest.hexdigest()}"
     if after == identity and identity.size >= REMEMBERED_FROM and identity.is_settled():
         _remember(identity, made)

@@ -1,5 +1,5 @@
 """Fingerprints as version 0.1 took them, which read a sample of weight files above 256 MB: what it finished can be
-recognised only so.
+recognized only so.
 """
 
 from pathlib import Path

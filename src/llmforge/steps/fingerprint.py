@@ -1,6 +1,6 @@
 """Fingerprints of files, directories and JSON values: what a thing holds, not where it lies or when it was made.
 
-A fingerprint is `xxh3:` and 32 hexadecimal digits (XXH3-128, an integrity check and no defence against forgers).
+A fingerprint is `xxh3:` and 32 hexadecimal digits (XXH3-128, an integrity check and no defense against forgers).
 Every byte counts; `checksums` remembers what it has read.
 """
 
@@ -32,7 +32,7 @@ def fingerprint(path: Path, *, verify: bool = True) -> str:
         manifest = read_manifest(path)
         if changed := changed_file(path, manifest, contents=verify):
             raise UserError(
-                f"{changed} was changed after llmforge {manifest.step} had finished {path}; make that step again."
+                f"{changed} was changed after llmforge {manifest.step} finished {path}; run llmforge {manifest.step} again."
             )
         if not verify and "fingerprint" in manifest.outputs:
             return str(manifest.outputs["fingerprint"])
@@ -44,7 +44,7 @@ def fingerprint_contents(path: Path) -> str:
     if path.is_file():
         return checksum(path)
     if not path.is_dir():
-        raise UserError(f"{path} is neither a file nor a directory.")
+        raise UserError(f"{path} is neither a file nor a directory; give a path to one.")
     files = list(visible_files(path))
     made = checksums([file for _, file in files])
     return combined(zip((name for name, _ in files), made, strict=True))

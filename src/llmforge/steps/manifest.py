@@ -80,22 +80,22 @@ def read_manifest(output: Path, step: str | None = None, needs: Collection[str] 
     if not path.is_file():
         wanted = f"of llmforge {step}" if step else "of a finished llmforge step"
         raise UserError(
-            f"{output} is not an output {wanted} (it has no {path.name}): it is unfinished or foreign."
+            f"{output} is not an output {wanted} (it has no {path.name}): it is unfinished, or was not created by llmforge."
         )
     try:
         manifest = _parsed(_read(path))
     except _DamagedError as error:
         raise UserError(
-            f"{path} is not a manifest that this llmforge can read ({error}); make the step again."
+            f"{path} is not a manifest that this version can read ({error}); run the command that wrote it again."
         ) from error
     if step is not None and manifest.step != step:
         raise UserError(
-            f"{output} was written by llmforge {manifest.step}, but an output of llmforge {step} is needed here."
+            f"{output} was written by llmforge {manifest.step}; give an output of llmforge {step} instead."
         )
     if wrong := misfit(manifest.step, manifest.outputs, manifest.metrics, needs):
         raise UserError(
-            f"{path} is not a manifest that this llmforge can read ({wrong} is missing or of the wrong kind); make the "
-            "step again."
+            f"{path} is not a manifest that this version can read ({wrong} is missing or has the wrong type); run the "
+            "command that wrote it again."
         )
     return manifest
 
@@ -140,9 +140,7 @@ def write_durably(path: Path, data: bytes) -> None:
         status = os.lstat(temporary)
         start = temporary.read_bytes()[:8] if stat.S_ISREG(status.st_mode) else None
         if start is None or start != data[: len(start)]:
-            raise UserError(
-                f"{temporary} is in the way and was not written by llmforge; move it away."
-            ) from None
+            raise UserError(f"{temporary} exists and was not written by llmforge; move it away.") from None
         temporary.unlink()  # of a run that was killed while it wrote it
         descriptor = os.open(temporary, flags, 0o666)
     with open(descriptor, "wb") as file:

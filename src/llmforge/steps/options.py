@@ -12,7 +12,7 @@ class VerifyOptions(Options):
     """Outputs, or directories that hold some."""
 
     outputs: list[Path] = option(
-        "Outputs of any command, or directories that hold some.",
+        "Outputs of any command, or directories that contain some.",
         positional=True,
         commas=False,
         metavar="PATH...",

@@ -41,10 +41,10 @@ class Place:
             bare = output.name in ("", "..") or output == Path(".")
             real = output.resolve() if bare else output.parent.resolve() / output.name
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{output} is no place for an output ({error}); choose another.") from error
+            raise UserError(f"{output} cannot be used as an output ({error}); choose another.") from error
         if not real.name:
             raise UserError(
-                f"{output} was not written by llmforge, and is no place for an output; choose another."
+                f"{output} was not written by llmforge and cannot be used as an output; choose another."
             )
         return Place(real)
 
@@ -98,11 +98,11 @@ def refuse_link(output: Path, flag: str = "") -> None:
     """Raises `UserError` where `output` is a symbolic link: nothing is made, emptied or deleted through one."""
     if output.is_symlink():
         name = f"{flag} {output}" if flag else str(output)
-        raise UserError(f"{name} is a symbolic link; name the place that it should point to, or remove it.")
+        raise UserError(f"{name} is a symbolic link; give the path that it points to, or remove it.")
 
 
 def in_the_way(path: Path) -> UserError:
-    return UserError(f"{path} is in the way and was not made by llmforge; move it away.")
+    return UserError(f"{path} exists and was not created by llmforge; move it away.")
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def locked(place: Place) -> Iterator[None]:
         descriptor = _acquire(place.lock)
     except BlockingIOError:
         raise UserError(
-            f"another llmforge is writing {place.output} right now; wait for it or choose another output."
+            f"another llmforge process is writing {place.output}; wait for it, or choose another output."
         ) from None
     except OSError as error:
         raise cannot_write(place.output, error) from error
@@ -292,7 +292,9 @@ def remove_output(directory: Path) -> None:
         if not os.path.lexists(path := directory.with_name(f"{name}.kept-{number}"))
     )
     directory.rename(kept)
-    warn(f"{foreign[0].name} was put into an output that has been replaced: the old one is kept as {kept}.")
+    warn(
+        f"{foreign[0].name} was added to an output that has now been replaced; the old output is kept as {kept}."
+    )
 
 
 def remove_tree(directory: Path) -> None:

@@ -219,11 +219,11 @@ def find_finished(step: Step, inputs: Sequence[Input] | None = None) -> Finished
         inputs = read_inputs(step)
     if difference := _difference(manifest, step.arguments, inputs):
         raise UserError(
-            f"{output} is finished, but {difference}; choose another output, or --overwrite to make it again."
+            f"{output} is finished, but {difference}; choose another output, or replace it with --overwrite."
         )
     if changed := changed_file(output, manifest):
         refuse_link(output)
-        raise UserError(f"{changed} was changed after {output} was finished; --overwrite makes it again.")
+        raise UserError(f"{changed} was changed after {output} was finished; replace it with --overwrite.")
     return Finished(output, manifest, skipped=True)
 
 
@@ -292,11 +292,11 @@ def _no_room(step: Step, partial: Path, error: OSError) -> InterruptionError:
     newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=partial)
     name = Path(error.filename) if isinstance(error.filename, str) else newest
     written = sum(file.stat().st_size for file in files)
-    on = ", which goes on from what is finished" if step.resumable else ""
+    on = ", which continues from the finished part" if step.resumable else ""
     return InterruptionError(
-        f"no room for {step.output} ({(error.strerror or '').lower()}); make room and run the same command again{on}. "
-        f"It failed at {name.name} after {written / 1e9:.3f} GB, so it needs more than that; "
-        f"{free_bytes(partial) / 1e9:.3f} GB are free there."
+        f"not enough disk space for {step.output} ({(error.strerror or '').lower()}); free some and run the same command again{on}. "
+        f"Writing {name.name} failed after {written / 1e9:.3f} GB in total; "
+        f"{free_bytes(partial) / 1e9:.3f} GB are free on that disk."
     )
 
 
@@ -312,7 +312,7 @@ def _difference(manifest: Manifest, arguments: Mapping[str, Any], inputs: Sequen
             pairs = zip(manifest.inputs, inputs, strict=True)
             if all(a.fingerprint in (b.fingerprint, earlier_fingerprint(Path(b.path))) for a, b in pairs):
                 say(
-                    f"note: an earlier llmforge made this of {changed}, of which it read a sample; the sample is the same, "
+                    f"note: an earlier version made this from {changed} and recorded only a sample of it; the sample is unchanged, "
                     "the rest cannot be compared."
                 )
                 return None

@@ -40,7 +40,9 @@ def verify_output(path: Path) -> Verified:
         raise UserError(f"{path} does not exist; check the path.")
     found = list(_outputs(path))
     if not found:
-        raise UserError(f"{path} holds no output of llmforge (no {MANIFEST}): it is unfinished or foreign.")
+        raise UserError(
+            f"{path} contains no output of llmforge (no {MANIFEST}): it is unfinished, or was not created by llmforge."
+        )
     problems: list[str] = []
     by_size: list[Path] = []
     unrecorded: list[Path] = []
@@ -84,9 +86,9 @@ def require_whole(path: Path) -> None:
         return
     found = verify_output(path)
     for output in found.by_size:
-        say(f"{output}: an earlier llmforge recorded no checksums; its files have the recorded sizes.")
+        say(f"{output}: written by a version that recorded no checksums; its files have the recorded sizes.")
     if found.problems:
-        raise UserError(f"{found.problems[0]}; make {path} again.")
+        raise UserError(f"{found.problems[0]}; run the command that wrote {path} again.")
 
 
 def changed_file(output: Path, manifest: Manifest, *, contents: bool = True) -> Path | None:

@@ -253,7 +253,7 @@ def place(left: npt.NDArray[np.int32], right: npt.NDArray[np.int32]) -> npt.NDAr
 def _leftmost_best(where: Array, ranks: Array) -> Array:
     """Which of the pairs at `where` (ascending) are merged if the lowest rank goes first, then the leftmost.
 
-    Two pairs contend if they share a token, that is, if their positions are neighbours. Returns indices into
+    Two pairs contend if they share a token, that is, if their positions are neighbors. Returns indices into
     `where`.
     """
     alive = np.arange(len(where))

@@ -39,14 +39,14 @@ class _Split:
     """A step of a pre-tokenizer: matches of an expression, and what becomes of them."""
 
     adjacency: Adjacency
-    behaviour: str
+    behavior: str
 
     def cuts(self, before: str, after: str) -> bool:
         """Whether it always cuts between the two, which no match holds both of."""
         ends, begins = self.adjacency.takes(before), self.adjacency.takes(after)
-        if self.behaviour in ("Isolated", "Removed"):
+        if self.behavior in ("Isolated", "Removed"):
             return ends or begins
-        return ends if self.behaviour == "MergedWithPrevious" else begins
+        return ends if self.behavior == "MergedWithPrevious" else begins
 
 
 class Cuts:
@@ -153,10 +153,10 @@ class Cuts:
             elif kind == "Split" and step["behavior"] in BEHAVIOURS:
                 given = step["pattern"]
                 pattern = given["Regex"] if "Regex" in given else re.escape(given["String"])
-                behaviour = step["behavior"]
-                if step.get("invert") and behaviour not in ("Isolated", "Removed"):
+                behavior = step["behavior"]
+                if step.get("invert") and behavior not in ("Isolated", "Removed"):
                     raise UnknownError(kind)
-                steps.append(_Split(_adjacency(pattern), behaviour))
+                steps.append(_Split(_adjacency(pattern), behavior))
             elif kind == "Digits":
                 each = step.get("individual_digits")
                 steps.append(_Split(_adjacency(r"\p{N}" if each else r"\p{N}+"), "Isolated"))

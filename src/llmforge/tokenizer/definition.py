@@ -45,7 +45,7 @@ def read_definition(directory: Path, scheme: str | None = None) -> Definition:
     if not directory.is_dir():
         raise UserError(f"{directory} is a file; give the tokenizer's directory.")
     if scheme is not None and scheme not in SCHEMES:
-        raise UserError(f"--tokenizer-scheme {scheme} is none of {', '.join(SCHEMES)}.")
+        raise UserError(f"--tokenizer-scheme {scheme} must be one of {', '.join(SCHEMES)}.")
     config = read_config(directory)
     kind = framing.tokenizer_class(config, directory)
     model_file, json_file = directory / "tokenizer.model", directory / "tokenizer.json"
@@ -80,7 +80,7 @@ def read_definition(directory: Path, scheme: str | None = None) -> Definition:
         elif model_file == ranks:
             check_ranks(definition, ranks)
     if "auto_map" in config:
-        console.warn(f"{directory}: {CONFIG} names code of its own (auto_map), which llmforge does not run.")
+        console.warn(f"{directory}: {CONFIG} names custom code (auto_map), which llmforge does not run.")
     if definition["model"]["type"] == "Unigram":
         _shield_control_pieces(definition)
     return Definition(directory, family_of(definition, directory), definition, config, model)
@@ -110,8 +110,8 @@ def family_of(definition: dict[str, Any], directory: Path) -> Family:
     if kind == "BPE" and spaced:
         return "sentencepiece-bpe"
     raise UserError(
-        f"{directory} has a {kind} tokenizer that is neither byte-level nor sentencepiece; llmforge "
-        f"cannot use it."
+        f"{directory} has a {kind} tokenizer that is neither byte-level nor sentencepiece, which llmforge "
+        "does not support; use a BPE or unigram tokenizer."
     )
 
 

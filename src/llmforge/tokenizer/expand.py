@@ -100,7 +100,7 @@ def expand(before: Tokenizer, pieces_file: Path, closure: bool = True) -> Expand
         grown, additions = _grow_json(before, cleaned.pieces, closure)
     if not additions.made:
         piece, reason = next(iter(additions.unreachable.items()))
-        raise UserError(f"{pieces_file}: none of its pieces would be used ({piece}: {reason}).")
+        raise UserError(f"{pieces_file}: none of its pieces can be used ({piece}: {reason}); correct them.")
     return Expanded(from_definition(grown), cleaned, additions)
 
 

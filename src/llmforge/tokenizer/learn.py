@@ -106,12 +106,12 @@ def _learn(
     if not learned.pieces:
         lower = "lower --min-frequency, or " if min_frequency > 1 else ""
         raise UserError(
-            f"nothing in {', '.join(map(str, corpora))} that may be a piece occurs {min_frequency:,} times and is none "
-            f"yet; {lower}give more text."
+            f"{', '.join(map(str, corpora))}: no new token occurs {min_frequency:,} times "
+            f"or more; {lower}give more text."
         )
     if len(learned.pieces) < number:
         console.warn(
-            f"the corpus has {len(learned.pieces):,} pieces of frequency {min_frequency} or more, not "
+            f"the corpus has only {len(learned.pieces):,} new tokens with a frequency of {min_frequency} or more, not "
             f"{number:,}."
         )
     write_pieces(path, tokenizer, learned)
@@ -183,7 +183,7 @@ def _going_on() -> list[int]:
 def _encode(bare: dict[str, Any], counted: Counted, name: object) -> Words:
     """The words, each encoded by itself by the model `bare`, in no particular order.
 
-    A word of which no two neighbours merge is its characters. Of the others, many are encoded as one, with a
+    A word of which no two neighbors merge is its characters. Of the others, many are encoded as one, with a
     character between them that merges with nothing: thrice as fast.
     """
     model = dict(bare["model"])

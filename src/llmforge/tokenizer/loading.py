@@ -1,4 +1,4 @@
-"""A tokenizer ready to use: ids for text in which special tokens are never recognised."""
+"""A tokenizer ready to use: ids for text in which special tokens are never recognized."""
 
 import gc
 import json
@@ -169,7 +169,7 @@ def reporting(name: object) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise UserError(
-                f"{name} has a tokenizer that cannot be read or used ({error}); fetch its files again."
+                f"{name} has a tokenizer that cannot be read or used ({error}); download its files again."
             ) from error
         raise
 

@@ -17,17 +17,17 @@ SCHEME = (
 class LearnPiecesOptions(Options):
     """`max_piece_length` counts characters. Either texts (`data`) or lists of words are learned from."""
 
-    tokenizer: Path = option("Tokenizer (or model) directory to learn on top of.", reads="source")
-    num_pieces: int = option("Number of pieces to learn, missing characters included.", least=1)
-    output: Path = option("The jsonl file to write: one piece a line, in merge order.", writes="pieces")
+    tokenizer: Path = option("Tokenizer (or model) directory to continue from.", reads="source")
+    num_pieces: int = option("Number of tokens to learn, including missing characters.", least=1)
+    output: Path = option("The jsonl file to write: one token per line, in merge order.", writes="pieces")
     data: list[str] = option(f"Texts: {TEXTS_HELP}.", [])
     word_list: list[Path] = option(
-        "Instead of texts: lists of words with frequencies, such as jieba's dict.txt.", []
+        "Instead of --data: lists of words with frequencies, such as jieba's dict.txt.", []
     )
     script: str | None = option("Learn from words of one Unicode script only, such as Han.", None)
-    min_frequency: int = option("Minimum frequency of a pair to be merged.", 2, least=1)
+    min_frequency: int = option("Minimum frequency of a merge.", 2, least=1)
     max_piece_length: int = option(
-        "Maximum number of characters of a piece.", 16, least=1, argument="max_length"
+        "Maximum number of characters of a token.", 16, least=1, argument="max_length"
     )
     reading: ReadOptions = group(ReadOptions)
     seed: int = option(SEED, 0)
@@ -44,18 +44,18 @@ class LearnPiecesOptions(Options):
 class InitTokenizerOptions(Options):
     """`closure`: also add what the new pieces are merged from."""
 
-    tokenizer: Path = option("Tokenizer (or model) directory to expand.", reads="source")
+    tokenizer: Path = option("Tokenizer (or model) directory to extend.", reads="source")
     pieces: Path = option(
-        'New pieces: jsonl of {"piece": "..."}, .txt with one a line, a sentencepiece .model or .vocab, or a '
+        'New tokens: jsonl of {"piece": "..."}, .txt with one per line, a sentencepiece .model or .vocab, or a '
         "tokenizer directory.",
         reads="pieces",
     )
     output: Path = option("Tokenizer directory to write.", writes="tokenizer")
     closure: bool = option(
-        "Also add the characters and parts that new pieces need; otherwise only what is asked for.", True
+        "Also add the characters and intermediate tokens that new tokens need to be reachable.", True
     )
     verify_data: list[str] = option(
-        "Texts for the automatic checks (default: the pieces and a built-in sample).", []
+        "Texts for the automatic checks (default: the new tokens and a built-in sample).", []
     )
     tokenizer_scheme: str | None = option(SCHEME, None)
     reading: ReadOptions = group(ReadOptions)
@@ -70,7 +70,7 @@ class CompareTokenizersOptions(Options):
         "Tokenizer (or model) directories; also without the flag.", metavar="PATH...", bare=True, commas=False
     )
     data: list[str] = option(f"[LABEL=]PATH of texts: {TEXTS_HELP}.")
-    output: list[Path] = option("Also write the table here (.md, .json, .html).", [], commas=False)
-    max_documents: int | None = option("Only the first documents of each label.", None, least=1)
+    output: list[Path] = option("Also write the table to these files (.md, .json, .html).", [], commas=False)
+    max_documents: int | None = option("Maximum number of documents per label (default: all).", None, least=1)
     tokenizer_scheme: str | None = option(SCHEME, None)
     reading: ReadOptions = group(ReadOptions)

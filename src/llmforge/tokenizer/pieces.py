@@ -56,7 +56,7 @@ def read_pieces(path: Path, inside: Inside) -> Cleaned:
         if isinstance(piece, bytes) and not inside.byte_level:
             if not path.is_dir():
                 raise UserError(
-                    f"{place}: `bytes` are pieces of byte-level tokenizers; this source is {inside.tokenizer.family}."
+                    f"{place}: `bytes` are for byte-level tokenizers; the source tokenizer is {inside.tokenizer.family}. Use `piece`."
                 )
             try:
                 piece = piece.decode("utf-8")
@@ -72,7 +72,7 @@ def read_pieces(path: Path, inside: Inside) -> Cleaned:
             counts["folded"] += text != piece
             if not text:
                 raise UserError(
-                    f"{place}: the source's normalizer leaves nothing of {piece!r}; remove the line."
+                    f"{place}: the source's normalizer removes {piece!r} completely; remove the line."
                 )
             spaced = text.replace(SPACE, " ")
             spelled = bytelevel.to_piece(spaced.encode()) if inside.byte_level else spaced.replace(" ", SPACE)
@@ -87,12 +87,12 @@ def read_pieces(path: Path, inside: Inside) -> Cleaned:
         else:
             pieces[spelled] = None
     if not counts["read"]:
-        raise UserError(f"{path} holds no pieces; give a file with at least one.")
+        raise UserError(f"{path} contains no pieces; give a file with at least one.")
     if not pieces:
         left_out = counts["parts_of_characters"] + counts["control_characters"]
         others = f" and cannot have {left_out:,} others" if left_out else ""
         raise UserError(
-            f"{path} holds no new pieces: the source has {counts['already_present']:,} of them already{others}."
+            f"{path} contains no new pieces: {counts['already_present']:,} of them are in the source tokenizer already{others}."
         )
     return Cleaned(list(pieces), counts)
 
@@ -129,7 +129,7 @@ def _plain_entry(line: bytes, place: str) -> str | None:
     if not piece.strip() and not tab:
         return None
     if tab and not _NUMBER.fullmatch(score):
-        raise UserError(f"{place}: {score!r} behind the tab is no score; write one piece a line.")
+        raise UserError(f"{place}: {score!r} after the tab is not a score; write one piece per line.")
     if _WORD_WITH_FREQUENCY.fullmatch(piece):
         raise UserError(
             f"{place}: {piece!r} looks like a word with its frequency; give such a list to learn-pieces --word-list, or "
@@ -147,7 +147,7 @@ def _line_entry(line: bytes, place: str) -> str | bytes:
         value: Any = json.loads(line.decode("utf-8"))
     except ValueError as error:
         raise UserError(
-            f'{place}: not JSON ({error}); write {{"piece": "..."}}, or one piece a line in a .txt file.'
+            f'{place}: not JSON ({error}); write {{"piece": "..."}}, or one piece per line in a .txt file.'
         ) from error
     if not isinstance(value, dict) or ("piece" in value) == ("bytes" in value):
         raise UserError(f'{place}: no `piece`; write {{"piece": "..."}}.')
@@ -156,13 +156,13 @@ def _line_entry(line: bytes, place: str) -> str | bytes:
             raw = bytes.fromhex(value["bytes"])
         except (TypeError, ValueError):
             raise UserError(
-                f"{place}: `bytes` is {value['bytes']!r}, not hexadecimal digits; mend the line."
+                f"{place}: `bytes` is {value['bytes']!r}, not hexadecimal digits; correct the line."
             ) from None
         if not raw:
             raise UserError(f"{place}: the piece is empty; remove the line.")
         return raw
     if not isinstance(value["piece"], str):
-        raise UserError(f"{place}: `piece` is {json.dumps(value['piece'])}, not a text; put it in quotes.")
+        raise UserError(f"{place}: `piece` is {json.dumps(value['piece'])}, not a string; put it in quotes.")
     return value["piece"]
 
 
@@ -170,7 +170,9 @@ def _check(piece: str, place: str) -> None:
     if not piece:
         raise UserError(f"{place}: the piece is empty; remove the line.")
     if any(unicodedata.category(character) == "Cs" for character in piece):
-        raise UserError(f"{place}: {piece!r} has an unpaired surrogate, which is no text; remove the line.")
+        raise UserError(
+            f"{place}: {piece!r} has an unpaired surrogate, which is not valid text; remove the line."
+        )
 
 
 def _control_sentence(text: str, place: str, byte_level: bool) -> str:

@@ -216,7 +216,7 @@ def sentencepiece_ids(tokenizer: Tokenizer, documents: Sequence[str]) -> list[li
         )
     except RuntimeError as error:
         raise UserError(
-            f"{tokenizer.directory}: sentencepiece cannot read tokenizer.model ({error}); fetch the file again."
+            f"{tokenizer.directory}: sentencepiece cannot read tokenizer.model ({error}); download the file again."
         ) from error
     result: list[list[int]] = processor.encode(list(documents), out_type=int)
     return result
@@ -226,13 +226,12 @@ def summary(gates: Mapping[str, Any]) -> str:
     """The gates in a few lines, for the terminal."""
     reach, parity_, trip, moved = (gates[name] for name in ("reachability", "parity", "round_trip", "drift"))
     lines = [
-        f"gates on {gates['documents']:,} documents, {gates['characters']:,} characters:",
-        f"  reachability  {reach['new'] - reach['unreachable']:,} of {reach['new']:,} new pieces, "
-        f"{reach['source_lost']:,} old ones lost ({reach['source_unreachable']:,} never were reachable)",
+        f"checks on {gates['documents']:,} documents, {gates['characters']:,} characters:",
+        f"  reachability  {reach['new'] - reach['unreachable']:,} of {reach['new']:,} new tokens, "
+        f"{reach['source_lost']:,} old tokens no longer ({reach['source_unreachable']:,} were not before)",
         f"  round trip    {trip['failures']:,} failures ({trip['inherited']:,} in the source as well)",
-        f"  drift         {moved['changed']:,} of {moved['documents']:,} documents in the source's "
-        f"language changed, "
-        f"{moved['changed_without_new_pieces']:,} documents without a new piece",
+        f"  drift         {moved['changed']:,} of {moved['documents']:,} documents in the source's language changed, "
+        f"{moved['changed_without_new_pieces']:,} documents without a new token",
     ]
     if parity_ is not None:
         line = f"  parity        {parity_['mismatches']:,} mismatches with sentencepiece"
@@ -252,20 +251,22 @@ def _insist(gates: Mapping[str, Any]) -> None:
         if gates[gate] is not None and gates[gate][figure]:
             example = gates[gate]["examples"][0]
             raise UserError(
-                f"the {gate.replace('_', ' ')} gate is broken: {gates[gate][figure]} {what}, for example "
+                f"the {gate.replace('_', ' ')} check failed: {gates[gate][figure]} {what}, for example "
                 f"{example!r}; "
                 "nothing was written. Please report it with the pieces."
             )
     drift_ = gates["drift"]
     if drift_["changed_without_new_pieces"] and not drift_["not_enforced"]:
         raise UserError(
-            f"the drift gate is broken: the tokens of {drift_['changed_without_new_pieces']} documents changed without "
+            f"the drift check failed: the tokens of {drift_['changed_without_new_pieces']} documents changed without "
             f"a new piece, for example {drift_['examples_without_new_pieces'][0]!r}; nothing was written. Please "
             "report it with the pieces."
         )
     lost = gates["reachability"]["source_lost"]
     if lost:
-        console.warn(f"{lost} pieces of the source are no longer reached alone; the manifest names some.")
+        console.warn(
+            f"{lost} tokens of the source are no longer reachable; llmforge.json lists some of them."
+        )
 
 
 def _alone(tokenizer: Tokenizer, pieces: Sequence[str]) -> list[list[int]]:

@@ -77,13 +77,13 @@ def _build(
     chosen = standing[:number]
     if not chosen:
         raise UserError(
-            f"{', '.join(map(str, lists))}: no word is left that the source lacks; lower --min-frequency or "
-            "drop --script."
+            f"{', '.join(map(str, lists))}: every word is in the source tokenizer already or is excluded; lower --min-frequency or "
+            "leave out --script."
         )
     cut = len(frequent) - len(standing)
     if len(chosen) < number:
         others = f"; {cut:,} more are cut by the source and can be no pieces" if cut else ""
-        console.warn(f"the list has {len(chosen):,} such words, not {number:,}{others}.")
+        console.warn(f"the list has only {len(chosen):,} such words, not {number:,}{others}.")
     learned = Learned([piece for piece, _ in chosen], [frequency for _, frequency in chosen])
     write_pieces(path, tokenizer, learned)
     outputs: dict[str, Any] = {"pieces": len(chosen), "tokenizer": tokenizer.fingerprint}
@@ -95,7 +95,7 @@ def read_words(lists: Sequence[Path]) -> dict[str, int]:
     words: dict[str, int] = {}
     for file in lists:
         if not file.is_file():
-            raise UserError(f"{file} is not a file; give a list of words, one a line.")
+            raise UserError(f"{file} is not a file; give a list of words, one per line.")
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 try:
@@ -103,8 +103,7 @@ def read_words(lists: Sequence[Path]) -> dict[str, int]:
                     frequency = int(fields[1]) if len(fields) > 1 else 1
                 except ValueError:
                     raise UserError(
-                        f"{file}, line {number}: not a word with a whole number behind it; mend or remove "
-                        f"the line."
+                        f"{file}, line {number}: not a word followed by a whole number; correct or remove the line."
                     ) from None
                 if fields:
                     words[fields[0]] = words.get(fields[0], 0) + frequency

@@ -93,7 +93,9 @@ def count_words(
             thinned += 1
             counted = _thinned(counted, chance)
     if thinned:
-        console.warn(f"more than {limit:,} different words: rare ones were sampled, {thinned} times by half.")
+        console.warn(
+            f"more than {limit:,} different words: half of the rare ones were dropped at random, {thinned} times."
+        )
     return counted, {
         "documents": read,
         "characters_read": characters,
@@ -210,7 +212,7 @@ def script_pattern(script: str) -> Any:
         return regex.compile(rf"\p{{Script={script}}}+")
     except regex.error:
         raise UserError(
-            f"--script {script}: not a Unicode script; Han, Hangul, Cyrillic and Arabic are some."
+            f"--script {script}: not a Unicode script; use a name such as Han, Hangul, Cyrillic or Arabic."
         ) from None
 
 

@@ -70,14 +70,14 @@ def find_checkpoint(save_dir: Path, wanted: str, *, contents: bool = True) -> Pa
             )
         if problem := damage(path, contents=contents):
             raise UserError(
-                f"--load-checkpoint {path} cannot be resumed: {problem}; latest takes the newest whole one of --output."
+                f"--load-checkpoint {path} cannot be resumed: {problem}; --load-checkpoint latest takes the newest complete one of --output."
             )
         return path
     for path in reversed(checkpoints(save_dir)):
         problem = damage(path, contents=contents)
         if problem is None:
             return path
-        warn(f"{path} is passed over: {problem}.")
+        warn(f"{path} is skipped: {problem}.")
     return None
 
 
@@ -156,7 +156,9 @@ def remove_old(save_dir: Path, keep: int, written: Path) -> None:
         if path.is_symlink():
             continue  # what it points to is somewhere else, and may be needed there
         if foreign := unrecorded_entries(path, read_manifest(path)):
-            warn(f"--keep-last leaves {path}, which holds what llmforge did not write ({foreign[0].name}).")
+            warn(
+                f"--keep-last keeps {path}, which contains files that llmforge did not write ({foreign[0].name})."
+            )
             continue
         try:
             # Hidden first: a deletion cut short must not look like a damaged checkpoint.

@@ -38,7 +38,7 @@ MODEL_STEP = "train-model"
 class Contents:
     """What a checkpoint holds besides the engine's own state; nothing in it changes when training goes on.
 
-    `files`: the model's other files by name (configuration, tokenizer, licence), held since the run began, as the
+    `files`: the model's other files by name (configuration, tokenizer, license), held since the run began, as the
     source model may go away meanwhile. `identity`: the outputs of the model's manifest. `states`: the text of
     running_states.json after `step`.
     """
@@ -83,7 +83,7 @@ def write_checkpoint(path: Path, snapshot: Snapshot, contents: Contents, is_main
             need, free = snapshot.bytes(), free_bytes(path.parent)
             raise UserError(
                 f"{path} could not be written: {reason}. It needs {need:,} bytes, and {free:,} "
-                "are free there."
+                "are free on that disk."
             ) from problem
 
 
@@ -112,7 +112,7 @@ def _complete(partial: Path, path: Path, contents: Contents) -> None:
 
 
 def finish_model(directory: Path, files: Mapping[str, bytes], identity: Mapping[str, Any]) -> None:
-    """Makes a model directory of weights: `files` (configuration, tokenizer, licence), and the manifest."""
+    """Makes a model directory of weights: `files` (configuration, tokenizer, license), and the manifest."""
     for name, data in files.items():
         (directory / name).write_bytes(data)
     config = {**portable(read_config(directory)), "torch_dtype": "float32"}

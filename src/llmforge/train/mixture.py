@@ -44,17 +44,17 @@ def check_weights(weights: Mapping[str, float], data: PackedDataset) -> None:
     if unknown := sorted(set(weights) - set(names)):
         raise UserError(f"--mix names {', '.join(unknown)}, but the categories are {', '.join(names)}.")
     if missing := sorted(set(data.categories) - set(weights)):
-        raise UserError(f"--mix gives {', '.join(missing)} no share; add {missing[0]}=0 to leave it out.")
+        raise UserError(f"--mix has no weight for {', '.join(missing)}; add {missing[0]}=0 to leave it out.")
     if not data.packed_by_category and MIXED in data.by_category and MIXED not in data.categories:
         raise UserError(
             "--mix needs rows of one category, but the dataset was prepared by a version that packed all categories "
-            "together; prepare it again, with --overwrite."
+            "together; run prepare-data again, with --overwrite."
         )
     for name, weight in weights.items():
         if weight and name not in data.by_category:
             raise UserError(
-                f"--mix asks for {name}, but no row holds it alone: there is too little of it; prepare the data with "
-                "fewer --num-spliced-dataset-bins."
+                f"--mix gives {name} a weight, but it is too small to fill a row; prepare the data with "
+                "fewer --bins."
             )
 
 

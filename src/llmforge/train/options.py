@@ -37,7 +37,7 @@ class TrainOptions(Options):
 
     model: Path = option("Model directory to start from.", panel=RUN, decides=False, reads="model")
     data: list[Path] = option(
-        "Datasets of prepare-data, or parts of them (OUT/arrow/part-00000).",
+        "Outputs of prepare-data, or parts of them (OUTPUT/arrow/part-00000).",
         panel=RUN,
         decides=False,
         reads="dataset",
@@ -53,17 +53,19 @@ class TrainOptions(Options):
     time_limit: str | None = option(
         "Save and exit after this time: seconds, or H:MM:SS.", None, panel=RUN, decides=False
     )
-    dry_run: bool = option("Show what the run would do and need, and stop.", False, panel=RUN, decides=False)
+    dry_run: bool = option(
+        "Show memory, steps and time of the run, and stop.", False, panel=RUN, decides=False
+    )
 
     micro_batch_size: int = option("Rows per forward pass and process.", 2, panel=BATCHES, least=1)
     gradient_accumulation_steps: int = option(
         "Forward passes per optimizer step.", 1, panel=BATCHES, least=1, argument="accumulation_steps"
     )
     max_length: int | None = option(
-        "Tokens per row; taken from the dataset, and checked if given.", None, panel=BATCHES, least=1
+        "Tokens per row: checked against the dataset, which decides it.", None, panel=BATCHES, least=1
     )
     mix: str | None = option(
-        "Proportions of rows by category, such as zh=0.7,en=0.3, 0 to leave one out (default: all rows, as they come).",
+        "Proportions of rows by category, such as zh=0.7,en=0.3; 0 leaves one out (default: those of the dataset).",
         None,
         panel=BATCHES,
         parse=lambda place, items: ",".join(items) if parse_mix(place, items) else None,
@@ -75,8 +77,8 @@ class TrainOptions(Options):
     )
 
     optimizer: str = option(
-        f"{' or '.join(optimizers.names())}. muon is for the matrices of layers (AdamW for all else), with --plugin native "
-        "or ddp; models that were pretrained with AdamW, as most are, lose by the change of optimizer (arXiv 2605.10468).",
+        f"{' or '.join(optimizers.names())}. muon trains the matrices of the layers and AdamW the rest, with --plugin native "
+        "or ddp; for models pretrained with AdamW, as most are, it is worse than AdamW (arXiv 2605.10468).",
         "adamw",
         panel=OPTIMIZER,
     )
@@ -104,8 +106,8 @@ class TrainOptions(Options):
         panel=MODEL,
     )
     lora_rank: int | None = option("Rank of the adapters of --trainable lora.", None, panel=MODEL, least=1)
-    use_neft: bool = option("Add noise to the embeddings while training (NEFTune).", False, panel=MODEL)
-    neft_alpha: float = option("Scale of that noise.", 5.0, panel=MODEL, least=0)
+    use_neft: bool = option("Add NEFTune noise to the embeddings.", False, panel=MODEL)
+    neft_alpha: float = option("Scale of the NEFTune noise.", 5.0, panel=MODEL, least=0)
 
     plugin: str = option(
         f"Backend: auto, {', '.join(registry.OWN)}, or one of another package (llmforge doctor lists them). auto picks "
@@ -114,35 +116,31 @@ class TrainOptions(Options):
         panel=ENGINE,
         decides=False,
     )
-    tp: int = option(
-        "3d: ranks that share every layer (tensor parallel).", 1, panel=ENGINE, decides=False, least=1
-    )
+    tp: int = option("3d: tensor-parallel size.", 1, panel=ENGINE, decides=False, least=1)
     pp: int = option(
-        "3d: stages of layers, one after the other (pipeline).", 1, panel=ENGINE, decides=False, least=1
+        "3d: pipeline-parallel size (number of stages).", 1, panel=ENGINE, decides=False, least=1
     )
-    sp: int = option(
-        "3d: ranks that share every row (sequence parallel).", 1, panel=ENGINE, decides=False, least=1
-    )
+    sp: int = option("3d: sequence-parallel size.", 1, panel=ENGINE, decides=False, least=1)
     sp_mode: Literal["split_gather", "all_to_all", "ring", "ring_attn"] | None = option(
-        "3d: split_gather cuts rows among the ranks of --tp, all_to_all among those of --sp "
-        "(default: all_to_all where --sp is given).",
+        "3d: split_gather divides rows among the ranks of --tp, all_to_all among those of --sp "
+        "(default: all_to_all if --sp is given).",
         None,
         panel=ENGINE,
         decides=False,
     )
     zero: int | None = option(
-        "3d: ZeRO stage over data ranks, 0, 1 or 2 (default: 0).", None, panel=ENGINE, decides=False
+        "3d: ZeRO stage over data-parallel ranks: 0, 1 or 2 (default: 0).", None, panel=ENGINE, decides=False
     )
     pipeline_micro_batch_size: int | None = option(
-        "3d with --pp: rows that pass through a stage at once (default: 1). A step's rows of a process are "
-        "--micro-batch-size x --gradient-accumulation-steps.",
+        "3d with --pp: rows per pipeline micro-batch (default: 1). Each data-parallel rank reads "
+        "--micro-batch-size x --gradient-accumulation-steps rows per step.",
         None,
         panel=ENGINE,
         decides=False,
         least=1,
     )
     rank_timeout: float = option(
-        "Seconds without a sign of life after which a process is named, and the run ends; 0 for never.",
+        "Seconds without a heartbeat of a rank after which the run ends; 0 for never.",
         300.0,
         panel=ENGINE,
         decides=False,
@@ -155,32 +153,30 @@ class TrainOptions(Options):
         decides=False,
     )
     mixed_precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
-        "auto is bf16 where the machine computes in it, else fp32.", "auto", panel=ENGINE
+        "Precision; auto is bf16 if the device supports it, else fp32.", "auto", panel=ENGINE
     )
     attention: Literal["auto", "sdpa", "flash", "varlen", "flex"] = option(
-        "Attention kernel; auto is the fastest that runs here.", "auto", panel=ENGINE
+        "Attention kernel; auto is the fastest available.", "auto", panel=ENGINE
     )
-    use_flash_attn: bool = option(
-        "Use flash-attn if it is installed; says so if it is not.", False, panel=ENGINE
-    )
+    use_flash_attn: bool = option("Use flash-attn if it is installed.", False, panel=ENGINE)
     gradient_checkpointing: bool = option(
         "Recompute activations instead of keeping them.", False, panel=ENGINE, argument="use_grad_checkpoint"
     )
     compile: bool = option("Compile the layers with torch.compile.", False, panel=ENGINE)
     head_chunk: int = option(
-        "Number of tokens whose logits are in memory at the same time.", 512, panel=ENGINE, least=1
+        "Number of tokens whose logits are in memory at once.", 512, panel=ENGINE, least=1
     )
 
     on_spike: Literal["warn", "skip", "rollback"] = option(
-        "When loss or gradient norm jumps: warn, skip the step, or go back to a checkpoint and skip the data.",
+        "On a spike of loss or gradient norm: warn, skip the step, or roll back to the last checkpoint and skip the data.",
         "warn",
         panel=GUARDS,
     )
     spike_threshold: float = option(
-        "A jump is this number of standard deviations above the running mean.", 6.0, panel=GUARDS, least=0
+        "Number of standard deviations above the running mean that make a spike.", 6.0, panel=GUARDS, least=0
     )
     max_bad_steps: int = option(
-        "Stop after this number of skipped steps in a row.", 10, panel=GUARDS, least=1
+        "Stop after this number of consecutive skipped steps.", 10, panel=GUARDS, least=1
     )
 
     save_interval: int = option(
@@ -196,7 +192,7 @@ class TrainOptions(Options):
         "No checkpoint at the end of an epoch.", False, panel=SAVING, decides=False
     )
     verify: bool = option(
-        "Compare every byte of a model that llmforge wrote with its checksums before it is read.",
+        "Verify the checksums of a model that llmforge wrote before training.",
         True,
         panel=SAVING,
         decides=False,
@@ -205,13 +201,13 @@ class TrainOptions(Options):
         "Write checkpoints while training continues.", True, panel=SAVING, decides=False
     )
     load_checkpoint: str | None = option(
-        "Checkpoint to resume, or latest; a modeling folder gives its weights alone.",
+        "Checkpoint to resume, or latest; a modeling folder loads only weights.",
         None,
         panel=SAVING,
         decides=False,
     )
     allow_changes: bool = option(
-        "Resume even if dataset, tokenizer or seed are not the checkpoint's.",
+        "Resume with another dataset, tokenizer or seed than the checkpoint's.",
         False,
         panel=SAVING,
         decides=False,
@@ -227,27 +223,27 @@ class TrainOptions(Options):
         "Steps between evaluations.", None, panel=WATCHING, decides=False, least=1
     )
     tensorboard_dir: Path | None = option(
-        "TensorBoard logs (default: OUTPUT/tensorboard).", None, panel=WATCHING, decides=False
+        "Directory for TensorBoard logs (default: OUTPUT/tensorboard).", None, panel=WATCHING, decides=False
     )
     config_file: Path | None = option(
-        "Where the resolved configuration is written (default: OUTPUT/config.yaml).",
+        "File for the resolved configuration (default: OUTPUT/config.yaml).",
         None,
         panel=WATCHING,
         decides=False,
     )
     wandb_project: str | None = option(
-        "Also report to this Weights & Biases project.", None, panel=WATCHING, decides=False
+        "Also log to this Weights & Biases project.", None, panel=WATCHING, decides=False
     )
 
     pad_token: Literal["eos", "unk"] | None = option(
-        "Token of padding. Rows are packed: the little padding they have is neither attended to nor trained on, "
-        "so any token serves, and the run says so.",
+        "Accepted without effect: rows are packed, and their little padding is neither attended to "
+        "nor trained on.",
         None,
         panel=COLOSSAL_LLAMA,
         decides=False,
     )
     padding_mode: Literal["max_length", "longest"] = option(
-        "Length of rows. Packed rows always have that of the dataset; longest is refused.",
+        "Accepted without effect: packed rows have the length of the dataset; longest is refused.",
         "max_length",
         panel=COLOSSAL_LLAMA,
         decides=False,
@@ -275,26 +271,26 @@ class TrainOptions(Options):
     def _check_contradictions(self) -> None:
         if self.freeze_non_embeds_params:
             if self.trainable not in ("all", "embeddings"):
-                raise UsageError(f"--freeze-non-embeds-params contradicts --trainable {self.trainable}.")
+                raise UsageError(
+                    f"--freeze-non-embeds-params contradicts --trainable {self.trainable}; give one of them."
+                )
             object.__setattr__(self, "trainable", "embeddings")
         if self.trainable == "lora" and self.lora_rank is None:
             raise UsageError("--trainable lora needs --lora-rank.")
         if self.lora_rank is not None and self.trainable != "lora":
             raise UsageError(
-                f"--lora-rank {self.lora_rank} contradicts --trainable {self.trainable}; it goes with lora."
+                f"--lora-rank {self.lora_rank} contradicts --trainable {self.trainable}; use --trainable lora."
             )
         if self.use_flash_attn and self.attention not in ("auto", "flash"):
-            raise UsageError(f"--use-flash-attn contradicts --attention {self.attention}.")
+            raise UsageError(f"--use-flash-attn contradicts --attention {self.attention}; give one of them.")
         if self.mixed_precision == "fp32" and (self.attention in ("flash", "varlen") or self.use_flash_attn):
             asked = "--use-flash-attn" if self.use_flash_attn else f"--attention {self.attention}"
-            raise UsageError(
-                f"{asked} contradicts --mixed-precision fp32: these kernels compute in bf16 and fp16."
-            )
+            raise UsageError(f"{asked} contradicts --mixed-precision fp32: these kernels need bf16 or fp16.")
         if self.eval_interval is not None and not self.eval_data:
-            raise UsageError("--eval-interval needs --eval-data, the data to measure on.")
+            raise UsageError("--eval-interval needs --eval-data.")
         if self.on_spike == "rollback" and not self.save_interval and self.save_seconds is None:
             raise UsageError(
-                "--on-spike rollback contradicts --save-interval 0: there is nothing to go back to."
+                "--on-spike rollback contradicts --save-interval 0: there is no checkpoint to roll back to."
             )
         if self.overwrite and self.load_checkpoint == "latest":
             raise UsageError(
@@ -331,7 +327,7 @@ class TrainOptions(Options):
     def arguments(self) -> dict[str, Any]:
         """What decides the result, as arguments of a manifest."""
         values = super().arguments()
-        if self.optimizer == "adamw":  # what version 0.1 made, which had no other, stays recognised
+        if self.optimizer == "adamw":  # what version 0.1 made, which had no other, stays recognized
             del values["optimizer"]
         return values
 
@@ -351,9 +347,11 @@ class TrainOptions(Options):
 class TrainCommandOptions(Result):
     """What the command takes besides."""
 
-    config: Path | None = option("YAML file of these options; the command line wins.", None, decides=False)
+    config: Path | None = option(
+        "YAML file of these options; the command line takes precedence.", None, decides=False
+    )
     stopped_exit_code: int = option(
-        "Exit code where a signal or --time-limit stopped the training before its last step.",
+        "Exit code if a signal or --time-limit stopped the training before its last step.",
         0,
         decides=False,
         least=0,
@@ -367,7 +365,9 @@ class PlanOptions(Options):
 
     model: Path = same_as(TrainOptions, "model")
     data: list[Path] = same_as(TrainOptions, "data")
-    device: str = option("this, or a name such as h100 or a100-80gb.", "this")
+    device: str = option(
+        "Device: this (the one of this machine), or a name such as h100 or a100-80gb.", "this"
+    )
     processes: int = option("Number of devices.", 1, least=1)
     plugin: str = same_as(TrainOptions, "plugin")
     trainable: str = same_as(TrainOptions, "trainable")

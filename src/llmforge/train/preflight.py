@@ -39,7 +39,9 @@ def check_inputs(
     if weights := config.weights():
         check_weights(weights, data)
     if "new-embeddings" in config.trainable and vocabulary.size == vocabulary.source:
-        raise UserError(f"--trainable {config.trainable}: {origin} has no new tokens; use embeddings.")
+        raise UserError(
+            f"--trainable {config.trainable}: {origin} has no new tokens; use --trainable embeddings."
+        )
 
 
 def check_rows(data: PackedDataset, vocabulary: Vocabulary, dataset: object) -> None:
@@ -55,21 +57,23 @@ def check_rows(data: PackedDataset, vocabulary: Vocabulary, dataset: object) -> 
         masked += bool((row.labels[1:] == -100).all())
     if masked == len(numbers):
         raise UserError(
-            f"{dataset}: every label is masked, there is nothing to learn; check source and target."
+            f"{dataset}: every label is masked, so there is nothing to learn; check source and target of the documents."
         )
     if masked:
-        warn(f"{dataset}: in {masked} of {len(numbers)} rows looked at, every label is masked.")
+        warn(f"{dataset}: in {masked} of {len(numbers)} sampled rows, every label is masked.")
 
 
 def check_embeddings(norms: torch.Tensor, vocabulary: Vocabulary, model: object) -> None:
     """`norms` (size,) of the input embeddings: a row of zeros has an infinite gradient behind an RMS norm."""
     if not bool(torch.isfinite(norms).all()):
-        raise UserError(f"{model}: embeddings are not finite; the model is damaged.")
+        raise UserError(
+            f"{model}: the embeddings contain NaN or infinity; download or train the model again."
+        )
     zero = (norms == 0).nonzero().flatten().tolist()
     if new := [i for i in zero if i >= vocabulary.source]:
         raise UserError(
             f"{model}: {len(new)} new tokens (the first is {new[0]}) have embeddings of zeros, which cannot be "
-            "trained; grow the model with llmforge init-model."
+            "trained; resize the model with llmforge init-model."
         )
     if zero:
         warn(f"{model}: {len(zero)} old tokens (the first is {zero[0]}) have embeddings of zeros.")
@@ -78,8 +82,8 @@ def check_embeddings(norms: torch.Tensor, vocabulary: Vocabulary, model: object)
 def _check_free(needed: int, free: int) -> None:
     if needed > free:
         warn(
-            f"a step is estimated to need {needed / 1e9:.1f} GB more per process, and {free / 1e9:.1f} GB are free; "
-            "--gradient-checkpointing, a smaller --micro-batch-size and --plugin fsdp need less."
+            f"a step needs an estimated {needed / 1e9:.1f} GB more per process, and {free / 1e9:.1f} GB are free; "
+            "--gradient-checkpointing, a smaller --micro-batch-size or --plugin fsdp need less."
         )
 
 

@@ -52,7 +52,9 @@ def refuse_separate_directories(processes: Processes, save_dir: Path) -> None:
         try:
             write_durably(mark, token.encode())
         except OSError as error:
-            raise UserError(f"--output {save_dir} cannot be written ({error.strerror}).") from error
+            raise UserError(
+                f"--output {save_dir} cannot be written ({error.strerror}); choose another."
+            ) from error
         return token
 
     token = processes.from_main(write)
@@ -64,7 +66,7 @@ def refuse_separate_directories(processes: Processes, save_dir: Path) -> None:
         mark.unlink(missing_ok=True)
     if blind:
         raise UserError(
-            f"--output {save_dir} of {processes.name(blind[0])} is not the directory of rank 0; it must lie on a "
+            f"--output {save_dir} of {processes.name(blind[0])} is not the directory of rank 0; it must be on a "
             "file system that all hosts share."
         )
 

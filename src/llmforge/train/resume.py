@@ -47,7 +47,7 @@ def find_resumed(
         if states.identity[what] != value and not config.allow_changes:
             raise UserError(
                 f"{found} belongs to a run with another {what} ({states.identity[what]}, now {value}); "
-                "--allow-changes resumes all the same."
+                "--allow-changes resumes anyway."
             )
     check_engine(found, states, config, processes.world)
     return found
@@ -58,7 +58,7 @@ def _find(config: TrainOptions, wanted: str, origin: Path) -> Path | None:
         branch.finish_setting_aside(config.output)
     found = branch.find_checkpoint(config.output, wanted, contents=config.verify)
     if found is None:
-        say(f"{config.output} has no whole checkpoint yet: starting from {origin}.")
+        say(f"{config.output} has no complete checkpoint yet; starting from {origin}.")
     return found
 
 
@@ -76,7 +76,7 @@ def check_steps(
         )
         raise UserError(
             f"{path} has done {done:,} steps, but with {given} the run has {total:,}; ask for at least {done:,}, or "
-            "go on from an older checkpoint."
+            "resume from an older checkpoint."
         )
     before = read_schedule(path)
     old, new = before.rate(done), now.rate(done)
@@ -111,7 +111,7 @@ def check_engine(found: Path, states: RunStates, config: TrainOptions, world: Wo
             f" --{n} {v}" for n, v in zip(names, saved.get("sizes", []), strict=False) if v > 1
         )
     raise UserError(
-        f"{found} was written by {written}; its full state resumes there only, but --load-checkpoint "
+        f"{found} was written by {written}; its full state can only be resumed there; --load-checkpoint "
         f"{found / MODELING} starts a new stage from its weights."
     )
 
@@ -123,7 +123,7 @@ def load_engine(engine: Engine, path: Path, say: Callable[[str], None]) -> RunSt
     engine.restore(states.engine)
     before, now = states.engine.get("description"), engine.describe()
     if before and before != now:
-        say(f"{path} was computed by {before}; now it is {now}: the bits may come out otherwise.")
+        say(f"{path} was computed by {before}; now it is {now}: results may differ in the last bits.")
     say(f"resuming {path} after step {states.position.step}.")
     return states
 
@@ -145,8 +145,8 @@ def keep_rows(
     if states.rows_per_step == ours.rows_per_step:
         return ours
     say(
-        f"a step keeps the {states.rows_per_step} rows of the checkpoint, though the flags and {processes} processes "
-        f"would make it {ours.rows_per_step}."
+        f"a step keeps the {states.rows_per_step} rows of the checkpoint, although the options and {processes} processes "
+        f"would give {ours.rows_per_step}."
     )
     return MicroBatches(ours.micro, states.rows_per_step)
 
@@ -159,7 +159,7 @@ def load_sampler(
     """
     state, weights = states.sampler, sampler.weights
     if states.identity["dataset"] != dataset:
-        say("the dataset is another one: it is read from its beginning.")
+        say("the dataset has changed; it is read from the beginning.")
         state = {"epoch": state["epoch"], "sample": 0}
     try:
         sampler.load_state_dict(state)

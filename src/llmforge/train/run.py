@@ -65,7 +65,7 @@ class Stopped:
 
 
 def run_training(config: TrainOptions) -> Finished | Stopped | None:
-    """Trains, or recognises the finished training.
+    """Trains, or recognizes the finished training.
 
     None for --dry-run and on every process but the first. Raises `UserError` before
     anything is loaded where the save directory does not allow the run.
@@ -156,9 +156,7 @@ def dataset_roots(datasets: list[Path]) -> tuple[list[Path], list[str]]:
     roots, parts = [], []
     for path in datasets:
         if not path.is_dir():
-            raise UserError(
-                f"--data {path} is not a directory; it takes the output of llmforge prepare-data."
-            )
+            raise UserError(f"--data {path} is not a directory; give the output of llmforge prepare-data.")
         resolved = path.resolve()
         root = next((d for d in (resolved, *resolved.parents[:2]) if manifest_path(d).is_file()), resolved)
         roots.append(root if root != resolved else path)
@@ -169,14 +167,12 @@ def dataset_roots(datasets: list[Path]) -> tuple[list[Path], list[str]]:
 def _check_unfinished(config: TrainOptions, arguments: dict[str, Any]) -> None:
     if not config.load_checkpoint:
         raise UserError(
-            f"{config.output} holds an unfinished training; "
-            "--load-checkpoint latest goes on with it, --overwrite starts anew."
+            f"{config.output} contains an unfinished training; "
+            "--load-checkpoint latest resumes it, --overwrite starts again."
         )
     old = recorded_arguments(config.output)
     if old is None:
-        say(
-            f"note: {config.output / RUN_FILE} is damaged: whether the flags are those of the run is not known."
-        )
+        say(f"note: {config.output / RUN_FILE} is damaged; the options of the run cannot be compared.")
         return
     flags = {one.argument: one.flag for one in options_of(TrainOptions)}
     for key in sorted({*old, *arguments}):
@@ -222,7 +218,7 @@ def _locked(config: TrainOptions, arguments: dict[str, Any]) -> Iterator[None]:
                     shutil.rmtree(save_dir)
     except BlockingIOError:
         raise UserError(
-            f"another llmforge is training into {save_dir} right now; choose another --output."
+            f"another llmforge process is training into {save_dir}; choose another --output."
         ) from None
     finally:
         os.close(descriptor)

@@ -53,7 +53,7 @@ def refuse_obstacles(save_dir: Path) -> None:
         path = save_dir / name
         fits = not os.path.lexists(path) or (path.is_dir() if directory else path.is_file())
         if path.is_symlink() or not fits:
-            raise UserError(f"{path} is in the way and was not made by llmforge; move it away.")
+            raise UserError(f"{path} exists and was not created by llmforge; move it away.")
 
 
 def refuse_foreign(save_dir: Path) -> None:
@@ -64,7 +64,7 @@ def refuse_foreign(save_dir: Path) -> None:
     if foreign:
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
         raise UserError(
-            f"{save_dir} holds what llmforge train did not write ({', '.join(foreign[:3])}{more}); move it away, then "
+            f"{save_dir} contains files that llmforge train did not write ({', '.join(foreign[:3])}{more}); move it away, then "
             "--overwrite replaces the rest."
         )
 

@@ -48,7 +48,7 @@ class Saver:
             pending.result()
         except UserError as error:
             if self.is_main and not self.is_gone():
-                warn(f"{error} Training goes on; the checkpoints before are kept.")
+                warn(f"{error} Training continues; earlier checkpoints are kept.")
 
     def close(self) -> None:
         self._pool.shutdown()

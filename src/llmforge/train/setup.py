@@ -142,8 +142,8 @@ def announce(config: TrainOptions, setup: Setup, sampler: Sampler, rows_per_step
     size, source, data = setup.vocabulary.size, setup.vocabulary.source, setup.data
     if config.pad_token:
         say(
-            f"--pad-token {config.pad_token} changes nothing: rows are packed, and their padding is neither seen nor "
-            "learned."
+            f"--pad-token {config.pad_token} has no effect: rows are packed, and their padding is neither attended to "
+            "nor trained on."
         )
     say(
         f"{description}; {len(data):,} rows of {data.max_length:,} tokens, {rows_per_step} per step, "

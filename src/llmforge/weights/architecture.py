@@ -78,23 +78,23 @@ ENCODERS = {
 }
 # What the comparison before a training finds of others, so that it is said before anything is prepared.
 OTHERWISE = {
-    "deepseek_v4": "a deepseek_v4 model sends tokens to experts by a table of their ids, which new tokens would lack",
+    "deepseek_v4": "a deepseek_v4 model routes tokens to experts by a table of ids, which new tokens would lack",
     "dory": "a dory model runs some of its layers several times, which has not been compared",
     **dict.fromkeys(
         ("inkling2_text", "inkling2_loop_text"),
-        "the input embedding of an Inkling 2 model is in no known place",
+        "the input embedding of an Inkling 2 model has an unknown name",
     ),
     "inkling_text": "the head of an inkling_text model is more than a matrix, a scale and a soft cap",
     "modernbert-decoder": "the head of a modernbert-decoder model has layers of its own",
     **dict.fromkeys(
         ("gemma4_assistant", "gemma4_unified_assistant"),
-        "an assistant of Gemma 4 drafts from the states of another model",
+        "an assistant of Gemma 4 drafts from the hidden states of another model",
     ),
 }
 OTHER_PARTS = ("vision_config", "audio_config", "encoder", "speech_config", "vq_config")
 SUPPORTED = (
     "LLaMA, Mistral, Mixtral, Qwen2, Qwen3, Qwen3-MoE, Gemma 1 to 3 (text), Phi-3, Phi, SmolLM3, OLMo, GLM-4, Granite, "
-    "Cohere, StarCoder2, StableLM, Falcon (without ALiBi), GPT-2, GPT-J, GPT-NeoX, OPT, Bloom, DeepSeek-V3, GPT-OSS and their kin "
+    "Cohere, StarCoder2, StableLM, Falcon (without ALiBi), GPT-2, GPT-J, GPT-NeoX, OPT, Bloom, DeepSeek-V3, GPT-OSS and similar models "
     "(docs/models.md)"
 )
 
@@ -161,21 +161,21 @@ def find_vocabulary_tensors(
     if head is None:
         if states is False:
             raise UserError(
-                f"{weights.directory} has no head, but by its {CONFIG} it is not tied; copy it again, or set "
-                "tie_word_embeddings to true if it was trained so."
+                f"{weights.directory} has no head, but its {CONFIG} says that it is not tied; copy it again, or set "
+                "tie_word_embeddings to true if it was trained with tied weights."
             )
         return VocabularyTensors(embedding, None, bias)
     if head.shape[0] != embedding.shape[0]:
         raise UserError(
             f"{weights.directory}: the embedding has {embedding.rows:,} rows, the head {head.rows:,}; "
-            "they must agree."
+            "they must be equal. Copy the model again."
         )
     if head.shape == embedding.shape and states is not False and same_bytes(embedding, head):
         return VocabularyTensors(embedding, None, bias, (head.name,))
     if states is True:
         raise UserError(
-            f"by {weights.directory / CONFIG} the model is tied, but {head.name} is not {embedding.name}: transformers "
-            "4 takes the embedding for both, 5 takes both as they are; set tie_word_embeddings to the truth first."
+            f"{weights.directory / CONFIG} says that the model is tied, but {head.name} differs from {embedding.name}: transformers "
+            "4 uses the embedding for both, 5 uses both; correct tie_word_embeddings first."
         )
     return VocabularyTensors(embedding, head, bias)
 
@@ -198,7 +198,7 @@ def _only(weights: Weights, endings: tuple[str, ...]) -> Tensor | None:
         found = [name for name in weights.tensors if name == ending or name.endswith("." + ending)]
         if len(found) > 1:
             raise UserError(
-                f"{weights.directory} has {found[0]} as well as {found[1]}: it is no causal language model."
+                f"{weights.directory} has {found[0]} as well as {found[1]}: it is not a causal language model."
             )
         if found:
             return weights.tensors[found[0]]
@@ -226,7 +226,7 @@ def _ask_transformers(directory: Path, trust_remote_code: bool) -> tuple[str, st
             model = AutoModelForCausalLM.from_config(made, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, ImportError, OSError) as error:
         raise UserError(
-            f"{directory}: transformers knows no causal language model for its {CONFIG}."
+            f"{directory}: transformers has no causal language model for its {CONFIG}."
         ) from error
     names = {id(module): name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -247,7 +247,7 @@ def check_supported(config: dict[str, Any], directory: Path) -> None:
     kind = config.get("model_type")
     if kind == "falcon" and config.get("alibi"):
         raise UserError(
-            f"{directory}: transformers adds the ALiBi of a falcon model twice in its eager attention and once in sdpa, so "
+            f"{directory}: transformers adds ALiBi of Falcon twice in its eager attention and once in sdpa, so "
             f"that it cannot be compared; supported are {SUPPORTED}."
         )
     if kind in OTHERWISE:
@@ -260,11 +260,11 @@ def check_supported(config: dict[str, Any], directory: Path) -> None:
     others = [name for name in OTHER_PARTS if config.get(name)]
     parts = [name for name in TEXT_PARTS if _is_text_part(name, config.get(name))]
     if others:
-        what = f"has parts besides its text model ({', '.join(others)})"
+        what = f"has other parts than its text model ({', '.join(others)})"
     elif kind in ENCODERS or config.get("is_encoder_decoder"):
-        what = "is no decoder alone"
+        what = "is not a decoder-only model"
     elif parts:
-        what = f"has its text model in a part of its own ({parts[0]})"
+        what = f"has its text model in a part of its configuration ({parts[0]})"
     else:
         return
     raise UserError(f"{directory}: a {kind} model {what}; supported are {SUPPORTED}.")

@@ -22,7 +22,7 @@ def check_complete(directory: Path, trust_remote_code: bool = False) -> Weights:
     """The weights of `directory`, after making sure that they are those of the model of its `config.json`.
 
     Raises `UserError`, which names the first tensor and how many there are, if some are missing, surplus or of another
-    shape, and for weights that are quantised or an adapter. A model whose code lies beside it cannot be checked unless
+    shape, and for weights that are quantized or an adapter. A model whose code lies beside it cannot be checked unless
     `trust_remote_code` lets that code run; that is said.
     """
     config = read_config(directory)
@@ -30,8 +30,8 @@ def check_complete(directory: Path, trust_remote_code: bool = False) -> Weights:
     _check_reading(directory, config, weights)
     if needs_own_code(config) and not trust_remote_code:
         warn(
-            f"{directory}: the code of this model lies beside it (auto_map) and is not run, so nobody checks that its "
-            "weights are complete; --trust-remote-code runs it."
+            f"{directory}: the model comes with custom code (auto_map), which is not run, so llmforge cannot check that its "
+            "weights are complete; --trust-remote-code runs the code."
         )
         return weights
     import torch
@@ -68,7 +68,7 @@ def check_complete(directory: Path, trust_remote_code: bool = False) -> Weights:
     if surplus := sorted(found["unexpected_keys"]):
         raise UserError(
             f"{directory} holds {len(surplus)} tensors that its model ({type(model).__name__}) does not have (the first "
-            f"is {surplus[0]}); {CONFIG} and weights do not belong together."
+            f"is {surplus[0]}); {CONFIG} and weights do not belong together; copy the model again."
         )
     for name in wanted:
         if name in differing:
@@ -90,19 +90,19 @@ def _check_reading(directory: Path, config: dict[str, Any], weights: Weights) ->
         kind = config["quantization_config"]
         method = kind.get("quant_method") if isinstance(kind, dict) else None
         raise UserError(
-            f"{directory / CONFIG} says that its weights are quantised ({method or 'quantization_config'}); give the "
+            f"{directory / CONFIG} says that its weights are quantized ({method or 'quantization_config'}); give the "
             "model in bfloat16, float16 or float32."
         )
     if (directory / ADAPTER).is_file():
         raise UserError(
-            f"{directory} holds an adapter ({ADAPTER}), which transformers adds to the weights where peft is "
-            "installed; merge it into them first, or move it away."
+            f"{directory} holds an adapter ({ADAPTER}), which transformers adds to the weights if peft is "
+            "installed; merge it into the weights first, or move it away."
         )
     stated = config.get("transformers_weights")
     if stated and [stated] != sorted({tensor.path.name for tensor in weights.tensors.values()}):
         raise UserError(
-            f"{directory / CONFIG} names {stated!r} as its weights, which transformers 4 passes over; give that file "
-            "the name model.safetensors and take transformers_weights out."
+            f"{directory / CONFIG} names {stated!r} as its weights, which transformers 4 ignores; rename that file "
+            "to model.safetensors and remove transformers_weights."
         )
 
 
@@ -138,7 +138,7 @@ def _at_most(limit: int, directory: Path) -> Iterator[None]:
         count += 1
         if count > limit:
             raise UserError(
-                f"{directory / CONFIG} asks for more than {limit:,} tensors, many more than the weights have; the files "
+                f"{directory / CONFIG} asks for more than {limit:,} tensors, many more than the weights contain; the files "
                 "do not belong together."
             )
 

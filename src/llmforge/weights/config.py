@@ -44,7 +44,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """`config.json` of a model directory."""
     path = directory / CONFIG
     if not path.is_file():
-        raise UserError(f"{directory} has no {CONFIG}; give the directory of a Hugging Face model.")
+        raise UserError(f"{directory} has no {CONFIG}; give a Hugging Face model directory.")
     try:
         if path.stat().st_size <= MAX_BYTES:
             config = json.loads(path.read_text(encoding="utf-8"), object_hook=_tagged_float)
@@ -52,7 +52,7 @@ def read_config(directory: Path) -> dict[str, Any]:
                 return config
     except (ValueError, RecursionError):
         pass
-    raise UserError(f"{path} is not a JSON object, or its model_type is no text; copy the model again.")
+    raise UserError(f"{path} is not a JSON object, or its model_type is not a string; copy the model again.")
 
 
 def _tagged_float(value: dict[str, Any]) -> Any:
@@ -73,8 +73,8 @@ def refuse_own_code(directory: Path) -> None:
     """Raises `UserError` for a model that only code which lies beside it can compute."""
     if needs_own_code(read_config(directory)):
         raise UserError(
-            f"{directory / CONFIG}: the code of this model lies beside it (auto_map) and is not run unless you trust it: "
-            "evaluate, generate, init-model and export run it with --trust-remote-code, train has no way to."
+            f"{directory / CONFIG}: the model comes with custom code (auto_map), which is not run by default: "
+            "evaluate, generate, init-model and export run it with --trust-remote-code; train does not support it."
         )
 
 
@@ -101,7 +101,7 @@ def load_config(directory: Path, trust_remote_code: bool = False) -> Any:
             raise UserError(f"{directory / CONFIG}: {' '.join(str(error).split())[:300]}") from error
     if kind not in CONFIG_MAPPING:
         raise UserError(
-            f"{directory / CONFIG}: transformers {transformers.__version__} knows no model_type {kind!r}; "
+            f"{directory / CONFIG}: transformers {transformers.__version__} does not know the model_type {kind!r}; "
             "a newer version may."
         )
     try:
@@ -129,7 +129,7 @@ def _check_sizes(config: dict[str, Any], path: Path) -> None:
         elif isinstance(value, int) and (found := SIZE.search(key)):
             most = MOST_LAYERS if found["layers"] else MOST
             if not -most <= value <= most:
-                raise UserError(f"{path}: no model has a {key} of {value:,}; copy the file again.")
+                raise UserError(f"{path}: {key} is {value:,}, which no model has; copy the file again.")
 
 
 def portable(config: dict[str, Any], name: Path | None = None) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def write_tuned(partial: Path, output: Path, base_dir: Path, delta_dir: Path) ->
     if weights_fingerprint(base) != wanted:
         raise UserError(
             f"{base_dir} is not the base that {delta_dir} was made from (the fingerprints of their weights differ); "
-            "get that very base model."
+            "use that base model."
         )
 
     def tuned(tensor: Tensor) -> NewTensor:
@@ -118,7 +118,7 @@ def write_tuned(partial: Path, output: Path, base_dir: Path, delta_dir: Path) ->
             _rest(tensor, entry.rows, file, digest)
             if digest.hexdigest() != entry.digest:
                 raise UserError(
-                    f"{delta_dir} is damaged ({tensor.name} does not come out right); copy it again."
+                    f"{delta_dir} is damaged (the checksum of {tensor.name} differs); copy it again."
                 )
 
         return NewTensor(tensor.name, entry.dtype, tensor.shape, tensor.size, write)
@@ -192,7 +192,7 @@ def _read_record(delta_dir: Path, delta: Weights) -> tuple[str, dict[str, Entry]
             return str(record["base"]), entries
     except FileNotFoundError:
         raise UserError(
-            f"{delta_dir} is no delta (it has no {RECORD}); make one with llmforge delta make."
+            f"{delta_dir} is not a delta (it has no {RECORD}); create one with llmforge delta make."
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass

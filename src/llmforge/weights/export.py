@@ -69,7 +69,7 @@ def _build(
     vocabulary = check_fits(model, tokenizer)
     if vocabulary.size > tensors.rows:
         raise UserError(
-            f"{model} has {tensors.rows:,} embedding rows for {vocabulary.size:,} ids; it is damaged."
+            f"{model} has {tensors.rows:,} embedding rows for {vocabulary.size:,} ids; it is damaged. Copy it again."
         )
     exported = Vocabulary(vocabulary.source, vocabulary.size, vocabulary.size)
     roles = tensors.names()
@@ -111,7 +111,7 @@ def _exported(tensor: Tensor, rows: int, dtype: str) -> NewTensor:
                 converted = from_float32(block, wanted)
                 if not all_finite(converted, wanted):
                     raise UserError(
-                        f"{tensor.path}: {tensor.name} holds numbers that are too large for --dtype {dtype}; choose "
+                        f"{tensor.path}: {tensor.name} contains values that are too large for --dtype {dtype}; use "
                         "bfloat16."
                     )
                 write_all(file, converted)

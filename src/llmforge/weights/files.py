@@ -69,7 +69,7 @@ def copy_tokenizer(origin: Path, output: Path) -> None:
 
 
 def copy_legal_files(origin: Path, output: Path) -> None:
-    """Copies licence texts, which go where the weights go."""
+    """Copies license texts, which go where the weights go."""
     _copy(origin, output, LEGAL_FILES)
 
 
@@ -114,8 +114,8 @@ def refuse_outside(file: Path) -> None:
         home = home.parent.parent
     if not file.resolve().is_relative_to(home):
         raise UserError(
-            f"{file} is a link to {file.resolve()}, outside its directory, and would be copied from there; put the file "
-            "itself in its place, or take the link away."
+            f"{file} is a link to {file.resolve()}, outside its directory; replace the link by "
+            "the file, or remove it."
         )
 
 

@@ -34,9 +34,7 @@ def storage_dtype(dtype: str) -> np.dtype[Any]:
     done in.
     """
     if dtype not in STORAGE:
-        raise UserError(
-            f"weights of dtype {dtype} cannot be computed with; convert the model to bfloat16 first."
-        )
+        raise UserError(f"weights of dtype {dtype} are not supported; convert the model to bfloat16 first.")
     return np.dtype(STORAGE[dtype]).newbyteorder("<")
 
 

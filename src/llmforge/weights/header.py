@@ -16,8 +16,8 @@ from llmforge.weights.floats import BYTES
 MAX_BYTES = 100_000_000  # of a header, as in the safetensors library
 METADATA = "__metadata__"
 FIELDS = ("dtype", "shape", "data_offsets")
-# Formats of quantised weights, whose numbers mean nothing without scales that lie beside them.
-QUANTISED = ("F8_", "F6_", "F4")
+# Formats of quantized weights, whose numbers mean nothing without scales that lie beside them.
+QUANTIZED = ("F8_", "F6_", "F4")
 
 
 def read(path: Path) -> list[tuple[str, str, tuple[int, ...], int, int]]:
@@ -66,9 +66,9 @@ def read(path: Path) -> list[tuple[str, str, tuple[int, ...], int, int]]:
             raise UserError(
                 f"{path}: {_shown(name)} has the dtype {_shown(dtype)}, "
                 + (
-                    "a quantised one; give the model in bfloat16, float16 or float32."
-                    if dtype.startswith(QUANTISED)
-                    else "which is not known; convert the model to bfloat16 first."
+                    "a quantized one; give the model in bfloat16, float16 or float32."
+                    if dtype.startswith(QUANTIZED)
+                    else "which is not supported; convert the model to bfloat16 first."
                 )
             )
         if end - start != math.prod(shape) * BYTES[dtype]:

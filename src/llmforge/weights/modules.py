@@ -58,13 +58,13 @@ def empty_causal(directory: Path) -> Any:
     except Exception as error:  # of any class, over any configuration
         what = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{directory}: transformers makes no causal language model of its {CONFIG} ({what}); supported are {SUPPORTED}."
+            f"{directory}: transformers cannot build a causal language model from its {CONFIG} ({what}); supported are {SUPPORTED}."
         ) from error
     find_base(causal)
     embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
     if causal.base_model is causal or not hasattr(embedding, "weight") or not hasattr(head, "weight"):
         raise UserError(
-            f"{directory}: a {config.model_type} model is not made of an embedding, layers and a head; supported are "
+            f"{directory}: a {config.model_type} model does not consist of an embedding, layers and a head; supported are "
             f"{SUPPORTED}."
         )
     decoder_layers(causal)
@@ -89,5 +89,5 @@ def decoder_layers(causal: Any) -> Any:
         if module is not None and len(module) in counts:
             return module
     raise UserError(
-        f"a {causal.config.model_type} model has its layers in no known place; supported are {SUPPORTED}."
+        f"a {causal.config.model_type} model has its layers under an unknown name; supported are {SUPPORTED}."
     )

@@ -22,13 +22,13 @@ class FormatOptions(Options):
         "Maximum size of a weight file, such as 5GB; a tensor is never split.", "5GB", metavar="SIZE"
     )
     dtype: str = option(
-        "Data type of the weights: float32, bfloat16, float16, or stored for what the checkpoint has.",
+        "Data type of the weights: float32, bfloat16, float16, or stored (that of the checkpoint).",
         "stored",
         metavar=f"[{'|'.join(DTYPES)}]",
     )
     verify: bool | None = option(
-        "Compare logits with the checkpoint's, both read by transformers anew. By default the checksums of the "
-        "checkpoint alone are checked, if llmforge wrote it; with --no-verify not even they.",
+        "Compare the logits of checkpoint and export, both loaded by transformers. By default only the "
+        "checksums of a checkpoint that llmforge wrote are verified; --no-verify skips them too.",
         None,
     )
 
@@ -42,9 +42,7 @@ class FormatOptions(Options):
     def max_shard_bytes(self) -> int:
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", self.max_shard_size.strip().upper())
         if not found or float(found[1]) <= 0:
-            raise UsageError(
-                f"--max-shard-size {self.max_shard_size} is no size; write it like 5GB or 500MB."
-            )
+            raise UsageError(f"--max-shard-size {self.max_shard_size} is not a size; write 5GB or 500MB.")
         return int(float(found[1]) * UNITS[found[2] or ""])
 
 

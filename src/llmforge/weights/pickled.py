@@ -29,9 +29,7 @@ def read_pickled(path: Path) -> list[Tensor]:
     for name, value in _load(path).items():
         dtype = DTYPES.get(str(getattr(value, "dtype", type(value).__name__)))
         if dtype is None:
-            raise UserError(
-                f"{path} holds {name}, which is no tensor that safetensors can hold; convert it first."
-            )
+            raise UserError(f"{path} holds {name}, which safetensors cannot store; convert the model first.")
         size = value.numel() * value.element_size()
         tensors.append(
             Tensor(name, dtype, tuple(value.shape), path, 0, size, load=partial(_bytes, path, name))
@@ -61,5 +59,5 @@ def _load(path: Path) -> dict[str, Any]:
             "copy it again or convert it."
         ) from error
     if not isinstance(loaded, dict):
-        raise UserError(f"{path} does not hold weights by name; convert the model to safetensors first.")
+        raise UserError(f"{path} does not contain weights by name; convert the model to safetensors first.")
     return loaded

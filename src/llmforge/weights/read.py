@@ -43,7 +43,7 @@ def open_weights(directory: Path, stem: str = "model") -> Weights:
     safetensors files.
     """
     if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory; give the directory of a Hugging Face model.")
+        raise UserError(f"{directory} is not a directory; give a Hugging Face model directory.")
     for single, index, read in (
         (f"{stem}.safetensors", f"{stem}.safetensors.index.json", read_header),
         (PICKLED, PICKLED_INDEX, read_pickled),
@@ -68,8 +68,8 @@ def open_weights(directory: Path, stem: str = "model") -> Weights:
         return Weights(directory, tensors, own)
     others = sorted(file.name for file in directory.iterdir() if file.suffix in OTHER_WEIGHTS)
     raise UserError(
-        f"{directory} holds no weights (neither {stem}.safetensors nor {PICKLED}, whole or with an index)"
-        + (f"; {others[0]} is none that transformers reads without being told to." if others else ".")
+        f"{directory} contains no weights (neither {stem}.safetensors nor {PICKLED}, as one file or with an index)"
+        + (f"; {others[0]} is not a name that transformers loads by default." if others else ".")
     )
 
 
@@ -89,12 +89,10 @@ def _read_index(path: Path) -> tuple[list[str], dict[str, str]]:
     for file in files:
         if Path(file).name != file or "\\" in file:
             raise UserError(
-                f"{path} names {file!r}, which is outside its directory; this is not a Hugging Face model."
+                f"{path} names {file!r}, which is outside its directory; give a Hugging Face model directory."
             )
         if not (path.parent / file).is_file():
-            raise UserError(
-                f"{path} names {file}, which is not there; copy the missing shard into {path.parent}."
-            )
+            raise UserError(f"{path} names {file}, which is missing; copy it into {path.parent}.")
     return files, named
 
 

@@ -86,7 +86,7 @@ class Tensor:
             shown = ", ".join(map(str, bad[:3])) + (" ..." if len(bad) > 3 else "")
             raise UserError(
                 f"{self.path}: {self.name} holds NaN or infinity in {len(bad):,} of {stop:,} rows ({shown}); "
-                "the model is damaged, or was saved in a training that failed."
+                "the model is damaged or its training diverged; use another copy or checkpoint."
             )
 
     def copy_to(self, file: BinaryIO, stop: int | None = None) -> None:
@@ -126,6 +126,6 @@ def copy_range(path: Path, offset: int, count: int, file: BinaryIO) -> None:
         while count:
             read = source.readinto(buffer[: min(count, COPY_BYTES)])
             if not read:
-                raise UserError(f"{path} became shorter while it was read; copy it again.")
+                raise UserError(f"{path} was truncated while it was read; copy it again.")
             write_all(file, np.frombuffer(buffer[:read], np.uint8))
             count -= read

@@ -47,14 +47,14 @@ def check_fits(model_dir: Path, tokenizer: Tokenizer) -> Vocabulary:
     if own is not None and own != tokenizer.fingerprint:
         raise UserError(
             f"the model {model_dir} has another tokenizer than {tokenizer.directory}; "
-            f"use the tokenizer in {model_dir}, or grow the model to this one with llmforge init-model."
+            f"use the tokenizer in {model_dir}, or resize the model for this one with llmforge init-model."
         )
     if own is None and tokenizer.directory.resolve() != model_dir.resolve():
         inside = load(model_dir)
         if inside.fingerprint != tokenizer.fingerprint:
             raise UserError(
-                f"the model {model_dir} holds another tokenizer than {tokenizer.directory}; "
-                f"use the tokenizer in {model_dir}, or grow the model to this one with llmforge init-model."
+                f"the model {model_dir} has another tokenizer than {tokenizer.directory}; "
+                f"use the tokenizer in {model_dir}, or resize the model for this one with llmforge init-model."
             )
     return vocabulary(model_dir)
 
@@ -72,6 +72,6 @@ def _with_rows(model_dir: Path, size: int) -> Vocabulary:
     if rows < size:
         raise UserError(
             f"{model_dir} has {rows:,} embedding rows, but its tokenizer has {size:,} ids; "
-            "it is not the tokenizer of this model, or the model was not grown to it."
+            "it is not the tokenizer of this model, or the model was not resized for it; run llmforge init-model."
         )
     return Vocabulary(size, size, rows)

@@ -119,8 +119,8 @@ def room_for(output: Path, size: int) -> Iterator[None]:
 
     def no_room(why: str) -> UserError:
         return UserError(
-            f"no room for {output}: it needs {size / 1e9:.3f} GB and {free_bytes(output.parent) / 1e9:.3f} GB are free "
-            f"({why}); make room or choose another place."
+            f"not enough disk space for {output}: it needs {size / 1e9:.3f} GB and {free_bytes(output.parent) / 1e9:.3f} GB are free "
+            f"({why}); free some, or choose another output."
         )
 
     if free_bytes(output.parent) < size:

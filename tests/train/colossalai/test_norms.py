@@ -241,8 +241,8 @@ def test_why_not_is_said_once_and_only_where_it_is_asked_for(
     kernel(Wrong.epsilon)
     model = torch.nn.ModuleList([norm(), norm()])
     assert not norms.fuse_norms(model, CPU, group, tell=True)
-    line = "apex's fused norms do not run here (it computes other numbers than LlamaRMSNorm): "
-    assert capsys.readouterr().err == f"{line}the model's own are used.\n"
+    line = "apex's fused norms are not available (it computes other numbers than LlamaRMSNorm): "
+    assert capsys.readouterr().err == f"{line}using the model's own norms.\n"
     assert not norms.fuse_norms(model, CPU, group, tell=False)
     assert not norms.fuse_norms(torch.nn.ModuleList(), CPU, group, tell=True)
     assert not capsys.readouterr().err

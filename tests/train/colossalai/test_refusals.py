@@ -40,7 +40,10 @@ def configured(**flags: Any) -> TrainOptions:
             {"plugin": "gemini", "mixed_precision": "fp32"},
             "fp32 contradicts --plugin gemini; use zero2 or 3d",
         ),
-        ({"plugin": "zero2", "rehearse": True, "attention": "flex"}, "--attention flex cannot be rehearsed"),
+        (
+            {"plugin": "zero2", "rehearse": True, "attention": "flex"},
+            "--attention flex contradicts --rehearse",
+        ),
         ({**HYBRID, "zero": 2, "pp": 2}, "--zero 2 contradicts --pp 2"),
         ({**HYBRID, "zero": 3}, "--zero 3: must be 0, 1 or 2"),
         ({**HYBRID, "zero": 1, "mixed_precision": "fp32"}, "--zero 1 contradicts --mixed-precision fp32"),
@@ -101,7 +104,7 @@ def about(tmp_path: Path) -> Any:
         (
             {"tp": 2},
             {"vocab_size": 576},
-            "multiple of 128, and .* 576 rows; grow it with llmforge init-model --tp 2",
+            "multiple of 128, and .* 576 rows; resize it with llmforge init-model --tp 2",
         ),
         ({}, {"vocab_size": 32000 + 1}, "multiple of 64"),
         (
@@ -142,7 +145,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "version", versions.__getitem__)
     rehearsed = configured(plugin="zero2", rehearse=True)
     registry.find("zero2").check_environment(rehearsed, False)
-    with pytest.raises(UserError, match="needs GPUs, and there is none here; --rehearse"):
+    with pytest.raises(UserError, match="needs GPUs, and this machine has none; --rehearse"):
         registry.find("zero2").check_environment(configured(plugin="zero2"), False)
     versions["transformers"] = "4.52.0"
     with pytest.raises(UserError, match=r"does not run with 4\.52\.0"):

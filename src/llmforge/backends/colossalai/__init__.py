@@ -52,7 +52,7 @@ class ColossalBackend(Backend):
             raise UsageError(f"--mixed-precision fp32 contradicts --plugin {self.name}; use zero2 or 3d.")
         if options.rehearse and options.attention not in ("auto", "sdpa"):
             raise UsageError(
-                f"--attention {options.attention} cannot be rehearsed: its kernel needs a GPU; leave it out for --rehearse."
+                f"--attention {options.attention} contradicts --rehearse: its kernel needs a GPU; leave out --attention."
             )
 
     def check_environment(self, options: Any, has_gpu: bool) -> None:
@@ -60,7 +60,7 @@ class ColossalBackend(Backend):
             raise UserError(problem)
         if not has_gpu and not options.rehearse:
             raise UserError(
-                f"--plugin {self.name} needs GPUs, and there is none here; --rehearse runs it on the CPU."
+                f"--plugin {self.name} needs GPUs, and this machine has none; --rehearse runs it on the CPU."
             )
 
     def lacking(self, versions: Mapping[str, str | None]) -> str | None:

@@ -45,5 +45,7 @@ def build(config: Any, settings: Settings, world: World) -> Any:
             "gloo" if config.rehearse else "nccl", store=HashStore(), rank=0, world_size=1
         )
     if config.rehearse and world.is_main:
-        say(f"rehearsing --plugin {config.plugin} on the CPU; not as on GPUs: {'; '.join(DIFFERENCES)}.")
+        say(
+            f"rehearsing --plugin {config.plugin} on the CPU; differences from a run on GPUs: {'; '.join(DIFFERENCES)}."
+        )
     return engine(config.plugin, settings, world, layout, config.rehearse)

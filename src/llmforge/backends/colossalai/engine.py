@@ -188,7 +188,9 @@ class ColossalEngine(ABC):
 
         file = directory / state_file(self.cut.owner)
         if not file.is_file():
-            raise UserError(f"{file} is missing: the run had other processes; start as many as it had.")
+            raise UserError(
+                f"{file} is missing: the checkpoint was written by another number of processes; start the same number."
+            )
         saved = load_file(str(file))
         for part in self.parts:
             if part.key is None:

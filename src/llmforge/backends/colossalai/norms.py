@@ -35,7 +35,7 @@ def fuse_norms(model: torch.nn.Module, device: torch.device, group: Any, tell: b
             norm.forward = MethodType(fused_forward, norm)
     elif norms and tell:
         say(
-            f"apex's fused norms do not run here ({problem or 'not on every rank'}): the model's own are used."
+            f"apex's fused norms are not available ({problem or 'not on every rank'}); using the model's own norms."
         )
     return fused
 

@@ -73,7 +73,7 @@ def make_optimizer(groups: list[dict[str, Any]], betas: tuple[float, float], eps
             made = None
             if dist.get_rank() == 0:
                 why = problem or "not on every rank"
-                say(f"HybridAdam's kernels do not build here ({why}): PyTorch's AdamW is used.")
+                say(f"HybridAdam's kernels cannot be built ({why}); using PyTorch's AdamW.")
     if made is None:
         made = AdamW(groups, betas, eps)
     gemini_optimizer._AVAIL_OPTIM_LIST.add(type(made))

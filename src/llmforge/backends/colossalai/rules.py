@@ -42,7 +42,7 @@ def check_3d(config: Any) -> None:
         raise UsageError("--sp-mode all_to_all needs --sp 2 or more, the ranks that share a sequence.")
     if config.pipeline_micro_batch_size is not None and pp == 1:
         raise UsageError(
-            "--pipeline-micro-batch-size goes with --pp: it is the rows that pass through a stage at once."
+            "--pipeline-micro-batch-size goes with --pp: it is the number of rows in a pipeline micro-batch."
         )
     rows = config.micro_batch_size * config.gradient_accumulation_steps
     micro = config.pipeline_micro_batch_size or 1
@@ -124,5 +124,5 @@ def check_model_of_3d(config: Any, model: Path, processes: int, length: int | No
     if about["vocab_size"] % (DIVISOR * tp):
         raise UserError(
             f"--plugin 3d with --tp {tp} needs a vocabulary that is a multiple of {DIVISOR * tp}, and {model} has "
-            f"{about['vocab_size']:,} rows; grow it with llmforge init-model --tp {tp}, or use zero2."
+            f"{about['vocab_size']:,} rows; resize it with llmforge init-model --tp {tp}, or use zero2."
         )

@@ -63,7 +63,7 @@ class Terms:
             asked.append("other keys than queries")
         if asked:
             raise UserError(
-                f"{type(module).__name__} asks its attention for {', '.join(asked)}, which llmforge's kernels "
+                f"{type(module).__name__} needs attention with {', '.join(asked)}, which llmforge's kernels "
                 "do not compute."
             )
         return terms
@@ -155,7 +155,7 @@ def choose(device: torch.device, dtype: torch.dtype, wanted: str = "auto") -> st
         return can[0]
     if wanted not in can:
         raise UserError(
-            f"--attention {wanted} does not run here ({device.type}, {dtype}); use one of {', '.join(can)}."
+            f"--attention {wanted} is not available here ({device.type}, {dtype}); use one of {', '.join(can)}."
         )
     return wanted
 

@@ -104,7 +104,7 @@ def _logits(reference: Any) -> Logits:
             if made.shape == expected.shape and _relative(made, expected) <= SAME_LOGITS:
                 return one
     raise UserError(
-        f"{type(reference).__name__} makes its logits otherwise than by a matrix, a scale and a soft cap, so training "
+        f"{type(reference).__name__} computes its logits with more than a matrix, a scale and a soft cap, so training "
         f"does not support it; supported are {SUPPORTED}."
     )
 
@@ -154,7 +154,7 @@ def _strengthen(model: Any) -> None:
 def _compare(reference: Any, name: str) -> Way:
     if reference.base_model is reference:
         raise UserError(
-            f"{type(reference).__name__} does not give hidden states apart from its head, so training does not "
+            f"{type(reference).__name__} does not return hidden states without its head, so training does not "
             f"support it; supported are {SUPPORTED}."
         )
     state = _state(reference)
@@ -163,7 +163,7 @@ def _compare(reference: Any, name: str) -> Way:
     alone = _alone(reference, ids, rows)
     if not bool(torch.isfinite(alone).all()):
         raise UserError(
-            f"{type(reference).__name__} gives no finite values, so its attention cannot be compared; supported are {SUPPORTED}."
+            f"{type(reference).__name__} returns values that are not finite, so its attention cannot be compared; supported are {SUPPORTED}."
         )
     _check_causal(reference, ids[:1, -20:])
     growing, kind = _growing(reference.config.get_text_config())
@@ -208,7 +208,7 @@ def _check_causal(model: Any, ids: torch.Tensor) -> None:
     before, after = (model.base_model(input_ids=one, use_cache=False)[0] for one in (ids, changed))
     if _relative(after[:, :-3], before[:, :-3]) > TOLERANCE:
         raise UserError(
-            f"{type(model).__name__} sees tokens that come later (it is no causal language model), so training "
+            f"{type(model).__name__} attends to later tokens (it is not a causal language model), so training "
             "does not support it."
         )
 

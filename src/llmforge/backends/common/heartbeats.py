@@ -77,8 +77,8 @@ class Heartbeats:
 
     def _end(self, who: str) -> None:
         say(
-            f"error: {who} gave no sign of life for {self.seconds:,.0f} seconds (--rank-timeout), so rank {self.rank} "
-            "stops; --load-checkpoint latest goes on from the last checkpoint."
+            f"error: {who} sent no heartbeat for {self.seconds:,.0f} seconds (--rank-timeout), so rank {self.rank} "
+            "stops; --load-checkpoint latest resumes from the last checkpoint."
         )
         sys.stdout.flush()
         os._exit(1)

@@ -37,7 +37,7 @@ class Lora:
         if not linear:
             raise UserError(
                 f"--trainable lora adapts linear layers, and a {causal.config.model_type} model has none (its layers are "
-                "written otherwise); train layers or all."
+                "of another kind); use --trainable all or layers such as 0-3."
             )
         torch.manual_seed(seed)
         made: dict[torch.nn.Module, torch.Tensor] = {}
@@ -60,7 +60,7 @@ class Lora:
             warn(
                 f"--trainable lora adapts linear layers alone: {len(self.unreached)} tensors of this model "
                 f"({sum(p.numel() for p in self.unreached.values()):,} parameters; the first is {next(iter(self.unreached))}) "
-                "are none, as where experts are joined, and stay as they are; train layers to reach them."
+                "are not (for example joined experts) and stay unchanged; name layers in --trainable to train them."
             )
 
     def base(self) -> dict[str, torch.Tensor]:

@@ -1,8 +1,8 @@
-"""The way in which packed rows are computed, and the forward pass that goes it.
+"""How packed rows are computed, and the forward pass that does it.
 
-a kernel of llmforge       where it gives transformers' own values (`attention_check` compares)
-one document at a time     by transformers' own attention, where it does not: ALiBi, chunks, older classes
-one document a row         models with state between positions, which no attention can keep apart
+a kernel of llmforge       if it gives transformers' own values (`attention_check` compares)
+one document at a time     by transformers' own attention, if it does not: ALiBi, chunks, older classes
+one document per row       models with recurrent state, which no attention can separate
 """
 
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ class PackedForward:
 
 def one_document_only(layer: str) -> str:
     return (
-        f"{layer} hands a state on from position to position, across documents in a row; prepare the data with "
+        f"{layer} has a recurrent state, which carries over from one document of a row to the next; prepare the data with "
         "llmforge prepare-data --documents-per-row 1."
     )
 
@@ -125,6 +125,6 @@ def check_rows(way: Way, backend: Backend, length: int, documents_per_row: int, 
     if tell and alone:
         warn(
             f"{way.differs} is not what llmforge's kernels compute, so transformers' own {way.name} attention computes "
-            f"the documents of a row one at a time: the same values, but slower, as a row is up to {documents_per_row} "
+            f"the one document at a time: the same values, but slower, as a row is up to {documents_per_row} "
             "forward passes instead of one."
         )

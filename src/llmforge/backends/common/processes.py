@@ -44,7 +44,7 @@ def join_processes(device: torch.device, process_group: str = "cpu:gloo,cuda:ncc
     except (dist.DistError, RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
-            f"the processes could not meet at {address} ({' '.join(str(error).split())[:200]}); "
+            f"the processes could not connect at {address} ({' '.join(str(error).split())[:200]}); "
             "if the port is in use, give torchrun another --master-port."
         ) from error
     return world
@@ -118,7 +118,7 @@ class Processes:
             if isinstance(error, torch.OutOfMemoryError) or not (lost := self.lost()):
                 raise
             raise UserError(
-                f"{lost} ended, so rank {self.world.rank} stops too; --load-checkpoint latest goes on from the last "
+                f"{lost} ended, so rank {self.world.rank} stops too; --load-checkpoint latest resumes from the last "
                 f"checkpoint ({' '.join(str(error).split())[:120]})."
             ) from error
 

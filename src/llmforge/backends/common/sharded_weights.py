@@ -27,7 +27,7 @@ def reads_as_it_is(causal: Any, weights: Weights) -> bool:
     """Whether the tensors of `weights` are those of `causal` by name, shape and meaning.
 
     They are not where transformers renames, cuts or joins what it reads (experts, since version 5), where the
-    files are quantised, or where they hold tied tensors that differ.
+    files are quantized, or where they hold tied tensors that differ.
     """
     if getattr(causal.config, "quantization_config", None):
         return False
@@ -88,7 +88,7 @@ def deal_shares(
             if whole.keys() != state.keys():
                 raise UserError(
                     f"config.json ties {', '.join(sorted(whole.keys() ^ state.keys()))} to other weights, but the files "
-                    "hold values of its own for it; set tie_word_embeddings to false in config.json."
+                    "contain different values for it; set tie_word_embeddings to false in config.json."
                 )
         except Exception as error:
             problem = error

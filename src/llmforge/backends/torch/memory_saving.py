@@ -1,7 +1,7 @@
 """Norms and gated MLPs that keep less for the backward pass: the same numbers from a third fewer activations.
 
 What PyTorch keeps of a LLaMA layer as transformers writes it is dominated by intermediate results that are cheap to
-make again: the normalised states in float32, their copies in the precision of each projection behind them, and the
+make again: the normalized states in float32, their copies in the precision of each projection behind them, and the
 activation of the gate. Here a norm keeps its input and one number per token and hands all projections the same
 tensor in their precision; a gated MLP keeps gate and up and makes the activation again (as Liger Kernel does on GPUs,
 arXiv 2410.10989).

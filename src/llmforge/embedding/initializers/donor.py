@@ -64,7 +64,7 @@ class Donor:
         tokenizer = load(directory)
         if tensors.rows < tokenizer.size:
             raise UserError(
-                f"--donor {directory} has {tensors.rows:,} rows but {tokenizer.size:,} ids; it is damaged."
+                f"--donor {directory} has {tensors.rows:,} embedding rows but {tokenizer.size:,} ids; it is damaged. Download it again."
             )
         self.ids: dict[bytes, int] = {}
         for i, text in enumerate(tokenizer.token_bytes()):
@@ -95,8 +95,8 @@ def orthogonal_matching_pursuit(
     known = [(i, donor.ids[text]) for i, text in enumerate(new_text) if text and text in donor.ids]
     if not len(anchors) or not known:
         raise UserError(
-            f"--donor {donor.directory} shares {len(anchors):,} old and {len(known):,} new tokens with this growth; "
-            "choose a model that owns the target tokenizer."
+            f"--donor {donor.directory} shares {len(anchors):,} old and {len(known):,} new tokens with the target tokenizer; "
+            "choose a model whose vocabulary has more of the new tokens."
         )
     stored = tensor.array()
     dictionary = to_float32(stored[[donor.ids[old_text[i]] for i in anchors]], tensor.dtype)

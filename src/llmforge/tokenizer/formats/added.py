@@ -34,7 +34,7 @@ def place_added_tokens(
             if declared not in (None, ids[content]):
                 raise UserError(
                     f"{file} has {content!r} at the id {ids[content]} in its vocabulary and at {declared} as an added "
-                    "token; mend one of them."
+                    "token; correct one of them."
                 )
             token["id"] = ids[content]
         elif declared in owners:
@@ -55,8 +55,8 @@ def place_added_tokens(
     check_sparse(len(ids) + len(missing), highest, file)
     if moved := next((token for i, token in enumerate(missing) if token["id"] != size + i), None):
         console.warn(
-            f"{file}: the added token {moved['content']!r} has the id {moved['id']} behind unused ones. llmforge keeps "
-            f"it; transformers gives it the id {size + missing.index(moved)}."
+            f"{file}: the added token {moved['content']!r} has the id {moved['id']}, after unused ids. llmforge keeps "
+            f"it; transformers assigns the id {size + missing.index(moved)}."
         )
     definition["model"]["vocab"] = _with(vocab, missing)
     definition["added_tokens"] = sorted(tokens.values(), key=lambda token: token["id"])
@@ -84,12 +84,12 @@ def _gather(listed: list[Token], config: dict[str, Any], directory: Path, file: 
         if known is not None and known["id"] != token["id"]:
             raise UserError(
                 f"{place} gives {token['content']!r} the id {token['id']}, but it has the id {known['id']}"
-                f"{f' in {file.name}' if place != file else ' before'}; mend one of them."
+                f"{f' in {file.name}' if place != file else ' before'}; correct one of them."
             )
         other = owners.setdefault(token["id"], token["content"])
         if other != token["content"]:
             raise UserError(
-                f"{place} gives the id {token['id']} to {token['content']!r}, but it belongs to {other!r}; mend one of "
+                f"{place} gives the id {token['id']} to {token['content']!r}, but it belongs to {other!r}; correct one of "
                 "them."
             )
         # The flags of the configuration are those that transformers uses.

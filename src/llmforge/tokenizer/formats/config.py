@@ -42,14 +42,14 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(refuse_large(path).read_text(encoding="utf-8"))
     except RecursionError:
         raise UserError(
-            f"{path} has lists or objects too deep in one another; fetch the file again."
+            f"{path} has lists or objects that are nested too deeply; download the file again."
         ) from None
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); fetch the file again.") from error
+        raise UserError(f"{path} is not JSON ({error}); download the file again.") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); mend its permissions.") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); change its permissions.") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object; fetch the file again.")
+        raise UserError(f"{path} is not a JSON object; download the file again.")
     return value
 
 
@@ -72,11 +72,11 @@ def read_config(directory: Path) -> dict[str, Any]:
     for flag in FLAGS:
         if not isinstance(config.get(flag), bool | None):
             raise UserError(
-                f"{path}: {flag} is {config[flag]!r}, neither true nor false; mend the field, or fetch the file again."
+                f"{path}: {flag} is {config[flag]!r}, neither true nor false; correct the field, or download the file again."
             )
     if not isinstance(config.get("tokenizer_class"), str | None):
         raise UserError(
-            f"{path}: tokenizer_class is {config['tokenizer_class']!r}, not a name; mend the field."
+            f"{path}: tokenizer_class is {config['tokenizer_class']!r}, not a name; correct the field."
         )
     return config
 
@@ -158,7 +158,7 @@ def _check_named(config: dict[str, Any], path: Path) -> None:
             config[name] = [_content(token, f"{name}[{i}]", path) for i, token in enumerate(value)]
         else:
             raise UserError(
-                f"{path}: {name} is {value!r}, not a list; mend the field, or fetch the file again."
+                f"{path}: {name} is {value!r}, not a list; correct the field, or download the file again."
             )
 
 
@@ -166,7 +166,7 @@ def _content(value: Any, field: str, path: Path) -> str:
     content = token_content(value)
     if content is None:
         raise UserError(
-            f"{path}: {field} is {value!r}, neither a text nor an object with a content; mend the field, or fetch the "
+            f"{path}: {field} is {value!r}, neither a text nor an object with a content; correct the field, or download the "
             "file again."
         )
     check_text(content, field, path)
@@ -177,12 +177,12 @@ def _decoder(value: Any, path: Path) -> dict[int, dict[str, Any]]:
     field = "added_tokens_decoder"
     if not isinstance(value, dict):
         raise UserError(
-            f"{path}: {field} is no object of tokens by id; mend the field, or fetch the file again."
+            f"{path}: {field} is not an object of tokens by id; correct the field, or download the file again."
         )
     decoder = {}
     for key, token in value.items():
         if not key.isdecimal() or not key.isascii():
-            raise UserError(f"{path}: {field} has the key {key!r}, not an id; mend the key.")
+            raise UserError(f"{path}: {field} has the key {key!r}, not an id; correct the key.")
         one = token if isinstance(token, dict) else {"content": token, "special": True}
         decoder[int(key)] = added_token({**one, "id": int(key[:12])}, f"{field}[{key}]", path)
     return decoder

@@ -87,8 +87,8 @@ def decide_frame(definition: dict[str, Any], config: dict[str, Any], directory: 
         return
     if found is not None:
         console.warn(
-            f"{directory}: transformers 4 puts {_spell(before, after)} around a text, because tokenizer_class is "
-            f"{name}; transformers 5 does as tokenizer.json says, and puts {_spell(*_pairs(found))}. llmforge does as "
+            f"{directory}: transformers 4 adds {_spell(before, after)} to a text, because tokenizer_class is "
+            f"{name}; transformers 5 follows tokenizer.json, which adds {_spell(*_pairs(found))}. llmforge does the same as "
             "transformers 4."
         )
     definition["post_processor"] = template(before, after)
@@ -180,8 +180,8 @@ def _say_ignored(config: dict[str, Any], flags: list[Any], found: Any, directory
         if flag is not None and flag != bool(tokens) and (tokens or config.get(name[4:])):
             puts = " ".join(tokens) or "no such token"
             console.warn(
-                f"{directory}: {name} is {str(flag).lower()}, but tokenizer.json puts {puts}. llmforge does as "
-                "transformers 4.51 and 5, which go by tokenizer.json; some versions between go by the flag."
+                f"{directory}: {name} is {str(flag).lower()}, but tokenizer.json adds {puts}. llmforge does the same as "
+                "transformers 4.51 and 5, which follow tokenizer.json; some versions between them follow the flag."
             )
 
 

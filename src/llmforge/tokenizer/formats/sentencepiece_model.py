@@ -34,19 +34,19 @@ def read_model(path: Path) -> Any:
         proto.ParseFromString(refuse_large(path).read_bytes())
     except DecodeError:
         raise UserError(
-            f"{path} is not a sentencepiece model, or was cut short; fetch the file again."
+            f"{path} is not a sentencepiece model, or is truncated; download the file again."
         ) from None
     if not proto.pieces or not proto.HasField("trainer_spec") or not proto.HasField("normalizer_spec"):
         raise UserError(
-            f"{path} lacks parts of a sentencepiece model, so it was cut short; fetch the file again."
+            f"{path} lacks parts of a sentencepiece model, so it is truncated; download the file again."
         )
     if proto.trainer_spec.model_type not in (BPE, UNIGRAM):
         raise UserError(
-            f"{path} is a sentencepiece model of words or characters; llmforge needs BPE or unigram."
+            f"{path} is a sentencepiece model of type word or char; llmforge supports BPE and unigram."
         )
     if proto.trainer_spec.treat_whitespace_as_suffix or not proto.normalizer_spec.escape_whitespaces:
         raise UserError(
-            f"{path} writes spaces as suffixes or not at all, which tokenizer.json cannot; use another model."
+            f"{path} treats whitespace as a suffix or not at all, which tokenizer.json cannot represent; use another model."
         )
     _check_pieces(proto, path)
     return proto
@@ -80,7 +80,7 @@ def _check_pieces(proto: Any, path: Path) -> None:
 
 
 def _refuse(path: Path, field: str, what: str) -> NoReturn:
-    raise UserError(f"{path}: {field} {what}; fetch the file again.")
+    raise UserError(f"{path}: {field} {what}; download the file again.")
 
 
 def to_tokenizer_json(proto: Any) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def check_sparse(count: int, highest: int, path: Path) -> None:
     if highest + 1 - count > MOST_UNUSED_IDS:
         raise UserError(
             f"{path} has {count:,} tokens and an id of {highest:,}: more than {MOST_UNUSED_IDS:,} ids between them are "
-            "unused; mend the id."
+            "unused; correct the id."
         )
 
 
@@ -141,7 +141,7 @@ def first_twice(values: Sequence[T]) -> T:
 def _model(value: Any, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or "vocab" not in value:
         raise UserError(
-            f"{path} has no model with a vocabulary, so it is no tokenizer.json; fetch the file again."
+            f"{path} has no model with a vocabulary, so it is not a tokenizer.json; download the file again."
         )
     model = dict(value)
     if model.get("type") is None:  # files of 2020 left it out
@@ -160,7 +160,7 @@ def _bpe(model: dict[str, Any], path: Path) -> dict[str, Any]:
         if model.get(name):
             raise UserError(
                 f"{path}: model.{name} is {_short(model[name])}; llmforge cannot extend a tokenizer that marks "
-                "where words begin or end like that."
+                "the beginning or end of words like this."
             )
     unknown = model.get("unk_token")
     if not isinstance(unknown, str | None):
@@ -168,7 +168,7 @@ def _bpe(model: dict[str, Any], path: Path) -> dict[str, Any]:
     dropout = model.get("dropout")
     if dropout:
         console.warn(
-            f"{path}: model.dropout is {_short(dropout)}, which makes ids random; llmforge encodes without, and writes "
+            f"{path}: model.dropout is {_short(dropout)}, which makes ids random; llmforge encodes without dropout, and writes "
             "null."
         )
     return {
@@ -273,4 +273,4 @@ def _short(value: Any) -> str:
 
 
 def _refuse(path: Path, field: str, what: str) -> NoReturn:
-    raise UserError(f"{path}: {field} {what}; mend the field, or fetch the file again.")
+    raise UserError(f"{path}: {field} {what}; correct the field, or download the file again.")

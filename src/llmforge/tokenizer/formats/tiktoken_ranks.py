@@ -57,9 +57,7 @@ def find_ranks(directory: Path) -> Path | None:
     ]
     if len(found) > 1:
         names = " and ".join(p.name for p in found)
-        raise UserError(
-            f"{directory} holds the ranks of several tokenizers, {names}; keep the one that is meant."
-        )
+        raise UserError(f"{directory} contains the ranks of several tokenizers, {names}; keep one of them.")
     return found[0] if found else None
 
 
@@ -127,11 +125,11 @@ def _told(path: Path, ranks: dict[int, bytes], config: dict[str, Any]) -> Scheme
     if path.stem in fitting:
         return SCHEMES[path.stem]
     if fitting:
-        raise UserError(f"{path} holds the ranks of {' and of '.join(fitting)}; {REMEDY}.")
+        raise UserError(f"{path} fits several tokenizers: {' and '.join(fitting)}; {REMEDY}.")
     known = ", ".join(f"{name} ({scheme.ranks:,})" for name, scheme in SCHEMES.items())
     raise UserError(
-        f"{path} has {len(ranks):,} ranks, which are those of no tokenizer that llmforge knows: {known}. A rank file does "
-        f"not say how it cuts words. If it cuts them like one of these, {REMEDY}."
+        f"{path} has {len(ranks):,} ranks, which is not the number of any tokenizer that llmforge knows: {known}. A rank file does "
+        f"not say how text is split into words. If the tokenizer splits like one of these, {REMEDY}."
     )
 
 
@@ -144,7 +142,7 @@ def _special(scheme: Scheme, ranks: dict[int, bytes], config: dict[str, Any], pa
     } | configured
     if taken := sorted(special.keys() & ranks.keys()):
         raise UserError(
-            f"{path}: the id {taken[0]} is that of the rank {ranks[taken[0]]!r} and of the special token "
+            f"{path}: the id {taken[0]} belongs to both the token {ranks[taken[0]]!r} and the special token "
             f"{special[taken[0]]!r}; {REMEDY}."
         )
     return special
@@ -161,7 +159,7 @@ def _rank_lines(path: Path) -> dict[int, bytes]:
         )
         if raw is None or not last < (rank := int(fields[1])) <= last + MOST_UNUSED_IDS:
             raise UserError(
-                f"{path}, line {number}: not bytes in base64 and a rank above {last}; fetch the file again."
+                f"{path}, line {number}: not bytes in base64 and a rank above {last}; download the file again."
             )
         ranks[rank] = raw
         last = rank
@@ -172,10 +170,10 @@ def _rank_lines(path: Path) -> dict[int, bytes]:
 def _check_ranks(ranks: dict[int, bytes], path: Path) -> None:
     if len(set(ranks.values())) < len(ranks):
         first = first_twice(list(ranks.values()))
-        raise UserError(f"{path} has the bytes {first!r} at two ranks; fetch the file again.")
+        raise UserError(f"{path} has the bytes {first!r} at two ranks; download the file again.")
     if missing := {bytes([byte]) for byte in range(256)} - set(ranks.values()):
         raise UserError(
-            f"{path} has no rank for the byte {min(missing)!r}, so it was cut short; fetch the file again."
+            f"{path} has no rank for the byte {min(missing)!r}, so it is truncated; download the file again."
         )
 
 
@@ -205,7 +203,7 @@ def _tekken(path: Path) -> tuple[dict[int, bytes], Scheme]:
         if len(names) != len(listed) or len(set(names.values())) != len(names) or max(names) >= control:
             raise ValueError("special_tokens: a rank or a name twice, or a rank of the vocabulary")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a tekken.json ({error}); fetch the file again.") from error
+        raise UserError(f"{path} is not a tekken.json ({error}); download the file again.") from error
     _check_ranks(ranks, path)
     special = {names.get(i, f"<SPECIAL_{i}>"): i for i in range(control)}
     return ranks, Scheme(wanted, pattern, special, ("<s>",), "</s>", "<s>", "<pad>")

@@ -24,7 +24,7 @@ def read(directory: Path, config: dict[str, Any], kind: str) -> dict[str, Any]:
     """
     if kind not in CLASSES:
         raise UserError(
-            f"{directory} has vocab.json and merges.txt of the class {kind}, which cuts words in its own way; give its "
+            f"{directory} has vocab.json and merges.txt of the class {kind}, whose pre-tokenizer llmforge does not know; give its "
             "tokenizer.json (transformers writes one with save_pretrained)."
         )
     merges_file, vocabulary_file = directory / "merges.txt", directory / "vocab.json"
@@ -59,7 +59,7 @@ def _merges(path: Path, pieces: dict[str, int]) -> list[tuple[str, str]]:
     try:
         lines = refuse_large(path).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error}); fetch the file again.") from error
+        raise UserError(f"{path} is not UTF-8 ({error}); download the file again.") from error
     merges = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#version"):
@@ -72,7 +72,7 @@ def _merges(path: Path, pieces: dict[str, int]) -> list[tuple[str, str]]:
             or pair[1] not in pieces
         ):
             raise UserError(
-                f"{path}, line {number}: not two pieces that make one of vocab.json; fetch the files again."
+                f"{path}, line {number}: not two tokens whose concatenation is in vocab.json; download the files again."
             )
         merges.append((pair[0], pair[1]))
     return merges

@@ -64,10 +64,10 @@ class Checkpoints(Callback):
         self._save_last()
         _step, path = run.last_save
         if run.stopping and path is None:
-            run.say(f"stopped by {run.stopping} before the first step; the same command begins anew.")
+            run.say(f"stopped by {run.stopping} before the first step; run the same command again to start.")
         elif run.stopping:
             run.say(
-                f"stopped by {run.stopping} after step {run.position.step}; --load-checkpoint latest goes on."
+                f"stopped by {run.stopping} after step {run.position.step}; --load-checkpoint latest resumes."
             )
         elif run.setup.world.is_main and path:
             link_model(path, run.config.output / MODELING)
@@ -100,6 +100,6 @@ class Checkpoints(Callback):
 
     def _gone(self) -> UserError:
         return UserError(
-            f"--output {self.run.config.output} was deleted or moved while the training ran; it ended after step "
-            f"{self.run.position.step}, as nothing can be saved."
+            f"--output {self.run.config.output} was deleted or moved during the training, which ended after step "
+            f"{self.run.position.step} because nothing can be saved."
         )

@@ -51,6 +51,8 @@ class Evaluation(Callback):
         if values is None:
             self.unmeasured = figures
             return True
-        self.run.say(f"step {self.run.position.step}: {values['all']:.4f} bits per byte on the holdout.")
+        self.run.say(
+            f"step {self.run.position.step}: {values['all']:.4f} bits per byte on the held-out data."
+        )
         figures["holdout_bits_per_byte"] = values
         return False

@@ -96,7 +96,7 @@ class Guards(Callback):
         run, number, spiked = self.run, self.run.position.step, self.guard.spiked
         if spiked:
             run.counters["spikes"] += 1
-            run.warn(f"step {number}: jump of {spiked}; --on-spike is {run.config.on_spike}.")
+            run.warn(f"step {number}: spike of {spiked}; --on-spike is {run.config.on_spike}.")
         if step.result.applied:
             self.bad = []
             return False
@@ -121,7 +121,7 @@ class Guards(Callback):
     def _went_back(self) -> bool:
         path = self.run.get(Checkpoints).newest()
         if path is None:
-            self.run.warn("there is no checkpoint yet to go back to: the step is skipped.")
+            self.run.warn("there is no checkpoint yet to roll back to; the step is skipped.")
             return False
         # The data between the checkpoint and the jump are skipped (PaLM, arXiv 2204.02311, section 5.1).
         self.run.roll_back(path)
@@ -135,6 +135,6 @@ class Guards(Callback):
             lines = [json.dumps(asdict(entry)) + "\n" for entry in self.bad]
             file.write_text("".join(lines), encoding="utf-8")
         return UserError(
-            f"{len(self.bad)} steps in a row could not be applied ({self.bad[-1].why}); the rows that they read are in "
+            f"{len(self.bad)} consecutive steps were skipped ({self.bad[-1].why}); the rows that they read are in "
             f"{file}; look at them with llmforge inspect-data, or lower --learning-rate."
         )

@@ -58,7 +58,9 @@ class Lines:
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                warn(f"{self.file} cannot be written ({error.strerror}); its lines wait until it can.")
+                warn(
+                    f"{self.file} cannot be written ({error.strerror}); its lines are kept and written later."
+                )
 
     def sync(self) -> None:
         """Makes what was written survive the end of the machine."""
@@ -85,7 +87,7 @@ class Metrics(Callback):
             try:
                 import wandb
             except ImportError:
-                raise UserError("--wandb-project needs wandb: pip install 'llmforge[wandb]'.") from None
+                raise UserError("--wandb-project needs wandb; run: pip install 'llmforge[wandb]'.") from None
             self._wandb = wandb.init(
                 project=config.wandb_project,
                 name=config.output.name,
@@ -165,7 +167,7 @@ class Board:
     def _give_up(self, error: OSError) -> None:
         self._writer = None
         if self.directory.is_dir():  # otherwise the run itself says that its directory is gone
-            warn(f"TensorBoard's logs in {self.directory} end here ({error.strerror}); training goes on.")
+            warn(f"TensorBoard's logs in {self.directory} end here ({error.strerror}); training continues.")
 
 
 def _run_id(save_dir: Path) -> str:
