@@ -1,4 +1,4 @@
-"""Growing: old rows bit for bit, every new row initialised, nothing else touched."""
+"""Growing: old rows bit for bit, every new row initialized, nothing else touched."""
 
 import json
 from collections.abc import Callable
@@ -110,7 +110,7 @@ def test_other_tensors_are_copied_bit_for_bit(
         assert listed["metadata"]["total_size"] == sum(value.nbytes for value in new.values())
 
 
-def test_new_ids_in_old_padding_rows_are_initialised(
+def test_new_ids_in_old_padding_rows_are_initialized(
     tiny_model: Callable[..., Path], new_tokenizer: Path, tmp_path: Path
 ) -> None:
     source = tiny_model(rows=448)
@@ -222,7 +222,7 @@ def test_a_tokenizer_that_is_no_extension(
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
     (other / "tokenizer.json").write_text(json.dumps(definition))
     (other / "tokenizer_config.json").write_text((new_tokenizer / "tokenizer_config.json").read_text())
-    with pytest.raises(UserError, match=r"no extension .* id 290 "):
+    with pytest.raises(UserError, match=r"does not extend .* id 290 "):
         grow(tiny_model(), other, tmp_path / "grown", GrowthOptions())
     assert not (tmp_path / "grown").exists()
     grow(tmp_path / "source", new_tokenizer, tmp_path / "grown", GrowthOptions())

@@ -1,4 +1,4 @@
-"""One file adds an embedding initialisation: its choice, options, inputs, checks and reports come from it."""
+"""One file adds an embedding initialization: its choice, options, inputs, checks and reports come from it."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def test_one_file_adds_an_initialisation(
+def test_one_file_adds_an_initialization(
     command: Any, tiny_model: Callable[..., Path], new_tokenizer: Path, tmp_path: Path
 ) -> None:
     source, corpus = tiny_model("phi"), tmp_path / "corpus.jsonl"  # its head has a bias
@@ -170,7 +170,7 @@ def test_what_is_chosen_decides_which_inputs_and_options_there_are(tmp_path: Pat
         UsageError, match="--data are the texts that --init align and --init focus learn from"
     ):
         GrowthOptions(head_init="align").check_inputs([], None)
-    with pytest.raises(UsageError, match="--donor is the model that --init donor learns from: give both"):
+    with pytest.raises(UsageError, match="--donor is the model that --init donor learns from; give both"):
         GrowthOptions().check_inputs([], tmp_path)
     with pytest.raises(UsageError, match="--init first-subtoken: must be one of align, donor"):
         GrowthOptions(init="first-subtoken")

@@ -37,16 +37,16 @@ class GrowthOptions(Options):
 
     The rows are padded to a multiple of `pad_to_multiple_of * tp`, the tensor-parallel size. `norm_correction` scales every
     new row to the median norm of the old ones. `mend_rows` makes old rows that hold NaN or infinity the mean of the others;
-    without it they are refused. `methods` has the options of each initialisation.
+    without it they are refused. `methods` has the options of each initialization.
     """
 
     init: str = option(
-        f"How new rows are made. {described(lambda one: 'embedding' in one.makes)}.",
+        f"Initialization of new rows. {described(lambda one: 'embedding' in one.makes)}.",
         "subtoken-mean",
         choices=names(lambda one: "embedding" in one.makes),
     )
     head_init: str = option(
-        "How new rows of an untied head are made: same (as --init), or one by itself. "
+        "Initialization of new rows of an untied head: same (as --init), or another. "
         f"{described(lambda one: 'head' in one.makes and 'embedding' not in one.makes)}.",
         SAME,
         choices=(SAME, *names(lambda one: "head" in one.makes)),
@@ -54,12 +54,12 @@ class GrowthOptions(Options):
     pad_to_multiple_of: int = option("Pad the number of rows to a multiple of this times --tp.", 64, least=1)
     tp: int = option("Tensor-parallel size that the model will be trained with.", 1, least=1)
     norm_correction: bool = option(
-        "Scale new rows to the median norm of old ones. Ruins tied models; measure first.", False
+        "Scale new rows to the median norm of the old ones. Harmful for tied models (docs/model.md).", False
     )
     methods: Any = group(InitializerOptions)
     seed: int = option(SEED, 42)
     mend_rows: bool = option(
-        "Replace old rows that hold NaN or infinity by the mean of the others; they are refused otherwise.",
+        "Replace old rows with NaN or infinity by the mean of the others; without this they are refused.",
         False,
     )
 
@@ -72,20 +72,20 @@ class GrowthOptions(Options):
                         raise UsageError(f"{one.flag} is for --init {name}; give both or neither.")
 
     def name_for(self, role: str) -> str:
-        """The name of the initialisation that makes `role`."""
+        """The name of the initialization that makes `role`."""
         return self.init if role == "embedding" or self.head_init == SAME else self.head_init
 
     def chosen(self) -> dict[str, Initializer]:
-        """The initialisations of --init and --head-init by name."""
+        """The initializations of --init and --head-init by name."""
         return {name: initializers()[name] for name in (self.init, self.name_for("head"))}
 
     def of(self, kind: type[T]) -> T:
-        """The options that one initialisation has of its own, `kind` being their class."""
+        """The options that one initialization has of its own, `kind` being their class."""
         (found,) = (options for options in self._of_methods().values() if isinstance(options, kind))
         return found
 
     def arguments(self) -> dict[str, Any]:
-        """What decides the result: of the options of initialisations those of the chosen ones."""
+        """What decides the result: of the options of initializations those of the chosen ones."""
         idle = {
             one.argument
             for name, options in self._of_methods().items()
@@ -95,7 +95,7 @@ class GrowthOptions(Options):
         return {name: value for name, value in super().arguments().items() if name not in idle}
 
     def check_inputs(self, data: Sequence[object], donor: Path | None) -> None:
-        """Raises `UsageError` unless exactly the inputs that the chosen initialisations learn from are given."""
+        """Raises `UsageError` unless exactly the inputs that the chosen initializations learn from are given."""
         for flag, given, readers, what in (
             ("--data", bool(data), READ_DATA, "are the texts"),
             ("--donor", donor is not None, READ_DONOR, "is the model"),
@@ -103,7 +103,7 @@ class GrowthOptions(Options):
             if given != any(name in readers for name in self.chosen()):
                 who = " and ".join(f"--init {name}" for name in readers)
                 learn = "learns" if len(readers) == 1 else "learn"
-                raise UsageError(f"{flag} {what} that {who} {learn} from: give both or neither.")
+                raise UsageError(f"{flag} {what} that {who} {learn} from; give both or neither.")
 
     def _of_methods(self) -> dict[str, Options]:
         return {name.replace("_", "-"): options for name, options in vars(self.methods).items()}
@@ -114,17 +114,17 @@ class InitModelOptions(Options):
     """`verify_data` are `[LABEL=]PATH`."""
 
     model: Path = option("Model to resize, a Hugging Face directory with its tokenizer.", reads="source")
-    tokenizer: Path = option("The larger tokenizer, from init-tokenizer.", reads="tokenizer")
+    tokenizer: Path = option("The extended tokenizer, from init-tokenizer.", reads="tokenizer")
     output: Path = option("Model directory to write.", writes="model")
     growth: GrowthOptions = group(GrowthOptions)
     data: list[str] = option(f"For --init {' and '.join(READ_DATA)}: texts to learn from: {TEXTS_HELP}.", [])
     donor: Path | None = option(
-        f"For --init {' and '.join(READ_DONOR)}: a model directory whose tokenizer has the new pieces.",
+        f"For --init {' and '.join(READ_DONOR)}: a model directory whose tokenizer has the new tokens.",
         None,
         metavar="PATH",
     )
     verify_data: list[str] = option(
-        "[LABEL=]PATH of texts on which source and target model are compared in bits per byte, by category: "
+        "[LABEL=]PATH of texts on which source and resized model are compared in bits per byte, by category: "
         "at most 50 documents of each, 2,000 characters of each document.",
         [],
     )

@@ -49,7 +49,7 @@ def grow(
 ) -> Finished:
     """Writes the model of `source_dir`, grown to the tokenizer of `tokenizer_dir`, as the step directory `output`.
 
-    `corpus` are the texts, and `donor` is the model directory, that initialisations may learn from. `trust_remote_code`
+    `corpus` are the texts, and `donor` is the model directory, that initializations may learn from. `trust_remote_code`
     lets the code that lies beside the source run, which tells whether its weights are complete.
     """
     growth.check_inputs(corpus, donor)
@@ -94,8 +94,8 @@ def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
     vocabulary = _sizes(source_dir, tensors, source, target, growth)
     if tensors.tied and growth.head_init != SAME:
         raise UsageError(
-            f"{source_dir} is a tied model, whose embedding is its head: one rule makes its new rows. "
-            "Leave out --head-init, or choose the rule by --init."
+            f"{source_dir} is a tied model: its embedding is also its head. "
+            "Leave out --head-init; --init applies to both."
         )
 
     reports: dict[str, Any] = {}
@@ -105,15 +105,15 @@ def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
         if len(old.not_finite) and not growth.mend_rows:
             raise UserError(
                 f"{weights.tensors[name].path}: {name} holds NaN or infinity in {len(old.not_finite):,} of "
-                f"{source.size:,} rows ({_named(old.not_finite.tolist(), source)}); --mend-rows makes them the mean of "
-                "the others, or get the model anew."
+                f"{source.size:,} rows ({_named(old.not_finite.tolist(), source)}); --mend-rows replaces them by the mean of "
+                "the others; or download the model again."
             )
         if role != "head_bias":
             reports[role] = _report(name, old, source)
     new = _new_rows(context)
     grown = {name: _grown(context.old[role], vocabulary, new[role].fill) for role, name in names.items()}
     if tensors.tied:
-        say(f"{source_dir} is tied: its new rows serve as embedding and head, by one rule ({growth.init})")
+        say(f"{source_dir} is tied: new rows are shared by embedding and head ({growth.init})")
 
     shards = [
         [
@@ -149,7 +149,7 @@ def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
 
 
 def _new_rows(context: InitContext) -> dict[str, NewRows]:
-    """The new rows of each role, by the initialisation that is chosen for it."""
+    """The new rows of each role, by the initialization that is chosen for it."""
     growth = context.options
     context.work.mkdir(exist_ok=True)
     made: dict[str, NewRows] = {}
@@ -175,13 +175,13 @@ def check_extends(source: Tokenizer, target: Tokenizer) -> None:
     if target.size < source.size:
         raise UserError(
             f"{target.directory} has {target.size:,} ids, fewer than {source.size:,} of {source.directory}: "
-            "it is no extension of it; make one with llmforge init-tokenizer."
+            "it does not extend that tokenizer; create one that does with llmforge init-tokenizer."
         )
     for i, piece in enumerate(old):
         if piece is not None and piece != new[i]:
             raise UserError(
-                f"{target.directory} is no extension of the tokenizer in {source.directory}: id {i} is "
-                f"{piece!r} there and {new[i]!r} here; make one with llmforge init-tokenizer."
+                f"{target.directory} does not extend the tokenizer in {source.directory}: id {i} is "
+                f"{piece!r} there and {new[i]!r} here; create one that does with llmforge init-tokenizer."
             )
 
 
@@ -238,7 +238,7 @@ def _report(name: str, old: OldRows, tokenizer: Tokenizer) -> Mapping[str, Any]:
         if len(ids):
             warn(f"{name}: {len(ids):,} old rows {what}: {_named(ids.tolist(), tokenizer)}")
     if not len(old.not_finite) + len(old.zero) + len(old.untrained):
-        say(f"{name}: {len(old.norms):,} old rows, all finite and trained, median norm {old.median_norm:.3g}")
+        say(f"{name}: {len(old.norms):,} old rows, all finite and trained; median norm {old.median_norm:.3g}")
     return {
         "tensor": name,
         "median_norm": round(old.median_norm, 6),

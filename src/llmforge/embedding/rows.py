@@ -24,7 +24,7 @@ Filler = Callable[[int, int], Float32]
 @dataclass(frozen=True)
 class NewRows:
     """The new rows of one tensor; `by_subtokens` is how many of them are made from their sub-tokens since the
-    initialisation knows nothing of them, None where that cannot be.
+    initialization knows nothing of them, None where that cannot be.
     """
 
     fill: Filler

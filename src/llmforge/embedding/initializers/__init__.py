@@ -14,7 +14,7 @@ from llmforge.options import Options, group
 
 @cache
 def initializers() -> dict[str, Initializer]:
-    """Every initialisation by its name."""
+    """Every initialization by its name."""
     files = sorted(module.name for module in iter_modules(__path__) if module.name != "base")
     return {name.replace("_", "-"): import_module(f"{__name__}.{name}").INITIALIZER for name in files}
 
@@ -30,7 +30,7 @@ def described(which: Callable[[Initializer], bool]) -> str:
 
 
 def option_groups() -> type[Options]:
-    """An option class with a group for each initialisation that has options, by its name."""
+    """An option class with a group for each initialization that has options, by its name."""
     kinds = {name: one.options for name, one in initializers().items() if one.options}
     return make_dataclass(
         "InitializerOptions",

@@ -16,7 +16,7 @@ MAX_CHARACTERS = 100_000_000
 
 
 class Align(Initializer):
-    text = "the old tokens that overlap it in --data, by frequency"
+    text = "the mean of the old tokens that overlap it in --data, by frequency"
     reads_data = True
 
     def make(self, context: InitContext, roles: Sequence[str]) -> "Mapping[str, NewRows]":

@@ -29,7 +29,7 @@ class Initializer(ABC):
     --data, which are refused otherwise; `reads_donor`: from the model of --donor. `runs_model`: it loads the source model
     and computes with it. `resumable`: it keeps in `context.work` what the next run of the same command continues from
     after a kill. `options` is a frozen dataclass `...Options`, whose options become options of init-model; begin their
-    names with that of the initialisation. They belong to the identity of the output where it is chosen.
+    names with that of the initialization. They belong to the identity of the output where it is chosen.
     """
 
     text: ClassVar[str]
@@ -47,7 +47,7 @@ class Initializer(ABC):
 
 @dataclass(frozen=True)
 class InitContext:
-    """What an initialisation may use.
+    """What an initialization may use.
 
     `source` and `target` are the tokenizers, `source.directory` holds the source model. `old` has what is known of the
     old rows by role, and its `tensor` their place in the files. `corpus` and `donor` are given where it reads them.

@@ -26,11 +26,11 @@ BLOCK = 256
 class DonorOptions(Options):
     """`donor_terms` is the number of old tokens that are combined to a new row."""
 
-    donor_terms: int = option("For --init donor: number of old tokens that make a new row.", 8, least=1)
+    donor_terms: int = option("For --init donor: number of old tokens combined into a new row.", 8, least=1)
 
 
 class FromDonor(Initializer):
-    text = "the combination of old tokens that makes it in the model of --donor"
+    text = "the combination of old tokens that gives its row in the model --donor"
     reads_donor = True
     options = DonorOptions
 

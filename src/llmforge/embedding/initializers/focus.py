@@ -22,7 +22,7 @@ BLOCK = 512
 
 
 class Focus(Initializer):
-    text = "a weighted sum of the old tokens used most like it in --data"
+    text = "a weighted sum of the old tokens used most similarly in --data"
     reads_data = True
 
     def make(self, context: InitContext, roles: Sequence[str]) -> "Mapping[str, NewRows]":
