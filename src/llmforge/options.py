@@ -223,7 +223,7 @@ def check(one: Option, value: Any, place: str) -> None:
     if (least is None or value >= least) and (most is None or value <= most):
         return
     if least is not None and most is not None:
-        raise UsageError(f"{place} {value}: must lie between {least:g} and {most:g}.")
+        raise UsageError(f"{place} {value}: must be between {least:g} and {most:g}.")
     raise UsageError(
         f"{place} {value}: must be at {f'least {least:g}' if least is not None else f'most {most:g}'}."
     )

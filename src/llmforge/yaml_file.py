@@ -35,7 +35,7 @@ def read_yaml(path: Path, flag: str = "") -> dict[str, Any]:
                 if not isinstance(key, yaml.ScalarNode):
                     raise yaml.composer.ComposerError(None, None, "a key must be a word", key.start_mark)
                 if key.value in seen:
-                    problem = f"the key {key.value} stands here twice"
+                    problem = f"the key {key.value} is given twice"
                     raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
                 seen.add(key.value)
             return node
@@ -54,7 +54,7 @@ def read_yaml(path: Path, flag: str = "") -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UserError(f"{what} must hold `key: value` lines.")
+        raise UserError(f"{what} must contain `key: value` lines.")
     if not _is_small(value):
         raise UserError(f"{what} has more than {MOST_VALUES:,} values; give {kind}.")
     return value

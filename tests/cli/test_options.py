@@ -200,7 +200,7 @@ def test_any_value_is_converted_or_refused(value):
     [
         (["--max-steps", "many"], "--max-steps is 'many', but must be a whole number."),
         (["--max-steps", "0"], "--max-steps 0: must be at least 1."),
-        (["--beta1", "1.5"], "--beta1 1.5: must lie between 0 and 1."),
+        (["--beta1", "1.5"], "--beta1 1.5: must be between 0 and 1."),
         (["--learning-rate", "nan"], "--learning-rate nan: must be a finite number."),
         (
             ["--schedule", "steep", "--model", "m", "--data", "d", "--output", "o"],

@@ -38,7 +38,7 @@ BAD_LINES = {
     b'{"target": ["a"]}': "'target' is not text",
     b'{"target": ""}': "empty text",
     b'{"target": "x", "category": 3}': "'category' is not text (--category-field \"\" reads without it)",
-    b'{"target": "\\ud800"}': "'target' holds half a surrogate pair",
+    b'{"target": "\\ud800"}': "'target' holds an unpaired surrogate",
     b'{"target": "a"} {"target": "b"}': "broken JSON",
     b'{"a":' * 5000: "broken JSON",
 }
@@ -109,7 +109,7 @@ def test_a_truncated_file_keeps_what_comes_before_the_cut(
     finished = prepare(tmp_path / "in", max_rejected=0.5)
     (entry,) = rejected(finished.output)
     assert entry["line"] is None
-    assert "damaged or cut off" in entry["reason"]
+    assert "damaged or truncated" in entry["reason"]
     assert finished.manifest.metrics["ledger"]["written"]["documents"] > 50 + 800
 
 
@@ -124,7 +124,7 @@ def test_damaged_parquet_files_and_wrong_columns(prepare: Prepare, tmp_path: Pat
     reasons = {
         (Path(e["file"]).name, e["line"]): (e["reason"], e["documents"]) for e in rejected(finished.output)
     }
-    assert "damaged or cut off" in reasons.pop(("b.parquet", None))[0]
+    assert "damaged or truncated" in reasons.pop(("b.parquet", None))[0]
     assert reasons == {
         ("c.parquet", None): ("the parquet file has no column 'target' or 'text' (it has words)", 2),
         ("d.parquet", None): ("'target' is not text: the column is int64", 3),

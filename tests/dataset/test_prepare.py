@@ -222,7 +222,7 @@ def test_ranks_that_cannot_be_told_are_read_by_their_scheme(
     ranks = b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256))
     (tmp_path / "tokenizer/some.tiktoken").write_bytes(ranks)
     write_jsonl(tmp_path / "in/x.jsonl", [{"target": "the cat"}])
-    with pytest.raises(UserError, match="say which with --tokenizer-scheme"):
+    with pytest.raises(UserError, match="choose one with --tokenizer-scheme"):
         prepare(tmp_path / "in", tokenizer=tmp_path / "tokenizer")
     finished = prepare(tmp_path / "in", tokenizer=tmp_path / "tokenizer", tokenizer_scheme="qwen2")
     assert finished.manifest.metrics["tokens"] == 8

@@ -164,7 +164,7 @@ def test_quality_steps_are_counted_and_off_by_default(prepare: Prepare, tmp_path
     assert reasons(finished) == {
         "blocklist": 1,
         "gopher: under 50 or over 100,000 words": 1,
-        "holds evaluation text": 1,
+        "contains evaluation text": 1,
     }
     entries = [json.loads(line) for line in (finished.output / "rejected.jsonl").read_text().splitlines()]
     assert sorted(entry["line"] for entry in entries) == [2, 3, 4]

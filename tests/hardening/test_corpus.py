@@ -189,7 +189,7 @@ def test_every_command_reads_plain_text_alike(
 
 NOISE = json.dumps({"text": random.Random(0).randbytes(999).hex()}).encode()
 BAD = {
-    "half": (b'{"text": "the \\udc00 end"}\n', "half a surrogate pair"),
+    "half": (b'{"text": "the \\udc00 end"}\n', "an unpaired surrogate"),
     "number": (b'{"text": 5}\n', "'text' is not text"),
     "category": (b'{"text": "x", "category": {}}\n', '--category-field "" reads without it'),
     "latin-1": (b'{"text": "na\xefve"}\n', "invalid UTF-8"),
@@ -198,15 +198,15 @@ BAD = {
     "deep": (b'{"a":' * 9999 + b"\n", "broken JSON"),
     "utf-16": ('{"text": "the end"}\n'.encode("utf-16"), "iconv -f UTF-16"),
     "utf-16 gz": (gzip.compress('{"text": "the end"}\n'.encode("utf-16")), "iconv -f UTF-16"),
-    "gz cut": (gzip.compress(NOISE)[:500], "damaged or cut off"),
-    "zst cut": (zstandard.compress(NOISE)[:500], "damaged or cut off"),
+    "gz cut": (gzip.compress(NOISE)[:500], "damaged or truncated"),
+    "zst cut": (zstandard.compress(NOISE)[:500], "damaged or truncated"),
     "gz bomb": (gzip.compress(bytes(80 << 20)), "decompression bomb"),
     "zst bomb": (zstandard.compress(bytes(80 << 20)), "decompression bomb"),
     "two.parquet": (b"", "has two columns 'text'"),
     "number.parquet": (parquet([{"text": 5}]), "'text' is not text"),
     "other.parquet": (parquet([{"content": "the end"}]), "(it has content)"),
-    "cut.parquet": (FORMATS["a.parquet"][:-9], "damaged or cut off"),
-    "cut.arrow": (FORMATS["a.arrow"][:-200], "damaged or cut off"),
+    "cut.parquet": (FORMATS["a.parquet"][:-9], "damaged or truncated"),
+    "cut.arrow": (FORMATS["a.arrow"][:-200], "damaged or truncated"),
 }
 
 
@@ -262,7 +262,7 @@ def test_files_that_are_passed_over_are_counted_and_named(
         "1 a FIFO",
         "1 a device",
         "1 a socket",
-        "a card beside records",
+        "README or license files beside records",
     )
     for kind in (*kinds, "2 a link to nothing", "1 a link to a directory above it"):
         assert kind in said
@@ -304,7 +304,7 @@ def test_a_directory_of_save_to_disk(
     assert prepare(tmp_path / "both")["written"]["documents"] == len(TEXTS) + 1
     said = capsys.readouterr().err
     assert "splits, and all are read: test, train" in said
-    assert "passed over 1 a result that `datasets` keeps" in said
+    assert "skipped 1 cache files of `datasets`" in said
     assert prepare(tmp_path / "both/test")["written"]["documents"] == 1
     assert "splits" not in capsys.readouterr().err
 

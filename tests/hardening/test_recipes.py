@@ -82,7 +82,7 @@ MERGES = (
         ("[" * 100_000, "nested too deeply"),
         ("a: " + "x" * (1 << 20), "more than 1 MB"),
         ("a: &a\n  k: *a\n", "more than 100,000 values"),
-        ("lr: 1\nlr: 2\n", "the key lr stands here twice"),
+        ("lr: 1\nlr: 2\n", "the key lr is given twice"),
         ("? [a]\n: b\n", "a key must be a word"),
         ("a: 2024-13-45\n", "is not YAML"),
         ("\x00", "is not YAML"),

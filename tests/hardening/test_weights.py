@@ -46,8 +46,8 @@ HEADERS: dict[str, tuple[bytes, str]] = {
     "hole at the start": (safetensors({"a": entry(4, 8)}, b"1" * 8), "a does not follow"),
     "trailing bytes": (safetensors({"a": entry(0, 8)}, b"1" * 9), "should have"),
     "too short": (safetensors({"a": entry(0, 8)}, b"1" * 7), "should have"),
-    "header longer than the file": ((1 << 40).to_bytes(8, "little") + b"{}", "announces"),
-    "empty": (b"", "announces"),
+    "header longer than the file": ((1 << 40).to_bytes(8, "little") + b"{}", "too few for its header"),
+    "empty": (b"", "too few for its header"),
     "name twice": (
         safetensors(b'{"a":%s,"a":%s}' % ((json.dumps(entry(0, 4)).encode(),) * 2), b"1234"),
         "a twice",

@@ -87,7 +87,7 @@ TRAIN = ("--", "train", "--pretrained", "m", "--dataset", "d", "--save-dir", "s"
     [
         (["--", "export", "--checkpoint", "c"], 2, '"export" cannot be launched on hosts'),
         ([*TRAIN, "--learning-speed", "1"], 2, "No such option"),
-        ([*TRAIN, "--min-lr-ratio", "7"], 2, "--min-lr-ratio 7.0: must lie between 0 and 1"),
+        ([*TRAIN, "--min-lr-ratio", "7"], 2, "--min-lr-ratio 7.0: must be between 0 and 1"),
         (["--env", "NOT_SET_HERE", *TRAIN], 2, "--env NOT_SET_HERE: this variable is not set here"),
         (["--hostfile", "absent", *TRAIN], 1, "--hostfile absent: No such file"),
     ],
@@ -151,7 +151,7 @@ def test_this_machine_is_checked_too(llmforge: Any, workplace: Path, tmp_path: P
         port = taken.getsockname()[1]
         words[3] = workplace / "语料 data"
         done = llmforge("launch", "--master-port", port, "--", "train", *words, code=1)
-    assert f"localhost: uses port {port} already" in done.stderr
+    assert f"localhost: has port {port} already" in done.stderr
 
 
 def test_a_worker_that_fails_fails_the_launch(

@@ -229,7 +229,7 @@ def test_a_byte_level_piece_may_hold_what_its_pre_tokenizer_leaves_together(tmp_
         assert [len(grown.encode([piece])[0]) for piece in together] == [1] * len(together)
     (tmp_path / "cut.jsonl").write_text('{"piece": "我们"}\n{"piece": "我们\\n"}\n')
     with pytest.raises(
-        UserError, match=r"cut\.jsonl, line 2: .* a line break, which this source never takes together"
+        UserError, match=r"cut\.jsonl, line 2: .* a line break, which the source tokenizer never joins"
     ):
         init_tokenizer(source, tmp_path / "cut", tmp_path / "cut.jsonl")
 

@@ -129,7 +129,7 @@ def test_the_same_step_again_is_recognized(byte_level: Path, tmp_path: Path) -> 
         ('{"piece": "我们"}\n{"piece": 7}', "line 2: `piece` is 7"),
         ('{"piece": ""}', "line 1: the piece is empty"),
         ('{"piece": "我们"}\n\n{"piece": "他们"}', "line 2: blank"),
-        ('{"piece": "a\\nb"}', "line 1: .* a line break, which this source never takes together"),
+        ('{"piece": "a\\nb"}', "line 1: .* a line break, which the source tokenizer never joins"),
         ('{"piece": "a\\u0007"}', "line 1: .* a control character"),
         ('{"piece": "\\ud800"}', "line 1: .* unpaired surrogate"),
         ('{"bytes": "xy"}', "line 1: `bytes`"),

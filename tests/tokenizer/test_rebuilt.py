@@ -61,4 +61,4 @@ def test_other_words_in_transformers_5_are_said(
     if model_type:
         (directory / "config.json").write_text(json.dumps({"model_type": model_type}))
     load(directory)
-    assert ("transformers 5 makes the normalizer" in capfd.readouterr().err) is said
+    assert ("transformers 5 builds the normalizer" in capfd.readouterr().err) is said

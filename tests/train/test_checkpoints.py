@@ -138,7 +138,7 @@ def test_latest_passes_over_damage_of_any_kind(
     found = branch.find_checkpoint(unfinished, "latest")
     assert found == unfinished / "epoch-0_step-3"
     said = capsys.readouterr().err
-    assert "epoch-0_step-4 is passed over: " in said or kind in ("a link to nowhere", "a plain file")
+    assert "epoch-0_step-4 is skipped: " in said or kind in ("a link to nowhere", "a plain file")
 
 
 SHAPES: list[Any] = [

@@ -180,7 +180,7 @@ def test_nan_and_infinity_are_refused_by_name_and_row(
         lambda: export(model, tmp_path / "out", FormatOptions()),
         lambda: grow(model, new_tokenizer, tmp_path / "out", GrowthOptions()),
     ):
-        with pytest.raises(UserError, match=r"up_proj.weight holds NaN or infinity in 1 of 48 rows \(5\)"):
+        with pytest.raises(UserError, match=r"up_proj.weight contains NaN or infinity in 1 of 48 rows \(5\)"):
             command()
 
 

@@ -94,7 +94,7 @@ PATTERNS: dict[str, tuple[str, dict[str, Any], bool]] = {
 REFUSED = {
     "yarn that is shorter": "is not max_position_embeddings",
     "nemotron-": "scales its positions",
-    "5-phi3-longrope with a factor": "a factor of its own",
+    "5-phi3-longrope with a factor": "its own factor",
     "5-olmo2-": "`rope_scaling`",
     "qwen3_moe from layer 2": "its window is that of some layers in transformers 4 and of all layers in 5",
     "layer types of no pattern": "its layer_types follow no pattern",

@@ -168,7 +168,7 @@ def test_the_card_tells_the_lineage(
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     steps = [line.removeprefix("### ") for line in card.splitlines() if line.startswith("### ")]
-    assert steps == ["train-model", "train", "init-model", "prepare-data", "Began with"]
+    assert steps == ["train-model", "train", "init-model", "prepare-data", "Original inputs"]
     for fact in (
         "Source model: `source`",
         "subtoken-mean",

@@ -196,7 +196,7 @@ def test_odd_rows_are_reported_and_left_out(
     head[used[0]], head[used[1]], head[used[2]] = np.nan, 0, head[used[3]]
     head[used[4]] *= 0.001
     save_file(values, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"lm_head\.weight holds NaN .* in 1 of 301 rows .*--mend-rows"):
+    with pytest.raises(UserError, match=r"lm_head\.weight contains NaN .* in 1 of 301 rows .*--mend-rows"):
         grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions())
     finished = grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions(mend_rows=True))
     report = finished.manifest.metrics["preflight"]["head"]

@@ -89,8 +89,8 @@ def say_routers(config: Any, model: Path) -> None:
     """Says where transformers would add to the loss what balances experts, which training does not."""
     if config.to_dict().get("output_router_logits"):
         warn(
-            f"{model}: output_router_logits is set, but the loss of a training is that of the text alone; what "
-            "transformers adds to it for the routers (router_aux_loss_coef) is no part of it."
+            f"{model}: output_router_logits is set, but training uses the loss of the text only; what "
+            "transformers adds to it for the routers (router_aux_loss_coef) is not part of it."
         )
 
 

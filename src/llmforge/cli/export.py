@@ -24,7 +24,7 @@ def export(options: ExportOptions, result: Result) -> None:
         trust_remote_code=options.trust_remote_code,
     )
     rows, metrics = finished.manifest.outputs["vocabulary"], finished.manifest.metrics
-    summary = f"{rows['size']:,} ids, {metrics['rows_cut']:,} padding rows cut off"
+    summary = f"{rows['size']:,} ids, {metrics['rows_cut']:,} padding rows removed"
     if "verified" in metrics:
         summary += f", logits within {metrics['verified']:.2g} of the checkpoint's"
     show_finished(finished, result.json, summary)

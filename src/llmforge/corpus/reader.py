@@ -164,8 +164,8 @@ class SourceNames:
         name = self.values.most_common(1)[0][0]
         different = f"{len(self.values):,} different values" if len(self.values) > 1 else "one value"
         return (
-            f"'{self.field}' has {different} in {documents:,} documents, such as '{name}': it looks like "
-            "the name of where a document comes from, and it stands before the text of every one; if so, "
+            f"'{self.field}' has {different} in {documents:,} documents, such as '{name}', which looks "
+            "like the name of a corpus, but it is put before the text of every document; if it is a name, "
             'give --source-field "".'
         )
 

@@ -31,7 +31,7 @@ def text_fields(record: Any, options: ReadOptions) -> dict[str, str | None]:
             try:
                 value.encode()
             except UnicodeEncodeError:
-                raise ValueError(f"'{name}' holds half a surrogate pair") from None
+                raise ValueError(f"'{name}' holds an unpaired surrogate") from None
         found[name] = value
     return found
 

@@ -191,7 +191,7 @@ def _data_files(root: Path, passed_over: list[tuple[str, Path]]) -> list[Path]:
     found = [path for path in found if not _is_description(path)]
     if any(suffixes(path.name)[0] not in (".txt", ".md") for path in found):
         cards = [path for path in found if _is_card(path)]
-        passed_over += [("a card beside records", path) for path in cards]
+        passed_over += [("README or license files beside records", path) for path in cards]
         found = [path for path in found if path not in set(cards)]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
@@ -205,7 +205,7 @@ def _unread(path: Path) -> str:
     if kind != stat.S_IFREG:
         return f"a {SPECIAL.get(kind, 'special file')}"
     if path.match("cache-*.arrow") and (path.parent / "state.json").exists():
-        return "a result that `datasets` keeps beside a data set"
+        return "cache files of `datasets`"
     if suffixes(path.name)[0] or _is_description(path):
         return ""
     return path.suffix.lower() or "without a suffix"
@@ -224,4 +224,4 @@ def _passed_over(root: Path, files: Sequence[tuple[str, Path]]) -> str:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(kind for kind, _ in files).most_common())
     names = [printable(path.relative_to(root)) for _, path in sorted(files, key=lambda item: item[1])]
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return f"{printable(root)}: passed over {kinds}: {', '.join(names[:NAMED])}{more}"
+    return f"{printable(root)}: skipped {kinds}: {', '.join(names[:NAMED])}{more}"

@@ -102,7 +102,7 @@ def read(stream: Any, size: int) -> tuple[bytes, str]:
             parts.append(part)
             got += len(part)
     except DAMAGE as error:
-        return b"".join(parts), f"the compressed file is damaged or cut off ({str(error).rstrip('.')})"
+        return b"".join(parts), f"the compressed file is damaged or truncated ({str(error).rstrip('.')})"
     return b"".join(parts), ""
 
 

@@ -372,7 +372,7 @@ def choose_backend(attempt: Attempt, tokenizer: Tokenizer) -> Choice:
         return Choice("tokenizers", attempt.refusal)
     compared = len(attempt.sample), sum(len(text.encode()) for text in attempt.sample)
     if attempt.count == 0:
-        return Choice("tokenizers", "gigatoken can encode none of the sampled documents", *compared)
+        return Choice("tokenizers", "gigatoken cannot encode any of the sampled documents", *compared)
     assert tokenizer.eos_id is not None
     expected = _framed(tokenizer.backend, attempt.sample, tokenizer.prefix_ids, tokenizer.eos_id)
     found, wanted = (

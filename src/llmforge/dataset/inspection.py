@@ -1,4 +1,4 @@
-"""What a dataset holds: composition by bucket and category, lengths, fill, and rows as they will be read."""
+"""What a dataset contains: composition by bin and category, lengths, fill, and rows as they will be read."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

@@ -10,17 +10,17 @@ UNDECODED = "The samples are ids; --tokenizer shows their text."
 
 def as_text(found: Mapping[str, Any]) -> str:
     """Tables, bars and samples; masked text stands between ⟦ and ⟧, a line of dashes before each document."""
-    lines = [_headline(found), "", f"{'bucket':14}{'rows':>12}{'tokens':>16}{'fill':>9}  tokens by category"]
+    lines = [_headline(found), "", f"{'bin':14}{'rows':>12}{'tokens':>16}{'fill':>9}  tokens by category"]
     for number, bucket in enumerate(found["buckets"]):
         shares = ", ".join(f"{name} {share:.1%}" for name, share in _shares(bucket).items())
         lines.append(
             f"{number:<14}{bucket['rows']:>12,}{bucket['tokens']:>16,}{bucket['fill']:>9.2%}  {shares}"
         )
-    lines += ["", f"{'bucket':14}rows by category"]
+    lines += ["", f"{'bin':14}rows by category"]
     for number, bucket in enumerate(found["buckets"]):
         counts = ", ".join(f"{name} {rows:,}" for name, rows in bucket["rows_by_category"].items())
         lines.append(f"{number:<14}{counts}")
-    lines += ["", "documents and pieces by tokens"]
+    lines += ["", "documents and fragments by tokens"]
     most = max(found["lengths"].values(), default=1)
     for top, count in found["lengths"].items():
         lines.append(f"{top // 2 + 1:>9,} to {top:>9,}{count:>12,}  {'█' * round(BAR * count / most)}")

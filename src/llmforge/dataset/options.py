@@ -85,7 +85,7 @@ class PrepareOptions(Options):
         "The tokenizer, or a model with its tokenizer.", reads="tokenizer", decides=False
     )
     output: Path = option(
-        "Dataset directory to write; its parts lie in OUTPUT/arrow.", None, writes="dataset", decides=False
+        "Dataset directory to write; its parts are in OUTPUT/arrow.", None, writes="dataset", decides=False
     )
     max_length: int = option("Number of tokens per row.", 4096, least=2)
     bins: int = option(

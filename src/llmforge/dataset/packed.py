@@ -235,7 +235,7 @@ class Batch:
 def open_batches(directory: Path) -> Iterator[Batch]:
     files = sorted(directory.glob("data-*.arrow"))
     if not files:
-        raise UserError(f"{directory} holds no data-*.arrow file; prepare the data again.")
+        raise UserError(f"{directory} contains no data-*.arrow file; prepare the data again.")
     for file in files:
         try:
             opened = DataFile.of(file)
@@ -273,7 +273,7 @@ def find_parts(directory: Path) -> list[Part]:
     else:
         found = sorted(resolved.glob("part-*")) or sorted((resolved / "arrow").glob("part-*"))
     if not found:
-        raise UserError(f"{directory} holds no part-00000; prepare the data again.")
+        raise UserError(f"{directory} contains no part-00000; prepare the data again.")
     for path in found:
         if not PART.fullmatch(path.name):
             raise UserError(f"{path} was not written by llmforge prepare-data; move it away.")

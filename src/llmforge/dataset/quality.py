@@ -23,7 +23,7 @@ from llmforge.errors import UserError
 from llmforge.sizes import refuse_large
 
 NGRAM = 13
-CONTAMINATED, BLOCKED = "holds evaluation text", "blocklist"
+CONTAMINATED, BLOCKED = "contains evaluation text", "blocklist"
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 BULLETS = ("•", "‣", "▪", "◦", "-", "*", "●", "·")
 TOP_NGRAMS = ((2, 0.20), (3, 0.18), (4, 0.16))

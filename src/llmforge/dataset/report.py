@@ -10,7 +10,7 @@ def summary_text(manifest: Manifest) -> str:
     """Rows, tokens, fill and the ledger, as text; for a shard, what is in it."""
     if "ledger" not in manifest.metrics:
         made = manifest.metrics
-        return f"{made['documents']:,} documents, {made['tokens']:,} tokens; --merge makes the dataset of all shards"
+        return f"{made['documents']:,} documents, {made['tokens']:,} tokens; --merge joins all shards into the dataset"
     metrics, ledger = manifest.metrics, manifest.metrics["ledger"]
     lines = [
         f"{metrics['rows']:,} rows of at most {manifest.outputs['max_length']:,} tokens"
@@ -37,7 +37,7 @@ def forecast_text(expected: Mapping[str, Any]) -> str:
         f"  tokens      about {expected['tokens']:,}",
         f"  rows        about {expected['rows']:,} of {expected['max_length']:,} tokens",
         f"  output      about {expected['output_bytes'] / 1e6:,.1f} MB",
-        f"  meanwhile   about {expected['working_bytes'] / 1e6:,.1f} MB beside it",
+        f"  temporary   about {expected['working_bytes'] / 1e6:,.1f} MB",
         f"  time        about {expected['seconds']:,.0f} s with {expected['workers']} workers",
     ]
     lines += [

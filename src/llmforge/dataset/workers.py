@@ -24,8 +24,8 @@ PRELOADED = [
     "gigatoken",
 ]
 KILLED = (
-    "a worker process was killed, most likely for want of memory; run the same command again with fewer --workers, "
-    "it goes on where it was."
+    "a worker process was killed, most likely because memory ran out; run the same command again with fewer "
+    "--workers to continue."
 )
 
 

@@ -28,7 +28,7 @@ def render(facts: dict[str, Any], verdicts: dict[str, Verdict]) -> str:
         rows.append(("NCCL", torch["nccl"] or "none"))
     rows += [(name, found or "none") for name, found in tools.items()]
     here = table(rows)
-    plugins = [("plugin", "runs here", "missing, or what to know")]
+    plugins = [("plugin", "runs here", "missing, or notes")]
     for name, verdict in verdicts.items():
         plugins.append((name, RUNS[verdict.runs], "; ".join(verdict.missing + verdict.notes)))
     needed = [("plugin", "needs"), *((name, find(name).needs) for name in verdicts)]

@@ -104,7 +104,7 @@ def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
         old = context.old[role] = look_at(weights.tensors[name], source.size)
         if len(old.not_finite) and not growth.mend_rows:
             raise UserError(
-                f"{weights.tensors[name].path}: {name} holds NaN or infinity in {len(old.not_finite):,} of "
+                f"{weights.tensors[name].path}: {name} contains NaN or infinity in {len(old.not_finite):,} of "
                 f"{source.size:,} rows ({_named(old.not_finite.tolist(), source)}); --mend-rows replaces them by the mean of "
                 "the others; or download the model again."
             )
@@ -232,7 +232,7 @@ def _report(name: str, old: OldRows, tokenizer: Tokenizer) -> Mapping[str, Any]:
     """What is odd about the old rows of `name`: said to the user, and returned for the manifest."""
     for ids, what in (
         (old.not_finite, "held NaN or infinity and are now the mean of the others"),
-        (old.zero, "are zero, which gives infinite gradients in training, and are left out of every mean"),
+        (old.zero, "are zero, which gives infinite gradients in training, and are excluded from every mean"),
         (old.untrained, "look untrained (tiny, or equal to another row)"),
     ):
         if len(ids):

@@ -61,7 +61,7 @@ def ask(host: Host, remote: Remote, paths: Sequence[str], port: int) -> dict[str
         )
     except subprocess.TimeoutExpired:
         return f"did not answer within {CHECK_SECONDS:.0f} seconds."
-    last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it says nothing"])[-1].strip()
+    last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1].strip()
     if done.returncode == 255 and not host.is_local:
         return f"cannot be reached by ssh ({last}); try: {shlex.join(command[:-1])} true"
     if done.returncode in (126, 127):
@@ -70,7 +70,7 @@ def ask(host: Host, remote: Remote, paths: Sequence[str], port: int) -> dict[str
         answer = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         return f"cannot be checked: exit code {done.returncode}, {last}."
-    return answer if isinstance(answer, dict) else f"cannot be checked: it answers {answer!r}."
+    return answer if isinstance(answer, dict) else f"cannot be checked: unexpected answer {answer!r}."
 
 
 def judge(
@@ -83,7 +83,7 @@ def judge(
 ) -> str | None:
     """What is wrong with a host that answered; `expected` is the answer of the first host, with our llmforge."""
     if not answer["directory"]:
-        return f"has no directory {remote.directory}, from which the job is launched."
+        return f"has no directory {remote.directory}, in which launch was started; create it there."
     if "identity" not in answer:
         return f"has no llmforge for {remote.python} ({answer['fault']}); install this version there."
     for name in AGREED:
@@ -104,9 +104,9 @@ def judge(
         )
     for path, content in answer["contents"].items():
         if expected["contents"].get(path, content) != content:
-            return f"holds something else at {path} than the first host does; copy it again."
+            return f"has other content at {path} than the first host; copy it again."
     if 0 < answer["gpus"] < processes:
         return f"has {answer['gpus']} GPUs, but --nproc-per-node is {processes}."
     if not answer.get("port_free", True):
-        return f"uses port {port} already; choose another by --master-port."
+        return f"has port {port} in use; set another --master-port."
     return None

@@ -138,7 +138,7 @@ def _command(place: str, written: str) -> str:
         raise UserError(f"{place}: {first} needs one of {', '.join(leaves)}.")
     near = difflib.get_close_matches(name, [one for one in COMMANDS if one != "run"], 1)
     raise UserError(
-        f'{place}: "{written}" is no llmforge command' + (f"; did you mean {near[0]}?" if near else ".")
+        f'{place}: "{written}" is not an llmforge command' + (f"; did you mean {near[0]}?" if near else ".")
     )
 
 

@@ -202,13 +202,13 @@ def _check_types(values: dict[str, Any]) -> None:
         if not {"path", "fingerprint"} <= keys <= {"path", "fingerprint", "name"} or not all(
             isinstance(value, str) for value in entry.values()
         ):
-            raise _DamagedError('"inputs" holds what is no input')
+            raise _DamagedError('"inputs" contains an invalid entry')
     outputs = values.get("outputs", {})
     if not isinstance(outputs.get("fingerprint", ""), str):
-        raise _DamagedError('"outputs.fingerprint" is no string')
+        raise _DamagedError('"outputs.fingerprint" is not a string')
     files, checksums = outputs.get("files", {}), outputs.get("checksums", {})
     if not isinstance(files, dict) or not all(_is_inside(n) and _is_size(s) for n, s in files.items()):
-        raise _DamagedError('"outputs.files" holds what is no file of the output with its size')
+        raise _DamagedError('"outputs.files" contains an invalid entry')
     if "checksums" in outputs and (
         not isinstance(checksums, dict)
         or checksums.keys() != files.keys()

@@ -73,12 +73,12 @@ def check_apart(output: Path, inputs: Sequence[Path], step: str) -> None:
         theirs, above_them = _identities(path)
         if ours & above_them or path.resolve() == output.resolve():
             raise UserError(
-                f"{output} is both an input and the output of llmforge {step} ({path} lies there); choose another "
+                f"{output} is both an input and the output of llmforge {step} ({path} is there); choose another "
                 "output."
             )
         if theirs & above_us and path.is_dir():
             raise UserError(
-                f"{output} would lie inside {path}, which is an input of llmforge {step}; choose another output."
+                f"{output} would be inside {path}, which is an input of llmforge {step}; choose another output."
             )
 
 

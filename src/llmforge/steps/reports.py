@@ -30,7 +30,7 @@ def _check(path: Path, command: str) -> None:
     while not above.exists():
         above = above.parent
     if not above.is_dir():
-        raise cannot_write(path, NotADirectoryError(0, f"{above} is no directory"))
+        raise cannot_write(path, NotADirectoryError(0, f"{above} is not a directory"))
     if not os.access(above, os.W_OK | os.X_OK):
         raise cannot_write(path, PermissionError(0, f"no permission in {above}"))
 

@@ -252,7 +252,7 @@ def _refuse_foreign(step: Step, output: Path, kind: type[UserError] = UserError)
         names = ", ".join(path.relative_to(output).as_posix() for path in foreign[:3])
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
         raise kind(
-            f"{output} holds what llmforge {step.name} did not write ({names}{more}); move it away, then --overwrite "
+            f"{output} contains files that llmforge {step.name} did not write ({names}{more}); move it away, then --overwrite "
             "replaces the rest."
         )
 

@@ -107,7 +107,7 @@ def _entries(path: Path) -> Iterator[tuple[str | bytes, str]]:
         yield from _model_entries(read_model(path), path)
     elif path.name in ("tokenizer.json", "vocab.json", "tekken.json") or path.suffix == ".tiktoken":
         raise UserError(
-            f"{path} is a tokenizer's file; give its directory to take the pieces of that tokenizer."
+            f"{path} is a tokenizer's file; to add the tokens of that tokenizer, give its directory."
         )
     else:
         read_line = _plain_entry if path.suffix in (".txt", ".vocab") else _line_entry
@@ -178,7 +178,7 @@ def _check(piece: str, place: str) -> None:
 def _control_sentence(text: str, place: str, byte_level: bool) -> str:
     breaks = any(character in "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029" for character in text)
     what = "a line break" if breaks else "a control character"
-    why = "which this source never takes together with the rest" if byte_level else "which no piece may have"
+    why = "which the source tokenizer never joins with the rest" if byte_level else "which no piece may have"
     return f"{place}: {text!r} has {what}, {why}; remove the line."
 
 

@@ -82,7 +82,7 @@ def _build(
         )
     cut = len(frequent) - len(standing)
     if len(chosen) < number:
-        others = f"; {cut:,} more are cut by the source and can be no pieces" if cut else ""
+        others = f"; {cut:,} more are split by the source's pre-tokenizer and cannot be tokens" if cut else ""
         console.warn(f"the list has only {len(chosen):,} such words, not {number:,}{others}.")
     learned = Learned([piece for piece, _ in chosen], [frequency for _, frequency in chosen])
     write_pieces(path, tokenizer, learned)

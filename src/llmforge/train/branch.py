@@ -50,7 +50,7 @@ def damage(path: Path, *, contents: bool = True) -> str | None:
                 return f"{changed} is missing"
             if changed.stat().st_size != size:
                 return f"{changed} has {changed.stat().st_size:,} bytes instead of {size:,}"
-            return f"{changed} does not hold what was written"
+            return f"{changed} does not have the content that was written"
         read_states(path)
         read_schedule(path)
     except (OSError, UserError) as error:
@@ -102,7 +102,7 @@ def set_aside(save_dir: Path, resumed: Path | None) -> None:
     # Once this is written the move is decided: a run that is killed meanwhile ends it when it is started again.
     write_durably(target / MOVING, _as_bytes(record))
     _move(save_dir, target, names)
-    past = f"the run goes on from {resumed}" if resumed else "the run begins anew"
+    past = f"resuming from {resumed}" if resumed else "starting again"
     say(f"{past}: {', '.join(names)} of {save_dir} {'is' if len(names) == 1 else 'are'} moved to {target}.")
 
 

@@ -51,7 +51,7 @@ def check_rows(data: PackedDataset, vocabulary: Vocabulary, dataset: object) -> 
     for number, row in zip(numbers, data.rows(numbers), strict=True):
         if (highest := int(row.input_ids.max())) >= vocabulary.size:
             raise UserError(
-                f"{dataset}: row {number} holds id {highest}, but the model has {vocabulary.size} tokens; "
+                f"{dataset}: row {number} contains id {highest}, but the model has {vocabulary.size} tokens; "
                 "prepare the data with the model's own tokenizer."
             )
         masked += bool((row.labels[1:] == -100).all())

@@ -52,15 +52,15 @@ def write_card(output: Path, model: Path, name: str, vocabulary: Vocabulary, par
             for path in dict.fromkeys(sources)
         ),
         "",
-        "The steps behind this model, the first one last. Fingerprints are of contents, not of places.",
+        "The steps that made this model, the last one first. Fingerprints are of contents, not of paths.",
         "",
     ]
     if not made:
-        lines += ["No manifest of llmforge was found beside the model: its steps are not known.", ""]
+        lines += ["No manifest of llmforge was found with the model, so its steps are unknown.", ""]
     for ancestor in made:
         lines += _section(ancestor)
     if origins:
-        lines += ["### Began with", "", "| input | fingerprint |", "| --- | --- |"]
+        lines += ["### Original inputs", "", "| input | fingerprint |", "| --- | --- |"]
         lines += [
             f"| {cell(name_of(origin.path) or origin.path.name)} | `{origin.fingerprint}` |"
             for origin in origins

@@ -284,7 +284,7 @@ def _scaling(config: dict[str, Any], scaling: dict[str, Any], kind: str | None) 
         return {"type": how, "factor": scaling["factor"]}  # these two fields, or transformers 4 refuses it
     if kind in PHI3:
         if scaling.get("attention_factor") is not None:
-            raise _UnportableError("its longrope scaling has a factor of its own")
+            raise _UnportableError("its longrope scaling has its own factor")
         return {"type": how, **{key: scaling[key] for key in ("short_factor", "long_factor")}}
     return scaling
 

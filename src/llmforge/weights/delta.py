@@ -196,4 +196,4 @@ def _read_record(delta_dir: Path, delta: Weights) -> tuple[str, dict[str, Entry]
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise UserError(f"{path} does not fit the tensors beside it; copy the delta again.")
+    raise UserError(f"{path} does not match the tensors of the delta; copy the delta again.")

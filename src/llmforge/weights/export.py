@@ -30,7 +30,7 @@ def model_directory(checkpoint: Path) -> Path:
         if (directory / "config.json").is_file():
             return directory
     raise UserError(
-        f"{checkpoint} holds no model (no config.json in it or in its modeling folder); check the path."
+        f"{checkpoint} contains no model (no config.json in it or in its modeling folder); check the path."
     )
 
 

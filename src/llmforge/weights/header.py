@@ -36,7 +36,7 @@ def read(path: Path) -> list[tuple[str, str, tuple[int, ...], int, int]]:
             file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_BYTES):
-                raise damaged(f"it has {size:,} bytes, which cannot hold the header that it announces")
+                raise damaged(f"it has {size:,} bytes, too few for its header")
             text = file.read(length)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error

@@ -55,7 +55,7 @@ def _load(path: Path) -> dict[str, Any]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{path} is damaged or holds more than weights ({str(error).splitlines()[0][:100]}); "
+            f"{path} is damaged or contains more than weights ({str(error).splitlines()[0][:100]}); "
             "copy it again or convert it."
         ) from error
     if not isinstance(loaded, dict):

@@ -85,7 +85,7 @@ class Tensor:
         if bad:
             shown = ", ".join(map(str, bad[:3])) + (" ..." if len(bad) > 3 else "")
             raise UserError(
-                f"{self.path}: {self.name} holds NaN or infinity in {len(bad):,} of {stop:,} rows ({shown}); "
+                f"{self.path}: {self.name} contains NaN or infinity in {len(bad):,} of {stop:,} rows ({shown}); "
                 "the model is damaged or its training diverged; use another copy or checkpoint."
             )
 

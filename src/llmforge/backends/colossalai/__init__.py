@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llmforge.backends.common.settings import Settings
 
 VERSION = "0.5"
-INSTALL = "pip install 'llmforge[colossalai]' in an environment of its own"
+INSTALL = "pip install 'llmforge[colossalai]' in a separate environment"
 NEEDS = "ColossalAI 0.5, transformers 4.51.3, GPUs (or --rehearse)"
 
 

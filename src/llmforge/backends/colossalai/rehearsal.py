@@ -15,11 +15,11 @@ ACCELERATOR = torch.device("cpu", 0)
 # Bytes that placement "auto" believes the accelerator to have: small models then move between the two as large ones do.
 CAPACITY = 1 << 30
 DIFFERENCES = (
-    "gloo carries what NCCL would",
-    "PyTorch's AdamW stands for HybridAdam, the model's own norms for apex's",
-    "attention is PyTorch's SDPA, one call per document",
-    "offloading copies nothing, and there are no streams: faults of copies cannot show",
-    "its speed and memory say nothing about GPUs",
+    "gloo instead of NCCL",
+    "PyTorch's AdamW instead of HybridAdam, the model's own norms instead of apex's",
+    "PyTorch's SDPA for attention, one call per document",
+    "no streams and no copies for offloading, so their errors are not found",
+    "speed and memory are not those of GPUs",
 )
 
 

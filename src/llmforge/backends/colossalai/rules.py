@@ -32,11 +32,11 @@ def check_3d(config: Any) -> None:
     if mode == "split_gather":
         if tp == 1:
             raise UsageError(
-                "--sp-mode split_gather cuts sequences among the ranks of --tp; give --tp 2 or more."
+                "--sp-mode split_gather divides sequences among the ranks of --tp; give --tp 2 or more."
             )
         if sp > 1:
             raise UsageError(
-                f"--sp {sp} contradicts --sp-mode split_gather, which takes --tp; use all_to_all."
+                f"--sp {sp} contradicts --sp-mode split_gather, which uses --tp; use all_to_all."
             )
     if mode == "all_to_all" and sp == 1:
         raise UsageError("--sp-mode all_to_all needs --sp 2 or more, the ranks that share a sequence.")
@@ -88,7 +88,7 @@ def missing_packages(plugin: str, versions: Mapping[str, str | None]) -> str | N
     if tuple(int(word) for word in found.split(".")[:2] if word.isdigit()) > NEWEST_TRANSFORMERS:
         return (
             f"--plugin {plugin} needs transformers 4.51.3: ColossalAI 0.5.0 does not run with {found}; "
-            "use an environment of its own (docs/colossalai.md), or --plugin ddp or fsdp."
+            "use a separate environment (docs/colossalai.md), or --plugin ddp or fsdp."
         )
     return None
 

@@ -41,7 +41,7 @@ def parse(text: str) -> Trainable:
         if word in (ALL, LORA) or match is None or not (match[1] or match[3]):
             raise UsageError(
                 f"--trainable {text}: {word!r} is not one of {ALL}, {LORA}, {EMBEDDINGS}, {NEW_EMBEDDINGS} "
-                f"or layers such as 0-3 or 28-, and {ALL} and {LORA} stand alone."
+                f"or layers such as 0-3 or 28-; {ALL} and {LORA} cannot be combined with others."
             )
         first = int(match[1] or 0)
         end = first + 1 if not match[2] else int(match[3]) + 1 if match[3] else None

@@ -27,7 +27,7 @@ class TorchBackend(Backend):
         missing = [*broken(facts, "torch"), *broken(facts, "transformers")]
         torch = facts["packages"]["torch"] or {}
         if self.several and not missing and not torch["gloo"] and not torch["nccl"]:
-            missing.append("neither gloo nor NCCL works, by which processes talk")
+            missing.append("neither gloo nor NCCL works")
         notes = [] if torch.get("gpus") else ["on the CPU: no GPU"]
         notes += [] if missing or not torch.get("gpus") else flash_attention(facts)
         return Verdict("no" if missing else "yes", missing, [] if missing else notes)

@@ -36,7 +36,7 @@ def blocks(chunk: Chunk, options: ReadOptions, block_bytes: int) -> Iterator[Blo
                     size = min(chunk.size, part.nbytes)
                     yield to_block(table, numbers, bad, options, chunk.category, len(part), size)
     except DAMAGE as error:
-        yield empty_block([Rejection(0, f"the Arrow file is damaged or cut off ({first_line(error)})")], 0)
+        yield empty_block([Rejection(0, f"the Arrow file is damaged or truncated ({first_line(error)})")], 0)
 
 
 def _batches(source: Any) -> Iterator[pa.RecordBatch]:

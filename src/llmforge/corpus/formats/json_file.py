@@ -139,11 +139,11 @@ class _Records:
                 self.at += 1
                 in_list = False
                 if self._skip():
-                    yield Rejection(0, "broken JSON (something stands behind the list)"), 0
+                    yield Rejection(0, "broken JSON (text after the list)"), 0
                 return
             if not character:
                 if self.lost or in_list:
-                    yield Rejection(0, self.lost or "broken JSON (the list is cut off)"), 0
+                    yield Rejection(0, self.lost or "broken JSON (the list is truncated)"), 0
                 return
             if in_list and not first:
                 if character != ",":

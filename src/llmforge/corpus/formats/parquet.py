@@ -51,7 +51,9 @@ def blocks(chunk: Chunk, options: ReadOptions, block_bytes: int) -> Iterator[Blo
             chunk, max((_decompressed(file.metadata.row_group(g), columns) for g in groups), default=0)
         )
     except DAMAGE as error:
-        yield empty_block([Rejection(0, f"the parquet file is damaged or cut off ({first_line(error)})")], 0)
+        yield empty_block(
+            [Rejection(0, f"the parquet file is damaged or truncated ({first_line(error)})")], 0
+        )
         return
     if reason:
         yield empty_block([Rejection(0, reason, rows)] if rows else [], rows)

@@ -15,7 +15,7 @@ from llmforge.corpus.options import ReadOptions
 from llmforge.corpus.spans import Spans
 
 BOM = b"\xef\xbb\xbf"
-NUL = "holds NUL bytes, so it is no text in UTF-8"
+NUL = "contains NUL bytes, so it is not UTF-8 text"
 
 
 def ranges(path: Path, size: int, wanted: int, lines: bool) -> Ranges:

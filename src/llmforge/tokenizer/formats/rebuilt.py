@@ -51,8 +51,8 @@ def warn_of_other_words(definition: dict[str, Any], config: dict[str, Any], dire
         for key, value in known.items()
     ):
         console.warn(
-            f"{directory}: transformers 5 makes the normalizer and pre-tokenizer of {named} itself, and they are not those "
-            "of tokenizer.json: some texts may have other ids there. llmforge does as tokenizer.json says, like "
+            f"{directory}: transformers 5 builds the normalizer and pre-tokenizer of {named} itself, and they are not those "
+            "of tokenizer.json: some texts may have other ids there. llmforge follows tokenizer.json, like "
             "transformers 4; what it writes has the same ids in both."
         )
 

@@ -70,7 +70,7 @@ def _check_pieces(proto: Any, path: Path) -> None:
         _refuse(path, "pieces", "has no unknown piece, or several")
     for name in ("bos_id", "eos_id", "unk_id", "pad_id"):
         if not -1 <= getattr(spec, name) < size:
-            _refuse(path, f"trainer_spec.{name}", f"is {getattr(spec, name)}, which is no piece")
+            _refuse(path, f"trainer_spec.{name}", f"is {getattr(spec, name)}, which is not a piece")
     if spec.byte_fallback and sum(piece.type == BYTE for piece in proto.pieces) != 256:
         _refuse(path, "trainer_spec.byte_fallback", "is set, but not every byte is a piece")
     if proto.normalizer_spec.precompiled_charsmap:

@@ -98,7 +98,7 @@ def check_text(text: str, field: str, path: Path) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        _refuse(path, field, "has an unpaired surrogate, which is no text")
+        _refuse(path, field, "has an unpaired surrogate, which is not valid text")
 
 
 def check_sparse(count: int, highest: int, path: Path) -> None:
@@ -210,7 +210,7 @@ def _unigram(model: dict[str, Any], path: Path) -> dict[str, Any]:
         _refuse(path, "model.vocab", f"has the piece {first_twice(pieces)!r} twice")
     unknown = model.get("unk_id")
     if unknown is not None and check_id(unknown, "model.unk_id", path) >= len(entries):
-        _refuse(path, "model.unk_id", f"is {unknown}, which is no piece of the vocabulary")
+        _refuse(path, "model.unk_id", f"is {unknown}, which is not in the vocabulary")
     fallback = bool(model.get("byte_fallback"))
     return {"type": "Unigram", "unk_id": unknown, "vocab": entries, "byte_fallback": fallback}
 
@@ -248,7 +248,7 @@ def check_charsmap(table: bytes, field: str, path: Path) -> None:
     """Refuses a table that `tokenizers` and sentencepiece cannot read: the one panics, the other may read past it."""
     size = int.from_bytes(table[:4], "little")
     if len(table) < 8 or size % 4 or not 4 <= size <= len(table) - 4:
-        _refuse(path, field, "is no normalization table of sentencepiece")
+        _refuse(path, field, "is not a normalization table of sentencepiece")
 
 
 def _check_texts(pieces: Any, field: str, path: Path) -> None:

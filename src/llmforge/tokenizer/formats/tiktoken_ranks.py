@@ -20,7 +20,7 @@ from llmforge.tokenizer.formats.sentencepiece_model import added_token, merges_b
 from llmforge.tokenizer.formats.shapes import MOST_UNUSED_IDS, first_twice
 
 REMEDY = (
-    'say which with --tokenizer-scheme, or, for commands without it, with "tokenizer_scheme" in a tokenizer_config.json '
+    'choose one with --tokenizer-scheme or, for commands without it, "tokenizer_scheme" in a tokenizer_config.json '
     "beside it; or give the tokenizer.json of this tokenizer"
 )
 TEKKEN_CONTROL = (
