@@ -2,7 +2,7 @@
 
     python benchmarks/step0_table.py                       the table of docs/model.md, on standard output
     python benchmarks/step0_table.py --pieces 2000         fewer pieces
-    python benchmarks/step0_table.py --tokenizer DIR       a grown tokenizer that is there already
+    python benchmarks/step0_table.py --tokenizer DIR       a grown tokenizer that exists already
 
 Learned from nine tenths of the texts, measured on the tenth; nothing is trained. No pretrained model owns the grown
 tokenizer, so `donor` is shown with a stand-in: a model directory whose embedding is the co-occurrence embedding of the

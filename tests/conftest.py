@@ -1,4 +1,4 @@
-"""Fixtures that every room's tests share: real inputs by package name, and the installed command."""
+"""Fixtures that all tests share: real inputs by package name, and the installed command."""
 
 import json
 import os

@@ -6,17 +6,21 @@ reported as one. Sentences name the file, line or flag, and say what to do.
 
 import errno
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no room, no quota, over a file's limit
+DISK_FULL = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+)  # of an OSError: no space, no quota, over a file's limit
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. `str(error)` is the whole sentence shown; exit code 1."""
+    """A mistake that the user can correct. `str(error)` is the whole sentence shown; exit code 1."""
 
     exit_code = 1
 
 
 class InterruptionError(UserError):
-    """Something from outside stopped the work: what is finished stays, and the same command goes on from it."""
+    """Something from outside stopped the work: what is finished stays, and the same command continues from it."""
 
     # Of a training that `run` started and that a signal or --time-limit stopped: EX_TEMPFAIL of sysexits.h.
     stopped_exit_code = 75

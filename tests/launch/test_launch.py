@@ -151,7 +151,7 @@ def test_this_machine_is_checked_too(llmforge: Any, workplace: Path, tmp_path: P
         port = taken.getsockname()[1]
         words[3] = workplace / "语料 data"
         done = llmforge("launch", "--master-port", port, "--", "train", *words, code=1)
-    assert f"localhost: has port {port} already" in done.stderr
+    assert f"localhost: has port {port} in use" in done.stderr
 
 
 def test_a_worker_that_fails_fails_the_launch(

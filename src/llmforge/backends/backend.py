@@ -70,7 +70,7 @@ class Backend(ABC):
             )
 
     def check_environment(self, options: Any, has_gpu: bool) -> None:  # noqa: B027 - most ask for nothing
-        """Raises `UserError` where this process cannot run it; what `requirements` says, of the process at hand."""
+        """Raises `UserError` where this process cannot run it; what `requirements` says, of this process."""
 
     def lacking(self, versions: Mapping[str, str | None]) -> str | None:
         """The sentence for a host whose packages (None: not installed) cannot run it; None where they can."""

@@ -156,7 +156,7 @@ class Engine(Protocol):
 
 
 class Snapshot(Protocol):
-    """State frozen at one step. All calls may run in a background thread while training goes on."""
+    """State frozen at one step. All calls may run in a background thread while training continues."""
 
     def agree(self, fine: bool) -> bool:
         """Collective: whether all ranks are fine."""

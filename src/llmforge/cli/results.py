@@ -30,7 +30,7 @@ def show_finished(finished: Any, as_json: bool, summary: str = "") -> None:
 
 
 def texts(values: Iterable[str | Path]) -> list[Path]:
-    """Paths of texts; a data set that is named as on the Hugging Face Hub is fetched first."""
+    """Paths of texts; a dataset that is named as on the Hugging Face Hub is fetched first."""
     return [_text(str(value)) for value in values]
 
 

@@ -1,7 +1,7 @@
 """Data sets by their name on the Hugging Face Hub: `ORG/NAME[@REVISION][:[CONFIG:]SPLIT[[:N]]]`.
 
 The rows are streamed by `datasets`, once, into one file that stays; its directory is called as the Hub's own cache
-calls a snapshot, so manifests name the data set and its commit.
+calls a snapshot, so manifests name the dataset and its commit.
 """
 
 import json
@@ -21,16 +21,16 @@ NAME = re.compile(
     r"(:((?P<config>[\w.-]+):)?(?P<split>[A-Za-z]\w*)(\[:(?P<most>\d+)\])?)?"
 )
 COMMIT = re.compile("[0-9a-f]{40}")
-UNAUTHORIZED = 401  # what the Hub says to who may not know that there is such a data set, or is none
+UNAUTHORIZED = 401  # what the Hub says to who may not know that there is such a dataset, or is none
 SECONDS = 5.0  # for the Hub to answer a question
 # Of `datasets`, each after five of `huggingface_hub`, half a minute in all; its own default makes that ten minutes.
 RETRIES = 1
 
 
 def local_path(text: str) -> Path:
-    """`text` as a path, where it is one or could be none but that; else the file with the data set of that name.
+    """`text` as a path, where it is one or could be none but that; else the file with the dataset of that name.
 
-    Raises `UserError` where the Hub has no such data set, or cannot be reached and the rows are not here yet.
+    Raises `UserError` where the Hub has no such dataset, or cannot be reached and the rows are not here yet.
     """
     path = Path(text).expanduser()
     match = NAME.fullmatch(text)
@@ -40,7 +40,7 @@ def local_path(text: str) -> Path:
 
 
 def own_name(text: str) -> str:
-    """What documents of the data set are called: its name without the rest."""
+    """What documents of the dataset are called: its name without the rest."""
     match = NAME.fullmatch(text)
     return match["name"].rpartition("/")[2] if match else text
 

@@ -76,7 +76,7 @@ def readable() -> str:
 
 
 def default_categories(inputs: Sequence[Path]) -> list[str]:
-    """The category of documents directly in each input: the name of the directory, or of the data set that it is a
+    """The category of documents directly in each input: the name of the directory, or of the dataset that it is a
     snapshot of.
     """
     return [printable(_own_name((path.parent if path.is_file() else path).resolve())) for path in inputs]
@@ -197,7 +197,7 @@ def _data_files(root: Path, passed_over: list[tuple[str, Path]]) -> list[Path]:
 
 
 def _unread(path: Path) -> str:
-    """Why a file in a directory is passed over; "" where it is read."""
+    """Why a file in a directory is skipped; "" where it is read."""
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except OSError as error:

@@ -164,7 +164,7 @@ def _seek(chunk: Chunk, stream: Any) -> int | None:
     left = chunk.stop - chunk.start
     if chunk.start:
         stream.seek(chunk.start - 1)
-        # A line that began before belongs to the chunk before; where it goes on, so does all of this chunk.
+        # A line that began before belongs to the chunk before; where it continues, so does all of this chunk.
         skipped, ended = _skip_line(stream, left)
         return left - (skipped - 1) if ended else 0
     return left

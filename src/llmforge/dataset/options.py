@@ -73,10 +73,10 @@ def parse_shard(flag: str, text: str) -> tuple[int, int] | None:
 class PrepareOptions(Options):
     """A preparation. `holdout` and `max_rejected` are shares, 0 to 1.
 
-    `data` are paths, or data sets on the Hub until they are fetched. `mix`: category to weight; `max_tokens` 0: all.
+    `data` are paths, or datasets on the Hub until they are fetched. `mix`: category to weight; `max_tokens` 0: all.
     `dedup`: "", "exact" or "near". `shard`: (number from 0, of how many). `workers` 0: one per core. `ray`: "local" or
     the address of a cluster. `documents_per_row` 1: a row is a document or a part of one, whatever `packing`; 0: no
-    limit. `cache_dir`: where the shards lie while the work goes on, instead of beside the output. With
+    limit. `cache_dir`: where the shards lie while the work continues, instead of beside the output. With
     `arrow_output_dir` the parts lie in the output itself rather than in its `arrow`; `output` is that directory then.
     """
 

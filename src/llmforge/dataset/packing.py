@@ -1,6 +1,6 @@
 """Documents into rows of at most `max_length` tokens, knowing only their lengths. No token is dropped.
 
-    best-fit   pieces by falling length, each into the fullest row that still has room (arXiv:2404.10830); fewest rows
+    best-fit   pieces by falling length, each into the fullest row that still has space (arXiv:2404.10830); fewest rows
     greedy     in order; a piece that does not fit closes the row
     concat     one stream cut every `max_length` tokens; every row full, documents cut wherever a row ends
     one        every piece is a row, for models that cannot keep documents of a row apart
@@ -115,12 +115,12 @@ def _greedy(length: Int64, max_length: int) -> Int64:
 def _best_fit(length: Int64, max_length: int) -> Int64:
     """The row of each piece; rows are numbered in the order of their first piece.
 
-    Pieces of one length are placed together: the fullest rows with room take as many of them as fit.
+    Pieces of one length are placed together: the fullest rows with space take as many of them as fit.
     """
     order = np.argsort(-length, kind="stable")
     sizes = length[order]
     cuts = np.append(np.flatnonzero(np.diff(sizes, prepend=0)), len(sizes)).tolist()
-    open_rows: dict[int, list[int]] = {}  # room left -> rows
+    open_rows: dict[int, list[int]] = {}  # space left -> rows
     rooms: list[int] = []  # the keys of open_rows, rising
     opened = 0
     taking: list[int] = []  # in `order`, rows and how many pieces each takes

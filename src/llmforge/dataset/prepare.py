@@ -1,6 +1,6 @@
 """`prepare-data`: chunks to shards, shards to bins, bins to parts; what is finished is never done twice.
 
-Everything on the way lies in OUT's hidden sibling, so a killed run goes on from its finished shards and
+Everything on the way lies in OUT's hidden sibling, so a killed run continues from its finished shards and
 parts.
 """
 
@@ -47,7 +47,7 @@ SUFFIXES = ("ids", "records", "spans", "hashes", "minhash", "rejected", "json")
 
 def prepare_data(options: PrepareOptions) -> Finished:
     """Prepares the dataset (or, with `shard`, one part of the way to it); `UserError` for what the user can
-    mend.
+    correct.
     """
     refuse_bytes(options.output.absolute())
     chunks = find_chunks(options.data, options.reading.lines)
@@ -62,7 +62,7 @@ def prepare_data(options: PrepareOptions) -> Finished:
         try:
             return preparation.make_shards() if options.shard else preparation.make_dataset()
         except UserError as error:
-            if not isinstance(error, InterruptionError):  # nothing goes on from it
+            if not isinstance(error, InterruptionError):  # nothing continues from it
                 preparation.abandon_cache()
             raise
 

@@ -65,7 +65,7 @@ def write_part(settings: PartSettings, number: int, parts: str) -> dict[str, Any
     """Writes `parts/part-<number>` in one move and returns its figures, which `parts/.part-<number>.json`
     keeps.
 
-    A part that is there already is left as it is.
+    A part that exists already is left as it is.
     """
     target = part_path(Path(parts), number)
     figures_path = Path(parts) / f".{target.name}.json"

@@ -49,7 +49,7 @@ def measure(
     """Bits per byte of every document of `corpus`.
 
     A document is what the tokenizer puts before it (bos, and where that is nothing, eos) and its tokens; every token of it is scored exactly once. One longer
-    than `max_length` goes on in windows that overlap by half, so that a scored token has at least max_length / 2 - 1
+    than `max_length` continues in windows that overlap by half, so that a scored token has at least max_length / 2 - 1
     tokens before it. Batches hold at most `batch_tokens` tokens, padding included, and at least one window.
     """
     start_ids = loaded.start_ids

@@ -84,7 +84,7 @@ def _check_end(ended: Ended, step: str) -> None:
 def for_training(words: Sequence[str]) -> list[str]:
     """The command with what a recipe adds to a training, launched or not.
 
-    `train` writes in place for weeks and waits to be told to go on with what it began; a recipe always goes on. A
+    `train` writes in place for weeks and waits to be told to continue with what it began; a recipe always continues. A
     training that was stopped before its end has to be told from one that is finished.
     """
     command = list(words)

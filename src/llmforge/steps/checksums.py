@@ -19,7 +19,7 @@ from llmforge.errors import UserError
 READ_BYTES = 4 << 20
 READERS = 4
 REMEMBERED_FROM = 1 << 20  # smaller files are read again as fast as they are looked up
-MOST_REMEMBERED = 4 << 20  # bytes of the file of checksums, some 35,000 of them; then it begins anew
+MOST_REMEMBERED = 4 << 20  # bytes of the file of checksums, some 35,000 of them; then it begins again
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def checksum_of(data: bytes) -> str:
 
 
 # The file of checksums: a line each, `device inode size mtime ctime checksum check`, appended in one write. Whatever
-# else is in it (a line cut short, damage, two lines in one) fails its check and is passed over.
+# else is in it (a line cut short, damage, two lines in one) fails its check and is skipped.
 
 
 def cache_file() -> Path | None:

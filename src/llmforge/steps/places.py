@@ -332,7 +332,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def free_bytes(directory: Path) -> int:
-    """Room on the file system of `directory`, or of the nearest directory above it that exists."""
+    """Free space on the file system of `directory`, or of the nearest directory above it that exists."""
     while not directory.exists():
         directory = directory.parent
     return shutil.disk_usage(directory).free

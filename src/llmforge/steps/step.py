@@ -4,7 +4,7 @@ state of OUT                                    what happens
 ----------------------------------------------  -----------------------------------------------
 absent, or an empty directory                   built
 finished, same inputs and arguments             left as it is; the step reports itself done
-finished, anything differs                      refused, naming --overwrite (or built anew with it)
+finished, anything differs                      refused, naming --overwrite (or built again with it)
 another command's, or with files of others      refused, whatever the flags
 something that llmforge did not write           refused, always: nothing of the user's is deleted
 """
@@ -274,7 +274,7 @@ def _partial(step: Step, place: Place, plan: str) -> Iterator[Path]:
     try:
         yield partial
     except BaseException as error:
-        # A mistake has to be mended in the inputs or arguments: nothing could go on from what it left.
+        # A mistake has to be corrected in the inputs or arguments: nothing could continue from what it left.
         mistake = isinstance(error, UserError) and not isinstance(error, InterruptionError)
         sentence = None
         if isinstance(error, OSError) and error.errno in DISK_FULL:
@@ -287,7 +287,7 @@ def _partial(step: Step, place: Place, plan: str) -> Iterator[Path]:
 
 
 def _no_room(step: Step, partial: Path, error: OSError) -> InterruptionError:
-    """What was being written, how much of it there was, and how much room is left."""
+    """What was being written, how much of it there was, and how much space is free."""
     files = [file for file in partial.rglob("*") if file.is_file() and not file.is_symlink()]
     newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=partial)
     name = Path(error.filename) if isinstance(error.filename, str) else newest

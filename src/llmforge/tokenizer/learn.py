@@ -176,7 +176,7 @@ def _characters(tokenizer: Tokenizer, counted: Counted) -> int:
 
 
 def _going_on() -> list[int]:
-    """The code points of byte-level pieces that go on with a character: bytes of the form 10xxxxxx."""
+    """The code points of byte-level pieces that continue with a character: bytes of the form 10xxxxxx."""
     return [ord(c) for byte, c in bytelevel.byte_to_character().items() if byte & 0xC0 == 0x80]
 
 

@@ -223,7 +223,7 @@ def sentencepiece_ids(tokenizer: Tokenizer, documents: Sequence[str]) -> list[li
 
 
 def summary(gates: Mapping[str, Any]) -> str:
-    """The gates in a few lines, for the terminal."""
+    """The checks in a few lines, for the terminal."""
     reach, parity_, trip, moved = (gates[name] for name in ("reachability", "parity", "round_trip", "drift"))
     lines = [
         f"checks on {gates['documents']:,} documents, {gates['characters']:,} characters:",

@@ -31,7 +31,7 @@ CLASSES = {
     SPACE_MARK: SPACE,
     JOINER: r"[\u200c\u200d]",
 }
-JOINS = np.eye(6, dtype=bool)  # whether a character of one class goes on with one of another
+JOINS = np.eye(6, dtype=bool)  # whether a character of one class continues with one of another
 JOINS[SPACE_MARK] = [True, True, True, False, False, False]
 JOINS[SINGLE, SINGLE] = False
 JOINS[JOINER, [LETTER, MARK]] = JOINS[[LETTER, MARK], JOINER] = True

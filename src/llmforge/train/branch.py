@@ -1,7 +1,7 @@
-"""The checkpoints of a save directory: which are whole, which belong to the run that goes on, and which go.
+"""The checkpoints of a save directory: which are whole, which belong to the run that continues, and which go.
 
     epoch-0_step-100/    a checkpoint of the run
-    abandoned-1/         what was newer than the checkpoint from which a run went on: checkpoints under their names,
+    abandoned-1/         what was newer than the checkpoint from which a run continued: checkpoints under their names,
                          metrics.jsonl as it was then, and abandoned.json, which says what was moved and why
 
 Nothing that is no checkpoint of llmforge is deleted, and no symbolic link is followed to delete anything.
@@ -59,7 +59,7 @@ def damage(path: Path, *, contents: bool = True) -> str | None:
 
 
 def find_checkpoint(save_dir: Path, wanted: str, *, contents: bool = True) -> Path | None:
-    """The checkpoint that `--load-checkpoint wanted` means; `latest` passes over damaged ones, None where
+    """The checkpoint that `--load-checkpoint wanted` means; `latest` skips damaged ones, None where
     there is none. `contents`: every byte is compared with its checksum.
     """
     if wanted != "latest":
@@ -82,7 +82,7 @@ def find_checkpoint(save_dir: Path, wanted: str, *, contents: bool = True) -> Pa
 
 
 def set_aside(save_dir: Path, resumed: Path | None) -> None:
-    """Moves what is not of the run that goes on from `resumed` (None: from its beginning) into `abandoned-N`: newer
+    """Moves what is not of the run that continues from `resumed` (None: from its beginning) into `abandoned-N`: newer
     checkpoints, so that `latest` and --keep-last do not meet them again, and files or links that have the name of a
     checkpoint, which would be in its way.
     """
@@ -146,7 +146,7 @@ def _not_of_this_run(save_dir: Path, resumed: Path | None) -> Iterator[Path]:
 
 
 def remove_old(save_dir: Path, keep: int, written: Path) -> None:
-    """Deletes all but the last `keep` whole checkpoints of the run that has just written `written`."""
+    """Deletes all but the last `keep` complete checkpoints of the run that has just written `written`."""
     ours = [
         path
         for path in checkpoints(save_dir)

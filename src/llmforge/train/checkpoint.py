@@ -36,7 +36,7 @@ MODEL_STEP = "train-model"
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds besides the engine's own state; nothing in it changes when training goes on.
+    """What a checkpoint holds besides the engine's own state; nothing in it changes when training continues.
 
     `files`: the model's other files by name (configuration, tokenizer, license), held since the run began, as the
     source model may go away meanwhile. `identity`: the outputs of the model's manifest. `states`: the text of

@@ -1,7 +1,7 @@
 # ruff: noqa: RUF009 - `option` makes dataclass fields
 """The options of train and plan, for the command line and YAML files alike.
 
-`decides` says whether an option decides the bytes of the result or only how and where the run goes on. This file
+`decides` says whether an option decides the bytes of the result or only how and where the run continues. This file
 imports no torch: a finished run says so at once.
 """
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, whether it may, and how its state comes back."""
+"""Which checkpoint a run continues from, whether it may, and how its state comes back."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -65,7 +65,7 @@ def _find(config: TrainOptions, wanted: str, origin: Path) -> Path | None:
 def check_steps(
     path: Path, done: int, total: int, now: Schedule, config: TrainOptions, say: Callable[[str], None]
 ) -> None:
-    """Says where the learning rate jumps because a run goes on from `path`, after `done` steps, with another schedule;
+    """Says where the learning rate jumps because a run continues from `path`, after `done` steps, with another schedule;
     `UserError` where it is to end before the steps that are done.
     """
     if total < done:
@@ -154,7 +154,7 @@ def keep_rows(
 def load_sampler(
     sampler: Sampler, path: Path, states: RunStates, dataset: str, say: Callable[[str], None]
 ) -> None:
-    """Lets the sampler go on behind the last step, from there with the weights that it has now; another dataset than the
+    """Lets the sampler continue behind the last step, from there with the weights that it has now; another dataset than the
     checkpoint's is read from its beginning.
     """
     state, weights = states.sampler, sampler.weights

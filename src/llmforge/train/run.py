@@ -54,7 +54,7 @@ from llmforge.train.save_dir import (
 @dataclass(frozen=True)
 class Stopped:
     """A training that was asked to stop (`reason`: a signal or --time-limit) after `step` of `total` steps; `checkpoint`
-    is what --load-checkpoint latest goes on with, None where there is none.
+    is what --load-checkpoint latest continues with, None where there is none.
     """
 
     save_dir: Path

@@ -12,7 +12,7 @@ from llmforge.train.mixture import Int64, check_weights, whose_turn
 
 
 class Stream:
-    """Rows in the order of their bins, in each epoch shuffled anew inside each; only one bin's order is kept."""
+    """Rows in the order of their bins, in each epoch shuffled again inside each; only one bin's order is kept."""
 
     def __init__(self, bins: Sequence[RowSet], fingerprint: str, seed: int, *category: str) -> None:
         self.bins, self.fingerprint, self.seed, self.category = bins, fingerprint, seed, category
@@ -87,7 +87,7 @@ class Sampler:
         return round(len(self) * per_row)
 
     def reweight(self, weights: Mapping[str, float]) -> None:
-        """From the next row on other weights; shares count from there, and categories go on where they are."""
+        """From the next row on other weights; shares count from there, and categories continue where they are."""
         if weights == self.weights:
             return
         if weights:

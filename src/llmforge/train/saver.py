@@ -1,4 +1,4 @@
-"""Writing checkpoints while training goes on, and living with a full disk."""
+"""Writing checkpoints while training continues, and living with a full disk."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +22,7 @@ class Saver:
     ) -> None:
         self.save_dir, self.keep_last, self.background = save_dir, keep_last, background
         self.is_main = is_main
-        self.newest = newest  # the last checkpoint that could be written, or that the run goes on from
+        self.newest = newest  # the last checkpoint that could be written, or that the run continues from
         self._identity = _identity(save_dir)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saving")
         self._pending: Future[None] | None = None

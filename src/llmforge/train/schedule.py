@@ -32,7 +32,7 @@ SCHEDULES = tuple(CURVES)
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up over `warmup` steps to `peak`, then to `floor` at step `total` along the curve `name`, which takes
+    """Linear warmup over `warmup` steps to `peak`, then to `floor` at step `total` along the curve `name`, which takes
     all steps or the last `decay`.
     """
 

@@ -56,7 +56,7 @@ class Setup:
     """What stays the same during a run.
 
     `model_files`: the files of the source model that every checkpoint gets, on the main rank. `identity`: what a
-    checkpoint must have in common with the run that resumes it. `resumed`: the checkpoint that it goes on from, or None.
+    checkpoint must have in common with the run that resumes it. `resumed`: the checkpoint that it continues from, or None.
     `peak_flops`: of all processes per second, where the device is known.
     """
 
@@ -80,7 +80,7 @@ def set_up(config: TrainOptions, weights: Path, ranks: Ranks) -> Setup:
     """
     world, processes, data = ranks.world, ranks.processes, PackedDataset(config.data)
     words, loaded = vocabulary(weights), tokenizer.load(weights)
-    # The source model may go away while the run goes on.
+    # The source model may go away while the run continues.
     model_files = hold_files(weights) if world.is_main else {}
     identity = {"dataset": data.fingerprint, "tokenizer": loaded.fingerprint, "seed": config.seed}
     refuse_disagreement(processes, facts(config, weights, identity))

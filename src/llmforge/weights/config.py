@@ -1,6 +1,6 @@
 """`config.json` across versions of transformers.
 
-transformers 5 writes `rope_parameters`, `dtype` and `layer_types`, which transformers 4 passes over without a word; 4
+transformers 5 writes `rope_parameters`, `dtype` and `layer_types`, which transformers 4 skips without a word; 4
 writes `rope_theta`, `rope_scaling`, `torch_dtype` and patterns, which 5 reads. `portable` gives the form that both
 read with equal numbers; it is what we write. `load_config` is how every command makes transformers' configuration.
 """

@@ -39,7 +39,7 @@ def _follow(ancestor: Ancestor, found: dict[tuple[Path, str], Ancestor]) -> None
         path = Path(one.path)
         manifest = _manifest(path)
         if manifest is not None and manifest.outputs.get("fingerprint") != one.fingerprint:
-            manifest = None  # it was made anew since
+            manifest = None  # it was made again since
         _follow(Ancestor(path, one.fingerprint, manifest), found)
 
 

@@ -39,7 +39,7 @@ def open_weights(directory: Path, stem: str = "model") -> Weights:
     """The weights of a Hugging Face model directory; `UserError` if a file is missing or damaged.
 
     The files are those that transformers reads (4.51 and 5 alike): the whole safetensors file before its index, and
-    both before pickled ones. Others, of an earlier save or another format, are passed over. `stem` begins the names of
+    both before pickled ones. Others, of an earlier save or another format, are skipped. `stem` begins the names of
     safetensors files.
     """
     if not directory.is_dir():

@@ -113,7 +113,7 @@ def _write_file(path: Path, shard: Sequence[NewTensor], advance: Callable[..., N
 
 @contextmanager
 def room_for(output: Path, size: int) -> Iterator[None]:
-    """Refuses `output`, which needs `size` bytes, where there is less room, and turns a disk that fills up meanwhile
+    """Refuses `output`, which needs `size` bytes, where there is less free space, and turns a disk that fills up meanwhile
     into the same sentence.
     """
 

@@ -72,7 +72,7 @@ def provide_hccl() -> None:
 
 
 def hide_broken_apex() -> None:
-    """Makes an apex that does not work one that is not there: ColossalAI passes over the latter alone, and dies of a
+    """Makes an apex that does not work one that is not there: ColossalAI skips the latter alone, and dies of a
     package that fails on import in another way.
 
     Goes when ColossalAI's `shardformer/layer/normalization.py` catches every exception (not in 0.5.0).

@@ -275,7 +275,7 @@ class ColossalEngine(ABC):
         return self.world
 
     def _optimized(self) -> list[torch.nn.Parameter]:
-        """The parameters that the optimizer is given. ZeRO and 3d take frozen ones too, and pass over them: they
+        """The parameters that the optimizer is given. ZeRO and 3d take frozen ones too, and skip them: they
         look at the first of a group, and a pipeline stage may have nothing to train.
         """
         return list(self.causal.parameters())

@@ -112,7 +112,7 @@ class HybridEngine(ZeroParts):
         batch = join(micro_batches, layout.pipeline_rows, layout.pipeline)
         count = len(batch.input_ids) // layout.pipeline_rows
         scheduler.num_microbatches, scheduler.microbatch_size = count, layout.pipeline_rows
-        # The last step of an epoch has fewer rows, a holdout rows of another length: shapes are sent anew.
+        # The last step of an epoch has fewer rows, a holdout rows of another length: shapes are sent again.
         scheduler.last_batch_size = None
         scheduler.enable_metadata_cache = scheduler.send_tensor_metadata = scheduler.send_grad_metadata = True
         scheduler.tensor_metadata_recv = scheduler.grad_metadata_recv = None

@@ -119,7 +119,7 @@ class Weights:
 
     def untrained(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """On the main rank, what is not trained, as the directory has it: here it was rounded. Copied, as the files
-        may be cut, changed or deleted while the run goes on.
+        may be cut, changed or deleted while the run continues.
         """
         if not self.world.is_main:
             return {}

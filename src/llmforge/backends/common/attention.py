@@ -1,9 +1,9 @@
-"""Attention inside the documents of packed rows, so that a document's loss does not depend on its row-mates.
+"""Attention inside the documents of packed rows, so that a document's loss does not depend on the other documents of its row.
 
 Each function has transformers' attention interface and is chosen through `attn_implementation`. Where
 the documents lie travels as the keyword `documents`, which decoder layers hand on. What a model's layer asks of
 attention arrives as keywords too: `Terms` names those that are computed, and others that say something are refused,
-so that nothing is passed over in silence. Masks are not looked at: in a causal model they say what `documents` and
+so that nothing is ignored silently. Masks are not looked at: in a causal model they say what `documents` and
 the window say. That this holds, and that a layer hands all of it on, is compared before each training
 (`llmforge.backends.common.packing`).
 """

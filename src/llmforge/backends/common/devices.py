@@ -71,7 +71,7 @@ CUDA_NAMES = {
 
 
 def by_name(name: str) -> Device:
-    """The device that `--device name` means; `this` is the machine at hand, measured for half a second."""
+    """The device that `--device name` means; `this` is this machine, measured for half a second."""
     if name == "this":
         return this_device()
     if name.lower() not in KNOWN:

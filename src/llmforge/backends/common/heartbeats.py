@@ -22,7 +22,7 @@ DONE = b"done"
 
 
 class Heartbeats:
-    """From `start` to `stop` every rank is watched; `seconds` without a sign of life end the run (0: never)."""
+    """From `start` to `stop` every rank is watched; `seconds` without a heartbeat end the run (0: never)."""
 
     def __init__(self, processes: Processes, seconds: float) -> None:
         self.processes, self.seconds = processes, seconds

@@ -63,7 +63,7 @@ def _is_converted(name: str, conversion: Any) -> bool:
     return isinstance(conversion, str) or conversion.rename_source_key(name)[1] is not None
 
 
-def read_shares(state: Mapping[str, torch.Tensor], weights: Weights, local: Local) -> None:
+def read_shards(state: Mapping[str, torch.Tensor], weights: Weights, local: Local) -> None:
     """Fills this rank's rows of every tensor of `state` from the files, at most 16 MB at a time."""
     assert state.keys() <= weights.tensors.keys()
     with torch.no_grad():
@@ -74,7 +74,7 @@ def read_shares(state: Mapping[str, torch.Tensor], weights: Weights, local: Loca
                 rows[row - first : row - first + len(values)].copy_(torch.from_numpy(values))
 
 
-def deal_shares(
+def send_shards(
     state: Mapping[str, torch.Tensor], load: Callable[[], Any], world: World, local: Local
 ) -> None:
     """Collective: the same where files must go through transformers. Rank 0 calls `load` for the whole model, and
@@ -103,7 +103,7 @@ def deal_shares(
             part.copy_(values[first : first + len(part)] if part.ndim else values)
 
 
-def write_shares(
+def write_shards(
     shares: Mapping[str, torch.Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     directory: Path,
@@ -134,7 +134,7 @@ def write_shares(
 
 
 def rewrite_as_in_files(causal: Any, directory: Path) -> None:
-    """Cuts tensors that transformers had joined (experts), in files that `write_shares` has written; one tensor at a
+    """Cuts tensors that transformers had joined (experts), in files that `write_shards` has written; one tensor at a
     time is in memory.
     """
     weights = open_weights(directory)

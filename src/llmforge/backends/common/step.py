@@ -63,7 +63,7 @@ def group_sums(losses: Sequence[torch.Tensor], batches: Sequence[MicroBatch], gr
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Makes all chance of a step follow from these three, so that there is no generator state to save."""
+    """Makes all randomness of a step follow from these three, so that there is no generator state to save."""
     number = hash((seed, step, rank)) & 0x7FFFFFFF
     random.seed(number)
     torch.manual_seed(number)

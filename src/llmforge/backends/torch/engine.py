@@ -23,7 +23,7 @@ from llmforge.backends.common.model import (
 )
 from llmforge.backends.common.processes import agree, over_ranks
 from llmforge.backends.common.settings import PRECISIONS, Settings
-from llmforge.backends.common.sharded_weights import read_shares
+from llmforge.backends.common.sharded_weights import read_shards
 from llmforge.backends.common.step import (
     LossScale,
     copy_to_cpu,
@@ -142,7 +142,7 @@ class NativeEngine:
             return  # the base never changes, and the adapters are part of the state
         weights, state = open_weights(directory), self._weights()
         if state.keys() <= weights.tensors.keys():
-            read_shares(state, weights, self._local)
+            read_shards(state, weights, self._local)
             return
         self._read_through_transformers(directory)
 

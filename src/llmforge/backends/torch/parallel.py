@@ -17,12 +17,12 @@ from llmforge.backends.common.model import empty_model, load_model
 from llmforge.backends.common.processes import TIMEOUT, over_ranks
 from llmforge.backends.common.settings import Settings
 from llmforge.backends.common.sharded_weights import (
-    deal_shares,
     first_row,
-    read_shares,
+    read_shards,
     reads_as_it_is,
     rewrite_as_in_files,
-    write_shares,
+    send_shards,
+    write_shards,
 )
 from llmforge.backends.common.step import copy_to_cpu
 from llmforge.backends.torch.engine import NativeEngine, NativeSnapshot
@@ -95,11 +95,11 @@ class FSDPEngine(_Distributed):
         for (_, buffer), values in zip(self.loss.named_buffers(remove_duplicate=False), buffers, strict=True):
             buffer.copy_(values)
         if self.files:
-            read_shares(self._weights(), self.files, self._local)
+            read_shards(self._weights(), self.files, self._local)
         else:
             if self.world.is_main:
                 say(f"{self.settings.model}: transformers converts these weights; rank 0 loads them all.")
-            deal_shares(self._weights(), super()._load, self.world, self._local)
+            send_shards(self._weights(), super()._load, self.world, self._local)
         if self.lora:
             with torch.no_grad():
                 for name, values in self.lora.initial.items():
@@ -125,7 +125,7 @@ class FSDPEngine(_Distributed):
         def load() -> Any:
             return load_model(directory, attention.NAMES[self.attention])
 
-        deal_shares(self._weights(), load, self.world, self._local)
+        send_shards(self._weights(), load, self.world, self._local)
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, enabled=False)  # the policy above sets the dtype
@@ -178,6 +178,6 @@ class SharedSnapshot(NativeSnapshot):
         return over_ranks(storage.bytes_of(self.weights, self.state), dist.ReduceOp.SUM, self.group)
 
     def write_model(self, directory: Path) -> None:
-        write_shares(self.weights, self.shapes, directory, self.world, self.group)
+        write_shards(self.weights, self.shapes, directory, self.world, self.group)
         if self.world.is_main:
             rewrite_as_in_files(self.causal, directory)

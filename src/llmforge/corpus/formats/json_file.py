@@ -156,7 +156,7 @@ class _Records:
             while True:
                 try:
                     value, end = parse(self.text, self.at)
-                    # A number at the end of what was read may go on.
+                    # A number at the end of what was read may continue.
                     if end < len(self.text) or self.ended or isinstance(value, dict):
                         break
                 except (ValueError, RecursionError) as error:

@@ -80,7 +80,7 @@ def orthogonal_matching_pursuit(
         c(t) = argmin_c || d(t) - sum_a c_a d(a) ||  with at most `terms` anchors a,   e(t) = sum_a c_a e(a)
 
     d are rows of `tensor`, the donor's embedding or head; anchors are tokens that donor and source share. The anchors
-    are found one by one, each the one that agrees best with what is left, and all coefficients are fitted anew after
+    are found one by one, each the one that agrees best with what is left, and all coefficients are fitted again after
     each (Goddard and Fernandes Neto, "Training-Free Tokenizer Transplantation via Orthogonal Matching Pursuit", arXiv
     2506.06607). `usable` bool [source.size] tells which old rows may be anchors. A token that the donor lacks gets an
     empty row.

@@ -18,7 +18,7 @@ METRICS, WANDB_ID = "metrics.jsonl", ".wandb-id"
 
 
 def cut_metrics(file: Path, steps: int) -> None:
-    """Drops the lines after step `steps` (all of them where a run begins anew, `steps` 0, and a line that a kill cut
+    """Drops the lines after step `steps` (all of them where a run begins again, `steps` 0, and a line that a kill cut
     short): the run writes them again.
     """
     if not file.is_file():
@@ -42,7 +42,7 @@ def _step(line: bytes) -> float:
 
 
 class Lines:
-    """Lines added to a file. Those that a full disk does not take wait for room, and nothing is written twice."""
+    """Lines added to a file. Those that a full disk does not take are written later, and nothing is written twice."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -171,7 +171,7 @@ class Board:
 
 
 def _run_id(save_dir: Path) -> str:
-    """The run's name at Weights & Biases, kept beside the metrics so that a resumed run goes on with it."""
+    """The run's name at Weights & Biases, kept beside the metrics so that a resumed run continues with it."""
     file = save_dir / WANDB_ID
     if not file.is_file():
         file.write_text(secrets.token_hex(4), encoding="utf-8")

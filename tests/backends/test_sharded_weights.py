@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from llmforge.backends.common.model import empty_model, load_model
-from llmforge.backends.common.sharded_weights import read_shares, reads_as_it_is
+from llmforge.backends.common.sharded_weights import read_shards, reads_as_it_is
 from llmforge.backends.common.storage import unique_state
 from llmforge.errors import UserError
 from llmforge.weights.read import open_weights
@@ -74,7 +74,7 @@ def filled(path: Path) -> Any:
     causal.tie_weights()
     for buffer, values in zip(causal.buffers(), buffers, strict=True):
         buffer.copy_(values)
-    read_shares(unique_state(causal), weights, lambda tensor: (tensor, 0))
+    read_shards(unique_state(causal), weights, lambda tensor: (tensor, 0))
     return causal
 
 
