@@ -32,11 +32,11 @@ def test_the_demo_is_short_and_every_step_has_what_it_had_when_all_was_written_o
         {"tokenizer": "in/smollm2", "pieces": "out/pieces.jsonl"},
         {"model": "in/smollm2", "tokenizer": "out/tokenizer"},
         {"tokenizer": "out/tokenizer"},
-        {"model": "out/grown", "data": "out/data"},
+        {"model": "out/resized", "data": "out/data"},
         {"model": "out/stage-1/modeling", "data": "out/data"},
         {"checkpoint": "out/stage-2"},
         {"model": "out/trained"},
-        {"model": "in/smollm2, out/grown, out/trained"},
+        {"model": "in/smollm2, out/resized, out/trained"},
     ]
 
 
@@ -90,7 +90,7 @@ def test_a_launched_training_is_a_training(read):
             "- prepare-data: {data: d, tokenizer: t, output: o, mix: {zh: -1}}",
             "mix zh=-1 is not CATEGORY=WEIGHT",
         ),
-        ("- prepare-data: {data: d, tokenizer: t, output: o, holdout: 2}", "holdout 2 is not a share"),
+        ("- prepare-data: {data: d, tokenizer: t, output: o, holdout: 2}", "holdout 2 is not a fraction"),
     ],
 )
 def test_a_step_that_cannot_run_is_refused_before_the_first_one_does(read, text, sentence):
