@@ -76,7 +76,7 @@ def compare_to_file(
     labels = [label or own_label(path) for label, path in given]
     paths = [path for _, path in given]
     arguments = {**asdict(protocol), "models": _names(models), "labels": labels}
-    if not protocol.per_document:  # tables of versions that had no such option stay recognised
+    if not protocol.per_document:  # tables of versions that had no such option stay recognized
         del arguments["per_document"]
     return run_step(
         Step("evaluate", output, arguments, [*models, *paths], overwrite=overwrite, single_file=True), build
