@@ -60,7 +60,7 @@ COMMANDS = {
     "--mixed-precision fp32",
     "export": "export --checkpoint grown --output-dir DISK/x",
     "delta": "delta make --base model --target grown --output DISK/x",
-    "evaluate": "evaluate --model model --data a=corpus.jsonl --max-documents 3 --output DISK/x",
+    "evaluate": "evaluate --model model --data a=corpus.jsonl --max-documents 3 --output DISK/x.json",
 }
 
 

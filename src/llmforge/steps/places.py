@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,10 +214,16 @@ def take_partial(place: Place, plan: str, keep: bool) -> None:
             return
         _empty(descriptor, keep=PLAN)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | NOT_FOLLOWED
-        with open(os.open(PLAN, flags, 0o666, dir_fd=descriptor), "wb") as file:
-            file.write(plan.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(os.open(PLAN, flags, 0o666, dir_fd=descriptor), "wb") as file:
+                file.write(plan.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # a full disk: nothing is in there, so nothing is left behind
+            with suppress(OSError):
+                os.unlink(PLAN, dir_fd=descriptor)
+                partial.rmdir()
+            raise
 
 
 def _plan_of(partial: Path) -> str | None:
