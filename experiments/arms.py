@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 ARMS = Path(__file__).parent / "arms"
@@ -75,7 +76,8 @@ class Arm:
 
 
 def read_arms(file: Path) -> Iterator[Arm]:
-    """The arms of a YAML file. Raises `ValueError` for keys that arms do not have and values that contradict."""
+    """The arms of a YAML file. Raises `ValueError` for keys that arms do not have, values of other types (but 6e12, which is a word in YAML,
+    is a number here) and values that contradict."""
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
     known = {one.name for one in fields(Arm)} - {"name"}
     if not isinstance(values, dict) or set(values) - known:
@@ -86,9 +88,9 @@ def read_arms(file: Path) -> Iterator[Arm]:
         given = dict(zip(swept, chosen, strict=True))
         name = ".".join([file.stem, *(f"{key}={value}" for key, value in given.items())])
         try:
-            yield Arm(name=name, **{**values, **given})
-        except TypeError as error:
-            raise ValueError(f"{file}: {error}.") from error
+            yield msgspec.convert({**values, **given, "name": name}, Arm, strict=False)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{file}: {error}") from error
 
 
 def all_arms(directory: Path = ARMS) -> dict[str, Arm]:

@@ -88,6 +88,7 @@ def _section(base: str, tokens: int, budget: float, lines: Sequence[Line], plots
         parts.append(f"Bits per byte of the source model: {sets}.\n")
     ordered = sorted(found.values(), key=lambda one: float(mean_bits(one.best(drawn)[-1], CHINESE, drawn)[0]))
     parts += [
+        _findings(ordered, plain, start, drawn),
         "### All families, best first\n",
         _summary(ordered, plain, drawn),
         "`of the un-grown` compares both ends, each at its best learning rate. `FLOPs per character` is what a forward pass "
@@ -112,6 +113,33 @@ def _section(base: str, tokens: int, budget: float, lines: Sequence[Line], plots
         drawing = svg(curves, "training FLOPs", "bits per byte, Chinese")
         (plots / plot).write_text(drawing, encoding="utf-8")
     return "\n".join(parts)
+
+
+def _findings(ordered: Sequence[Family], plain: Family | None, start: Line | None, drawn: Drawn) -> str:
+    """What the tables come to, in sentences, of the families that went to the end."""
+    ended = [family for family in ordered if family.best(drawn)[-1]["part"] == PARTS]
+    found = []
+    if start and (bits := float(mean_bits(start, CHINESE, drawn)[0])) > 8:
+        found.append(
+            f"The source model needs {bits:.1f} bits for a byte of Chinese, more than the 8 of a uniform guess: it has seen "
+            "no such bytes. What this section says holds for sources like it, not for those that know some Chinese."
+        )
+    if ended:
+        best = ended[0].best(drawn)[-1]
+        lowest = mean_bits(best, CHINESE, drawn)
+        found.append(f"Lowest at the end of the budget: {ended[0].name}, at {_of(lowest)} bits per byte.")
+        for family in ended[1:]:
+            last = family.best(drawn)[-1]
+            if family is plain or _recipe(last) == "colossal-llama":
+                name = "The un-grown model" if family is plain else "Colossal-LLaMA's way (`colossal-llama`)"
+                above = interval(mean_bits(last, CHINESE, drawn) / lowest - 1)
+                found.append(f"{name} ends {_percent(*above)} above it.")
+    return "".join(f"- {sentence}\n" for sentence in found)
+
+
+def _recipe(line: Line) -> str:
+    """The name of the file in experiments/arms."""
+    return str(line["arm"]).split(".")[0]
 
 
 def _of(values: Floats) -> str:
@@ -148,6 +176,7 @@ def _summary(ordered: Sequence[Family], plain: Family | None, drawn: Drawn) -> s
         rows.append(
             [
                 family.name,
+                _recipe(last),
                 _rate(last),
                 f"{len(family.arms)} / {seeds}",
                 _of(chinese),
@@ -162,6 +191,7 @@ def _summary(ordered: Sequence[Family], plain: Family | None, drawn: Drawn) -> s
         )
     header = [
         "family",
+        "recipe",
         "learning rate",
         "arms / seeds",
         "Chinese bits/byte",
@@ -173,7 +203,7 @@ def _summary(ordered: Sequence[Family], plain: Family | None, drawn: Drawn) -> s
         "tokens trained on",
         "CPU s",
     ]
-    return table(header, rows)
+    return table(header, rows, (0, 1))
 
 
 def _even(even: BreakEven | None) -> str:

@@ -19,7 +19,7 @@ def test_the_arms_of_the_repository_are_arms_and_include_the_un_grown_with_as_wi
 
 def test_lists_are_sweeps(tmp_path):
     (tmp_path / "a.yaml").write_text(
-        "base: 5M\npieces: 9\ninit: [mean, focus]\nlearning_rate: [1.0e-3, 2.0e-3]\n"
+        "base: 5M\nbudget: 3e12\npieces: 9\ninit: [mean, focus]\nlearning_rate: [1.0e-3, 2.0e-3]\n"
     )
     arms = list(read_arms(tmp_path / "a.yaml"))
     assert [arm.name for arm in arms][:2] == [
@@ -27,6 +27,7 @@ def test_lists_are_sweeps(tmp_path):
         "a.init=mean.learning_rate=0.002",
     ]
     assert len({arm.family for arm in arms}) == 2
+    assert arms[0].budget == 3e12  # a word in YAML
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,7 @@ def test_lists_are_sweeps(tmp_path):
     [
         ("base: 5M\nlearning_rate: 1\nrate: 2\n", "rate; an arm has"),
         ("base: 5M\n", "learning_rate"),
+        ("base: 5M\nlearning_rate: fast\n", "float"),
         ("base: 5M\nlearning_rate: 1\ninit: mean\n", "no new rows"),
         ("base: 5M\nlearning_rate: 1\npieces: 5\nfirst_parts: 2\n", "go together"),
         ("base: 5M\nlearning_rate: 1\npieces: 5\nfirst_parts: 8\nfirst_learning_rate: 1\n", "0 to 7"),

@@ -38,6 +38,7 @@ def figures(results):
     return {line["part"]: (line["held"], line["flops"], line["steps"]) for line in lines}, len(lines)
 
 
+@pytest.mark.slow
 def test_an_arm_that_was_killed_goes_on_and_measures_every_point_once(small, tiny_model):
     arm = Arm(
         *("grown", "5M", 1e-2, 12),
