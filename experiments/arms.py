@@ -96,3 +96,8 @@ def read_arms(file: Path) -> Iterator[Arm]:
 def all_arms(directory: Path = ARMS) -> dict[str, Arm]:
     """Every arm by name."""
     return {arm.name: arm for file in sorted(directory.glob("*.yaml")) for arm in read_arms(file)}
+
+
+def recipe_of(name: str) -> str:
+    """The name of the file that an arm comes from."""
+    return name.split(".")[0]

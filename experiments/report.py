@@ -6,6 +6,7 @@ Nothing in that page is written by hand: what stands in it stands here or in the
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from experiments.analysis import (
     mean_bits,
     weights,
 )
-from experiments.arms import MEASURED, PARTS, Arm, all_arms
+from experiments.arms import MEASURED, PARTS, Arm, all_arms, recipe_of
 from experiments.bases import BASES
 from experiments.data import CHINESE, ENGLISH
 from experiments.plot import svg
@@ -139,7 +140,7 @@ def _findings(ordered: Sequence[Family], plain: Family | None, start: Line | Non
 
 def _recipe(line: Line) -> str:
     """The name of the file in experiments/arms."""
-    return str(line["arm"]).split(".")[0]
+    return recipe_of(line["arm"])
 
 
 def _of(values: Floats) -> str:
@@ -291,16 +292,16 @@ NOT_BUILT = """These questions have no arms: `linear` and `distill` as initialis
 
 def _missing(lines: Sequence[Line], arms: dict[str, Arm]) -> str:
     ended = {line["arm"] for line in lines if line["part"] == PARTS}
-    missing = [name for name in arms if name not in ended]
+    recipes = Counter(recipe_of(name) for name in arms)
+    missing = Counter(recipe_of(name) for name in arms if name not in ended)
     unused = [base for base in BASES if base not in {line["recipe"]["base"] for line in lines}]
     single = (
         "Every figure above is of one seed.\n" if len({line["recipe"]["seed"] for line in lines}) == 1 else ""
     )
     parts = ["## What has not been run\n", single]
     if missing:
-        parts.append(
-            f"Arms that have not been run to their end: {', '.join(f'`{name}`' for name in missing)}.\n"
-        )
+        counts = (f"`{name}` {count} of {recipes[name]}" for name, count in missing.items())
+        parts.append(f"Arms that have not been run to their end, by recipe: {', '.join(counts)}.\n")
     if unused:
         parts.append(f"Source models without any result: {', '.join(unused)}.\n")
     return "\n".join([*filter(None, parts), NOT_BUILT])
