@@ -248,6 +248,7 @@ def test_what_gigatoken_remembers_is_dropped_from_time_to_time(
     module = "llmforge.dataset.gigatoken_encoder"
     monkeypatch.setattr(f"{module}._heap_bytes", count(1).__next__ if known else lambda: 0)
     monkeypatch.setattr(f"{module}.REMEMBERED_BYTES", 2)
+    monkeypatch.setattr(f"{module}.LOOKED_AT_TEXT", 0)
     monkeypatch.setattr(f"{module}.REMEMBERED_TEXT", 250 if not known else 1 << 30)
     encoder = encoder_of(load(byte_level), tmp_path, "gigatoken").gigatoken
     assert encoder is not None

@@ -24,23 +24,26 @@ def prepare_data(options: PrepareOptions, result: Result) -> None:
     if not (options.ray or options.dry_run):
         warm_up_for(inputs, options.workers)  # first: it takes as long as the imports below
     from llmforge import hub
-    from llmforge.dataset.forecast import forecast
-    from llmforge.dataset.jsonl import check_place, write_jsonl
     from llmforge.dataset.prepare import prepare_data as prepare
     from llmforge.dataset.report import forecast_text, summary_text
 
     options = replace(options, data=inputs, tokenizer=hub.local(options.tokenizer, "tokenizer"))
     if options.dry_run:
+        from llmforge.dataset.forecast import forecast
+
         expected = forecast(options)
         if result.json:
             show_json(expected)
         else:
             show(forecast_text(expected))
         return
-    if options.jsonl_output_dir is not None and not options.shard:
+    if options.jsonl_output_dir is None or options.shard:
+        finished = prepare(options)
+    else:
+        from llmforge.dataset.jsonl import check_place, write_jsonl
+
         check_place(options, options.jsonl_output_dir)
-    finished = prepare(options)
-    if options.jsonl_output_dir is not None and not options.shard:
+        finished = prepare(options)
         write_jsonl(
             finished.output,
             options.jsonl_output_dir,

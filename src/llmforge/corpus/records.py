@@ -68,7 +68,8 @@ def to_block(
     import pyarrow.compute as pc
 
     column = {name: _flat(table[name]) for name in options.names}
-    target = pc.coalesce(*(column[name] for name in options.texts))
+    first, *others = (column[name] for name in options.texts)
+    target = pc.coalesce(first, *others) if first.null_count else first
     length = np.asarray(pc.fill_null(pc.binary_length(target), -1)).astype(np.int64)
     source = column.get(options.source_field)
     if source is not None and source.null_count == len(source):

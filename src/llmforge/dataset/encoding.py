@@ -24,12 +24,15 @@ from llmforge.corpus import Block, Spans
 from llmforge.dataset.gigatoken_encoder import Framing, GigatokenEncoder, framing_definition
 from llmforge.tokenizer import Tokenizer
 from llmforge.tokenizer.cuts import Cuts
+from llmforge.tokenizer.loading import backend_of_text
 
 DEFINITION, FRAMED, FRAMING = "tokenizer.json", "gigatoken.json", "framing.json"
+UNMERGED = "unmerged.json"  # the definition without merges: all that `Cuts` asks for
 TOKEN_BYTES = "token_bytes.npy"
 # A document of more is encoded in parts of so many bytes, by several threads at once, each with a gigatoken of its own
-# (some 100 MB).
-LONG_BYTES, PART_BYTES, MOST_THREADS = 8 << 20, 512 << 10, 8
+# (some 100 MB), which takes 3 to 5 ms to begin a part; `tokenizers` takes 130 bytes of memory for one of text.
+LONG_BYTES, MOST_THREADS = 8 << 20, 8
+PART_BYTES = {"gigatoken": 2 << 20, "tokenizers": 512 << 10}
 PORTION_BYTES = 1 << 20
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -98,9 +101,7 @@ class Encoder:
     @cached_property
     def reference(self) -> tokenizers.Tokenizer:
         """The tokenizer itself."""
-        backend = tokenizers.Tokenizer.from_file(str(self.directory / DEFINITION))
-        backend.encode_special_tokens = True
-        return backend
+        return backend_of_text((self.directory / DEFINITION).read_text(encoding="utf-8"), self.directory)
 
     def _own_ids(self, text: str) -> list[int]:
         ids: list[int] = self.reference.encode(text, add_special_tokens=False).ids
@@ -144,7 +145,7 @@ class Encoder:
         """
         offsets = np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + 2].tolist()
         data = memoryview(text.buffers()[2])[slice(*offsets)]
-        cuts = self.cuts.find(data, PART_BYTES)
+        cuts = self.cuts.find(data, PART_BYTES["gigatoken" if self.gigatoken else "tokenizers"])
         if not cuts:
             return self._ids(text)
         # A token for every byte is the most; pages that nothing is written to take no memory. It is not of the heap,
@@ -194,7 +195,7 @@ class Encoder:
     @cached_property
     def cuts(self) -> Cuts:
         """Where documents that are long can be cut."""
-        return Cuts(json.loads((self.directory / DEFINITION).read_text(encoding="utf-8")))
+        return Cuts(json.loads((self.directory / UNMERGED).read_text(encoding="utf-8")))
 
     def _ids(
         self, texts: pa.StringArray, gigatoken: GigatokenEncoder | None = None
@@ -349,8 +350,13 @@ def save_framed(tokenizer: Tokenizer, directory: Path, threads: int = 1) -> None
 
 
 def save_reference(tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes the rest of it: the tokenizer itself, and how many bytes each token stands for."""
-    tokenizer.backend.save(str(directory / DEFINITION), pretty=False)
+    """Writes the rest of it: the tokenizer itself, and how many bytes each token stands for. Whether `tokenizers` can
+    build the tokenizer shows when its `backend` is asked for.
+    """
+    definition = tokenizer.definition.json
+    unmerged = {**definition, "model": {**definition["model"], "merges": []}}
+    for name, value in ((UNMERGED, unmerged), (DEFINITION, definition)):
+        (directory / name).write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
     np.save(directory / TOKEN_BYTES, np.array([len(one) for one in tokenizer.token_bytes()], np.int32))
 
 

@@ -39,6 +39,7 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="llmforge-") as directory:
         save_framed(tokenizer, Path(directory))
         save_reference(tokenizer, Path(directory))
+        _ = tokenizer.backend  # refuses what does not make a tokenizer
         choice = choose_backend(attempt_sample(directory, chunks, options.reading), tokenizer)
         encoder = open_encoder(directory, choice.backend)  # the same one, where that is gigatoken
         for i in range(count):

@@ -26,6 +26,7 @@ END, BEGINS = "\ufdd1", ("\ufdd0", *map(chr, range(0xFDD2, 0xFDF0)))
 # this much, or after so much text where that cannot be known, a new one takes its place, in a fifth of a second.
 REMEMBERED_BYTES = 72 << 20
 REMEMBERED_TEXT = 16 << 20
+LOOKED_AT_TEXT = 4 << 20  # its memory is looked at after so much text, as that takes some 5 ms
 DIGITS = "0123456789"
 NO_ID = 2**31 - 1
 Int32 = npt.NDArray[np.int32]
@@ -113,7 +114,8 @@ class GigatokenEncoder:
         import pyarrow.compute as pc
         from gigatoken.gigatoken_rs import BytesSource, PadTruncate
 
-        if self.remembers:
+        if self.remembers and self.seen - self.looked_at >= LOOKED_AT_TEXT:
+            self.looked_at = self.seen
             grown = _heap_bytes() - self.heap_before
             if grown > REMEMBERED_BYTES or (not grown and self.seen > REMEMBERED_TEXT):
                 self._start()
@@ -145,6 +147,7 @@ class GigatokenEncoder:
         self.backend = gigatoken.Tokenizer.from_json(self.definition).backend
         self.remembers = isinstance(self.backend, gigatoken.gigatoken_rs.BPETokenizer)
         self.heap_before, self.seen = _heap_bytes(), 0
+        self.looked_at = 0
 
 
 class _Mallinfo2(ctypes.Structure):

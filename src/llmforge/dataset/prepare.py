@@ -37,6 +37,7 @@ from llmforge.dataset.shards import (
 from llmforge.dataset.workers import LocalRun, RayRun, available_cores, is_small
 from llmforge.errors import InterruptionError, UserError
 from llmforge.steps import Finished, Outcome, Step, fingerprint, read_manifest, remove_tree, run_step
+from llmforge.steps.checksums import reading_ahead
 from llmforge.tokenizer import Tokenizer, load_unbuilt
 from llmforge.tokenizer.files import tokenizer_files
 
@@ -52,7 +53,8 @@ def prepare_data(options: PrepareOptions) -> Finished:
     refuse_bytes(options.output.absolute())
     chunks = find_chunks(options.data, options.reading.lines)
     workers = options.workers or (1 if is_small(options.data) else available_cores())
-    tokenizer = open_tokenizer(options)
+    with reading_ahead([Path(path) for path in dict.fromkeys(chunk.path for chunk in chunks)]):
+        tokenizer = open_tokenizer(options)
     if options.dedup == "near":
         minhash_library()
     arguments = options.identity(tokenizer.fingerprint)
@@ -75,9 +77,7 @@ def prepare_data(options: PrepareOptions) -> Finished:
 
 
 def open_tokenizer(options: PrepareOptions) -> Tokenizer:
-    """The tokenizer of `options`, which must be able to end a document; built by `save_reference`, when the
-    workers have begun.
-    """
+    """The tokenizer of `options`, which must be able to end a document; built when the workers have begun."""
     tokenizer = load_unbuilt(options.tokenizer, options.tokenizer_scheme)
     if tokenizer.eos_id is None:
         raise UserError(
@@ -206,6 +206,7 @@ class _Preparation:
             attempts = run_all(attempt_sample, [(encoder, self.chunks, self.options.reading)])
             begun = min(len(chunks), EARLY_SHARDS * self.workers)
             early = self._shards(settings, chunks[:begun], run_all)
+            _ = self.tokenizer.backend  # refuses, while they work, what does not make a tokenizer
             attempt = next(attempts)
             choice = choose_backend(attempt, self.tokenizer)
             if choice.backend != "gigatoken" and not attempt.refusal:

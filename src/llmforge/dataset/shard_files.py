@@ -62,6 +62,8 @@ def _read(
                 _read_all(descriptor, wanted, int(at[begins[i]]) * width, path)
         finally:
             os.close(descriptor)
+    if (np.diff(order) == 1).all():
+        return read
     # Arrow moves a binary value in one go, seven times as fast as a list of the same bytes.
     buffers = [None, pa.py_buffer(np.append(0, ends) * width), pa.py_buffer(read)]
     pieces = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(ends), buffers)

@@ -261,7 +261,8 @@ def _piece_bytes(
     table = np.load(Path(settings.encoder) / TOKEN_BYTES)
     for piece in split.tolist():
         own = slice(int(piece_ends[piece] - rows.length[piece]), int(piece_ends[piece]))
-        result[piece] = table[ids[own][labels[own] != IGNORED]].sum()
+        trained = ids[own] if labels is ids else ids[own][labels[own] != IGNORED]
+        result[piece] = table.take(trained).sum()
     # A space that the tokenizer put before the text is no text; what a normalizer changed is put down to the
     # last piece.
     order = split[np.lexsort((rows.start[split], rows.document[split]))]

@@ -5,9 +5,11 @@ A checksum is `xxh3:` and 32 hexadecimal digits (it finds damage; it is no defen
 
 import os
 import stat
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,6 +88,24 @@ def checksums(paths: Sequence[Path], *, from_disk: bool = False) -> list[str]:
         return [checksum(path, from_disk=from_disk) for path in paths]
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(lambda path: checksum(path, from_disk=from_disk), paths))
+
+
+@contextmanager
+def reading_ahead(paths: Sequence[Path]) -> Iterator[None]:
+    """Reads those of `paths` that are remembered while the `with` does something else, so that their checksums are known
+    behind it. What is wrong with a file is said by who asks for its checksum.
+    """
+
+    def read() -> None:
+        for path in paths:
+            with suppress(OSError, UserError):
+                if path.stat().st_size >= REMEMBERED_FROM:
+                    checksum(path)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    yield
+    thread.join()
 
 
 def checksum_of(data: bytes) -> str:

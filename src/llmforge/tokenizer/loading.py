@@ -145,13 +145,19 @@ def backend_of(definition: dict[str, Any], name: object, model: Any = None) -> t
     added = definition["added_tokens"] if model else []
     if model:
         definition = {**definition, "model": NO_MODEL, "added_tokens": []}
-    with reporting(name):
-        backend = tokenizers.Tokenizer.from_str(json.dumps(definition, ensure_ascii=False))
+    backend = backend_of_text(json.dumps(definition, ensure_ascii=False), name)
     if model:
         backend.model = model
         backend.add_tokens(
             [tokenizers.AddedToken(**{k: v for k, v in t.items() if k != "id"}) for t in added]
         )
+    return backend
+
+
+def backend_of_text(definition: str, name: object) -> tokenizers.Tokenizer:
+    """`backend_of` the text of a `tokenizer.json`."""
+    with reporting(name):
+        backend = tokenizers.Tokenizer.from_str(definition)
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True

@@ -149,8 +149,11 @@ def merges_by_score(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """Every pair of pieces that makes a piece, best score first; of one score, longest left part first."""
     found: list[tuple[float, list[tuple[str, str]]]] = []
     for piece, score in scores.items():
-        splits = [(piece[:i], piece[i:]) for i in range(len(piece) - 1, 0, -1)]
-        splits = [(left, right) for left, right in splits if left in scores and right in scores]
+        splits = [
+            (piece[:i], piece[i:])
+            for i in range(len(piece) - 1, 0, -1)
+            if piece[i:] in scores and piece[:i] in scores
+        ]
         if splits:
             found.append((-score, _leftmost_first(splits) if len(splits) > 1 else splits))
     found.sort(key=lambda entry: (entry[0], -len(entry[1][0][0]), -len(entry[1][0][1])))
