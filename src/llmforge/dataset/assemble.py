@@ -68,6 +68,7 @@ class Assembly:
         for number, figures in enumerate(parts):
             name = (part_path(self.parts, number) / DATA_FILE).relative_to(self.output).as_posix()
             fingerprints[name] = figures.pop("fingerprint")
+            del figures["documents"]
             ledger.write(figures.pop("written"))
             ledger.reject_named(ONLY_MASKED, figures.pop("only_masked"))
         ledger.check()

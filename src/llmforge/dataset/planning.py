@@ -18,6 +18,7 @@ from llmforge.errors import UserError
 MOST_CATEGORIES = 4096
 BUCKET_BITS = 12
 BUFFERED_DOCUMENTS = 1 << 18
+TOLERATED = 1 / 200
 LAST_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 # A document of a bin.
@@ -55,23 +56,40 @@ def each_shard(
         before += summary.documents
 
 
-def find_cuts(passes: Callable[[], Iterator[Weighed]], targets: list[Int64]) -> list[Keys]:
-    """For each category the keys at which the running weight, in the order of keys, reaches its `targets`
-    (rising).
+def find_cuts(
+    passes: Callable[[], Iterator[Weighed]], targets: list[Int64], *, together: bool = False
+) -> list[Keys]:
+    """For each category the keys at which the running weight, in the order of keys, comes nearest to its `targets`
+    (rising). A document whose middle lies before a target has a key below the cut.
 
-    `passes()` goes once over all documents. A document whose middle lies before a target has a key below the
-    cut.
+    `together` it is the sum over the categories that comes near: they are cut in turn, those of the largest documents
+    first, and each makes up for what those before are over or under by more than `TOLERATED` of what lies between two
+    sums of targets, with less than half of what lies between two of its own.
+
+    `passes()` goes twice over all documents. Those are held whose running weight may be that of a cut: of a bucket or
+    two for each, or as much as the largest documents weigh.
     """
     shift = np.uint64(64 - BUCKET_BITS)
     weight = np.zeros((len(targets), 1 << BUCKET_BITS), np.int64)
+    largest = np.zeros(len(targets), np.int64)
     for category, key, weights in passes():
         flat = (category << BUCKET_BITS) + (key >> shift).astype(np.int64)
         weight += np.bincount(flat, weights, weight.size).astype(np.int64).reshape(weight.shape)
+        np.maximum.at(largest, category, weights)
     ends = np.cumsum(weight, axis=1)
-    buckets = [np.searchsorted(ends[c], targets[c], side="left") for c in range(len(targets))]
+    order, tolerated = np.arange(len(targets)), 0
+    reach = np.zeros(len(targets), np.int64)  # how far a category may make up for others
+    if together:
+        order = np.argsort(-largest, kind="stable")
+        between = np.array([int(one[-1]) // len(one) for one in targets])  # two targets
+        before = np.cumsum(largest[order]) - largest[order]
+        reach[order] = np.minimum(before // 2 + 1, np.maximum(0, between[order] - 1) // 2)
+        tolerated = int(between.sum() * TOLERATED)
     near = np.zeros(weight.shape, np.bool_)
-    for c, found in enumerate(buckets):
-        near[c, found[found < near.shape[1]]] = True
+    for c, wanted in enumerate(targets):
+        lows, highs = (np.searchsorted(ends[c], wanted + by, side="left") for by in (-reach[c], reach[c]))
+        for low, high in zip(lows.tolist(), highs.tolist(), strict=True):
+            near[c, low : high + 1] = True
     nothing = np.zeros(0, np.int64)
     held: list[Weighed] = [(nothing, nothing.astype(np.uint64), nothing)]
     for category, key, weights in passes():
@@ -79,28 +97,42 @@ def find_cuts(passes: Callable[[], Iterator[Weighed]], targets: list[Int64]) -> 
         if chosen.any():
             held.append((category[chosen], key[chosen], weights[chosen]))
     category, key, weights = (np.concatenate([part[i] for part in held]) for i in range(3))
-    order = np.lexsort((key, category))
-    category, key, weights = category[order], key[order], weights[order]
-    cuts = []
-    for c, found in enumerate(buckets):
-        begin, end = np.searchsorted(category, [c, c + 1])
-        own, heavy = key[begin:end], weights[begin:end]
-        own_bucket = (own >> shift).astype(np.int64)
-        mine = np.full(len(found), LAST_KEY)
-        for i, bucket in enumerate(found.tolist()):
-            if bucket >= near.shape[1]:
-                continue  # the target is beyond all there is
-            first, last = np.searchsorted(own_bucket, [bucket, bucket + 1])
-            middle = (
-                ends[c, bucket] - weight[c, bucket] + np.cumsum(heavy[first:last]) - heavy[first:last] / 2
-            )
-            after = first + int(np.searchsorted(middle, targets[c][i], side="left"))
-            if after < last:
-                mine[i] = own[after]
-            elif bucket + 1 < near.shape[1]:
-                mine[i] = np.uint64(bucket + 1) << shift
-        cuts.append(mine)
+    by_key = np.lexsort((key, category))
+    category, key, weights = category[by_key], key[by_key], weights[by_key]
+    cuts = [np.zeros(0, np.uint64)] * len(targets)
+    over = np.zeros(len(targets[0]) if targets else 0, np.int64)
+    for c in order.tolist():
+        wanted, total = targets[c], int(ends[c, -1])
+        if together:  # what is to be none or all of a category stays so
+            excess = np.sign(over) * np.maximum(0, np.abs(over) - tolerated)
+            moved = np.clip(wanted - np.clip(excess, -reach[c], reach[c]), 0, total)
+            wanted = np.where((wanted > 0) & (wanted < total), moved, wanted)
+        own = slice(*np.searchsorted(category, [c, c + 1]).tolist())
+        cuts[c], reached = _category_cuts(key[own], weights[own], weight[c], wanted)
+        over = over + reached - targets[c] if together else over
     return cuts
+
+
+def _category_cuts(own: Keys, heavy: Int64, weight: Int64, targets: Int64) -> tuple[Keys, Int64]:
+    """The cuts of one category, and the weight that lies before each; `weight` is that of its buckets, `own` and `heavy`
+    are keys and weights, in the order of keys, of the documents of those buckets in which a cut may lie.
+    """
+    shift = np.uint64(64 - BUCKET_BITS)
+    ends = np.cumsum(weight)
+    own_bucket = (own >> shift).astype(np.int64)
+    cuts, reached = np.full(len(targets), LAST_KEY), np.full(len(targets), ends[-1])
+    for i, bucket in enumerate(np.searchsorted(ends, targets, side="left").tolist()):
+        if bucket >= len(weight):
+            continue  # the target is beyond all there is
+        first, last = np.searchsorted(own_bucket, [bucket, bucket + 1])
+        before = ends[bucket] - weight[bucket] + np.cumsum(heavy[first:last]) - heavy[first:last]
+        middle = before + heavy[first:last] / 2
+        after = int(np.searchsorted(middle, targets[i], side="left"))
+        if first + after < last:
+            cuts[i], reached[i] = own[first + after], before[after]
+        elif bucket + 1 < len(weight):
+            cuts[i], reached[i] = np.uint64(bucket + 1) << shift, ends[bucket]
+    return cuts, reached
 
 
 def text_keys(seed: int, shards: Path, number: int) -> Keys:

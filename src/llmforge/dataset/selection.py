@@ -127,7 +127,7 @@ class Selection:
         quotas = self._quotas(totals)
         shares = np.arange(1, self.options.bins + 1) / self.options.bins
         targets = [np.rint(quota * shares).astype(np.int64) for quota in quotas]
-        cuts = find_cuts(self._weighed, targets)
+        cuts = find_cuts(self._weighed, targets, together=True)
         for category, quota in enumerate(quotas.tolist()):
             if quota == totals[category]:
                 cuts[category][-1] = LAST_KEY  # all of it: the last bin has no end

@@ -27,6 +27,7 @@ from llmforge.dataset.planning import PLACED, bin_path
 from llmforge.dataset.shard_files import read_ids, read_spans, runs
 from llmforge.dataset.untrained import inside, of_pieces, predicted_tokens
 from llmforge.steps import fingerprint
+from llmforge.steps.checksums import checksum_of
 
 DATA_FILE = "data-00000-of-00001.arrow"
 IGNORED = -100
@@ -69,17 +70,18 @@ def write_part(settings: PartSettings, number: int, parts: str) -> dict[str, Any
     """
     target = part_path(Path(parts), number)
     figures_path = Path(parts) / f".{target.name}.json"
-    if target.is_dir() and figures_path.is_file():
-        figures: dict[str, Any] = json.loads(figures_path.read_text(encoding="utf-8"))
-        if "categories" in figures:
-            return figures
-        shutil.rmtree(target)  # begun by a version whose rows mix categories
-    temporary = Path(parts) / f".{target.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     source = bin_path(Path(settings.bins), number)
     placed = np.fromfile(source, PLACED) if source.is_file() else np.zeros(0, PLACED)
     placed = placed.take(np.lexsort((placed["key"], placed["category"])))
+    documents = checksum_of(placed.tobytes())
+    if target.is_dir() and figures_path.is_file():
+        figures: dict[str, Any] = json.loads(figures_path.read_text(encoding="utf-8"))
+        if figures.get("documents") == documents:
+            return figures
+        shutil.rmtree(target)  # begun by a version that puts other documents into the bin
+    temporary = Path(parts) / f".{target.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     tally = _Tally(len(settings.categories))
     several = len(placed) > 0 and placed["category"][0] != placed["category"][-1]
     with pa.OSFile(str(temporary / DATA_FILE), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as stream:
@@ -104,7 +106,7 @@ def write_part(settings: PartSettings, number: int, parts: str) -> dict[str, Any
             write(join_rows(waiting, settings.max_length))
     data = fingerprint(temporary / DATA_FILE)
     _write_dataset_files(temporary, data)
-    figures = {**tally.figures(settings.categories), "fingerprint": data}
+    figures = {**tally.figures(settings.categories), "fingerprint": data, "documents": documents}
     held = figures_path.with_suffix(f".json.{os.getpid()}.tmp")
     held.write_text(json.dumps(figures, ensure_ascii=False), encoding="utf-8")
     held.replace(figures_path)
