@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from llmforge.backends.common.devices import HEAD_BYTES, LARGEST_HEAD_CHUNK, head_chunk
 from llmforge.backends.common.head import chunked_cross_entropy
 from llmforge.weights.modules import Logits
 
@@ -80,3 +81,13 @@ def test_half_precision_is_close(dtype: torch.dtype) -> None:
     expected = functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     total, _ = chunked_cross_entropy(hidden, weight, None, targets, dtype=dtype, chunk=10)
     assert total.item() == pytest.approx(expected.item(), rel=0.01)
+
+
+@pytest.mark.parametrize("vocabulary", [1_000, 32_000, 69_104, 128_256, 262_144, 1_000_000])
+@pytest.mark.parametrize("low", [2, 4])
+def test_chunks_on_a_gpu_are_as_large_as_their_memory_allows(vocabulary: int, low: int) -> None:
+    chunk, token = head_chunk(vocabulary, low, on_cpu=False), vocabulary * (4 + low)
+    assert chunk % 256 == 0
+    assert chunk * token <= HEAD_BYTES or chunk == 256
+    assert (chunk + 256) * token > HEAD_BYTES or chunk == LARGEST_HEAD_CHUNK
+    assert head_chunk(vocabulary, low, on_cpu=True) == 512

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmforge.backends.base import MicroBatch
 from llmforge.backends.common.settings import Settings
 from llmforge.backends.common.step import group_sums
 from llmforge.backends.common.trainable import parse
@@ -39,24 +40,55 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("trainable", ["all", "new-embeddings"])
-def test_more_micro_batches_make_no_more_waits(trainable: str, tiny_model: Path, tiny_data: Path) -> None:
-    data = PackedDataset([tiny_data])
+class Casts(TorchDispatchMode):
+    """Counts the matrices that become bf16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[tuple[int, ...]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name == "aten::_to_copy" and (kwargs or {}).get("dtype") == torch.bfloat16:
+            self.seen[tuple(args[0].shape)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def engine_of(model: Path, directory: Path, **more: Any) -> tuple[NativeEngine, list[MicroBatch]]:
+    """An engine and four micro-batches."""
+    data = PackedDataset([directory])
     groups = Groups(tuple(data.categories), 300)
+    chosen = {"precision": "fp32", "trainable": parse("all"), **more}
     settings = Settings(
-        model=tiny_model,
-        precision="fp32",
-        trainable=parse(trainable),
-        old_rows=300,
-        rows=330,
-        groups=groups.count,
-        seed=0,
-        device="cpu",
+        model=model, old_rows=300, rows=330, groups=groups.count, seed=0, device="cpu", **chosen
     )
-    engine = NativeEngine(settings)
-    batches = [
+    return NativeEngine(settings), [
         make_micro_batch(data.rows([2 * i, 2 * i + 1]), 2, data.max_length, groups, False) for i in range(4)
     ]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_weights_are_cast_once_a_step_and_nothing_else_changes(
+    checkpointing: bool, tiny_model: Path, tiny_data: Path
+) -> None:
+    more = {"precision": "bf16", "gradient_checkpointing": checkpointing}
+    engine, batches = engine_of(tiny_model, tiny_data, **more)
+    apart, _ = engine_of(tiny_model, tiny_data, **more)
+    apart.module.register_forward_pre_hook(lambda *_: torch.clear_autocast_cache())
+    weights = {tuple(p.shape) for n, p in engine.causal.named_parameters() if "_proj" in n}
+    casts = []
+    for one, count in ((engine, 1), (engine, 4), (apart, 1), (apart, 4)):
+        with Casts() as counted:
+            result = one.train_step(batches[:count], 1e-3, lambda *_: True)
+        assert result.applied
+        casts.append(sum(counted.seen[shape] for shape in weights))
+    assert casts[0] == casts[1] < casts[3]
+    for name, parameter in engine.causal.named_parameters():
+        assert torch.equal(parameter, apart.causal.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("trainable", ["all", "new-embeddings"])
+def test_more_micro_batches_make_no_more_waits(trainable: str, tiny_model: Path, tiny_data: Path) -> None:
+    engine, batches = engine_of(tiny_model, tiny_data, trainable=parse(trainable))
     seen = []
     for count in (1, 4):
         with Waits() as waits:

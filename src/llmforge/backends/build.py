@@ -10,6 +10,7 @@ import torch
 from llmforge.backends import registry
 from llmforge.backends.base import Engine, World
 from llmforge.backends.common import attention, optimizers, packing
+from llmforge.backends.common.devices import head_chunk
 from llmforge.backends.common.memory import free_memory
 from llmforge.backends.common.model import find_way
 from llmforge.backends.common.settings import PRECISIONS, Settings
@@ -126,7 +127,8 @@ def build_engine(
         decay_embeddings=config.embedding_decay,
         betas=(config.beta1, config.beta2),
         clip=config.gradient_clipping,
-        head_chunk=config.head_chunk,
+        head_chunk=config.head_chunk
+        or head_chunk(vocabulary.padded, PRECISIONS[precision].itemsize, device.type == "cpu"),
         gradient_checkpointing=config.gradient_checkpointing,
         compile=config.compile,
         attention=choose_attention(config, device, precision, world.is_main),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from llmforge.backends import registry
 from llmforge.backends.common import optimizers
+from llmforge.backends.common.devices import CPU_HEAD_CHUNK
 from llmforge.dataset.options import parse_mix
 from llmforge.errors import UsageError
 from llmforge.options import SEED, Options, Result, option, options_of, same_as
@@ -163,8 +164,11 @@ class TrainOptions(Options):
         "Recompute activations instead of keeping them.", False, panel=ENGINE, argument="use_grad_checkpoint"
     )
     compile: bool = option("Compile the layers with torch.compile.", False, panel=ENGINE)
-    head_chunk: int = option(
-        "Number of tokens whose logits are in memory at once.", 512, panel=ENGINE, least=1
+    head_chunk: int | None = option(
+        "Number of tokens whose logits are in memory at once (default: 512; on a GPU what 0.7 GB hold).",
+        None,
+        panel=ENGINE,
+        least=1,
     )
 
     on_spike: Literal["warn", "skip", "rollback"] = option(
@@ -329,6 +333,7 @@ class TrainOptions(Options):
         values = super().arguments()
         if self.optimizer == "adamw":  # what version 0.1 made, which had no other, stays recognized
             del values["optimizer"]
+        values["head_chunk"] = self.head_chunk or CPU_HEAD_CHUNK  # which version 0.1 had everywhere
         return values
 
     def to_json(self) -> dict[str, Any]:
@@ -376,7 +381,7 @@ class PlanOptions(Options):
     gradient_accumulation_steps: int = same_as(TrainOptions, "gradient_accumulation_steps")
     num_epochs: int = same_as(TrainOptions, "num_epochs")
     max_steps: int | None = same_as(TrainOptions, "max_steps")
-    head_chunk: int = same_as(TrainOptions, "head_chunk")
+    head_chunk: int | None = same_as(TrainOptions, "head_chunk")
     tp: int = same_as(TrainOptions, "tp")
     pp: int = same_as(TrainOptions, "pp")
     sp: int = same_as(TrainOptions, "sp")

@@ -11,7 +11,7 @@ import numpy as np
 
 from llmforge.backends import registry
 from llmforge.backends.common import optimizers
-from llmforge.backends.common.devices import Device
+from llmforge.backends.common.devices import Device, head_chunk
 from llmforge.backends.common.trainable import Trainable, parse
 from llmforge.dataset.packed import PackedDataset
 from llmforge.train.options import TrainOptions
@@ -167,7 +167,8 @@ def memory(
     if low == 2 and not sharing.low and sharing.weights == 1:
         casts = low * shape.layers * shape.layer_parameters
     tokens = config.micro_batch_size * length
-    head = min(config.head_chunk, tokens) * shape.vocabulary * (4 + 4 + low)
+    chunk = min(config.head_chunk or head_chunk(shape.vocabulary, low, on_cpu), tokens)
+    head = chunk * shape.vocabulary * (4 + 4 + low)
     head += shape.vocabulary * shape.width * (low + 4)
     kept = activations(shape, tokens, low, config.gradient_checkpointing) // sharing.activations
     # The peak is in the head, when all activations are kept and only earlier micro-batches have left

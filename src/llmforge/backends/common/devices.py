@@ -11,6 +11,8 @@ ATTAINED = 0.40  # model FLOPs utilization that dense training of 1 B parameters
 # (benchmarks/training.py compares).
 CPU_ATTAINED = 0.58
 GB = 1_000_000_000
+CPU_HEAD_CHUNK, LARGEST_HEAD_CHUNK = 512, 8192
+HEAD_BYTES = 700_000_000  # with the matrix of 69,104 x 2,048 in bf16 less than 1 GB
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,19 @@ def this_device() -> Device:
         memory,
         True,
     )
+
+
+def head_chunk(vocabulary: int, low: int, on_cpu: bool) -> int:
+    """How many tokens go through a head of `vocabulary` rows at a time, where the user does not say; products have `low`
+    bytes a number.
+
+    Each chunk reads the whole matrix and adds to its whole gradient. On a GPU that takes longer than computing as long as
+    chunks are small (docs/performance.md), so there they are as large as `HEAD_BYTES` allow for logits in float32 and
+    the products that they come from; on a CPU computing always takes longer.
+    """
+    if on_cpu:
+        return CPU_HEAD_CHUNK
+    return min(max(HEAD_BYTES // (vocabulary * (4 + low)) // 256 * 256, 256), LARGEST_HEAD_CHUNK)
 
 
 def keep_freed_memory() -> None:

@@ -90,12 +90,14 @@ class NativeEngine:
         tokens = self.total(torch.tensor([count_targets(micro_batches)], dtype=torch.float64)).item()
         factor = self.scale.value * self.world.data_size / max(tokens, 1.0)
         losses = []
-        for number, batch in enumerate(micro_batches):
-            with self._gradient_sync(number == len(micro_batches) - 1):
-                with self._autocast():
+        # Inside of an outer autocast, weights that were cast for one micro-batch stay cast for the next.
+        with self._autocast():
+            for number, batch in enumerate(micro_batches):
+                with self._gradient_sync(number == len(micro_batches) - 1):
                     loss, each = self.module(batch_to_device(batch, self.device))
-                (loss * factor).backward()
-            losses.append(each)
+                    with torch.autocast(self.device.type, enabled=False):
+                        (loss * factor).backward()
+                losses.append(each)
         # The one place of a step where the host waits for the device.
         *values, local_norm = to_host([*losses, self._gradient_norm()])
         groups = self._as_loss_sums(group_sums(values, micro_batches, self.settings.groups))
