@@ -55,6 +55,7 @@ class GigatokenEncoder:
     def __init__(self, definition: str, framing: Framing, own_ids: Callable[[str], Sequence[int]]) -> None:
         self.definition, self.framing, self.own_ids = definition, framing, own_ids
         self.number_ids: dict[int, Int32] = {}
+        self.looked_at = 0
         self.prefix_ids, self.eos_id = list(framing.prefix_ids), framing.eos_id
         self.between = END + "".join(BEGINS[: len(self.prefix_ids)])
         self._start()
