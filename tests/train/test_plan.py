@@ -18,6 +18,7 @@ from llmforge.backends.torch.memory_saving import keep_less
 from llmforge.errors import UsageError
 from llmforge.train.options import TrainOptions
 from llmforge.train.plan import activations, make_plan, read_shape
+from llmforge.train.roofline import floor_seconds, step_parts
 
 
 def test_counts_are_those_of_the_run(
@@ -75,6 +76,24 @@ def test_activations_are_what_autograd_keeps(
     casts = low * shape.layers * shape.layer_parameters if low == 2 else 0
     found = sum(storage.nbytes() for storage in kept.values()) - casts
     assert activations(shape, ids.numel(), low, recomputed=False) == pytest.approx(found, rel=0.03)
+
+
+def test_the_floor_counts_the_operations_of_the_plan(tiny_model: Path, tiny_data: Path) -> None:
+    shape = read_shape(tiny_model)
+    parts = {part.name: part for part in step_parts(shape, 1000, 2, 50.0, low=2, chunk=512)}
+    attention = parts["attention"].flops * 3 / 3.5  # which its backward pass computes once more
+    counted = parts["products of the layers"].flops + attention + parts["head and loss"].flops
+    assert counted == pytest.approx(2000 * shape.flops_per_token("all", 50.0))
+    more = step_parts(shape, 1000, 2, 50.0, low=2, chunk=128, recomputed=True)
+    assert floor_seconds(more, KNOWN["h100"], "bf16") > floor_seconds(
+        list(parts.values()), KNOWN["h100"], "bf16"
+    )
+    config = TrainOptions(model=tiny_model, data=[tiny_data], output=Path("unused"))
+    plan = make_plan(config, tiny_model, KNOWN["h100"])
+    assert plan.floor_tokens_per_second
+    assert "at most" in plan.render()
+    some = TrainOptions(model=tiny_model, data=[tiny_data], output=Path("unused"), trainable="new-embeddings")
+    assert "at most" not in make_plan(some, tiny_model, KNOWN["h100"]).render()
 
 
 def test_flops_of_what_is_frozen_are_not_counted(tiny_model: Path) -> None:

@@ -15,6 +15,7 @@ from llmforge.backends.common.devices import Device, head_chunk
 from llmforge.backends.common.trainable import Trainable, parse
 from llmforge.dataset.packed import PackedDataset
 from llmforge.train.options import TrainOptions
+from llmforge.train.roofline import floor_seconds, step_parts
 from llmforge.train.sampler import Sampler
 from llmforge.weights.architecture import (
     attention_heads,
@@ -29,6 +30,7 @@ from llmforge.weights.modules import decoder_layers, empty_causal
 ROWS_LOOKED_AT = 1000
 PYTHON_AND_TORCH = 600_000_000  # bytes of a process that has imported torch and transformers
 CUDA_CONTEXT = 1_000_000_000
+LOW = {"bf16": 2, "fp16": 2, "fp32": 4}  # bytes of a number in products
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def memory(
 ) -> dict[str, int]:
     """Bytes per process by part, at the peak of a step."""
     trained = shape.trained(config.trainable)
-    low = 2 if precision in ("bf16", "fp16") else 4
+    low = LOW[precision]
     sharing = registry.find(registry.resolved(plugin, processes)).sharding(config, processes)
     stored = low if sharing.low else 4
     weights = stored * shape.parameters // sharing.model // sharing.weights
@@ -221,6 +223,7 @@ class Plan:
     flops_per_token: float
     tokens_per_second: float
     hours: float
+    floor_tokens_per_second: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "memory_bytes": sum(self.memory.values())}
@@ -236,6 +239,11 @@ class Plan:
             f"{self.flops_per_token / 1e9:.2f} GFLOP per token",
             f"time                {self.hours:>14.2f} h",
         ]
+        if self.floor_tokens_per_second:
+            lines.insert(
+                -1,
+                f"  at most           {self.floor_tokens_per_second:>12,.0f}/s   (roofline, docs/performance.md)",
+            )
         return "\n".join(lines)
 
 
@@ -260,7 +268,8 @@ def make_plan(config: TrainOptions, weights: Path, device: Device | None = None,
     per_epoch = -(-len(sampler) // rows)
     steps = min(per_epoch * config.num_epochs, config.max_steps or 1 << 62)
     tokens = int(sampler.tokens * min(config.num_epochs, steps / per_epoch))
-    flops = shape.flops_per_token(config.trainable, visible_keys(data, config.cross_document_attention))
+    visible = visible_keys(data, config.cross_document_attention)
+    flops = shape.flops_per_token(config.trainable, visible)
     speed = processes * device.attainable(precision) / flops
     return Plan(
         parameters=shape.parameters,
@@ -284,4 +293,24 @@ def make_plan(config: TrainOptions, weights: Path, device: Device | None = None,
         flops_per_token=flops,
         tokens_per_second=speed,
         hours=tokens / speed / 3600,
+        floor_tokens_per_second=_floor(shape, config, data.max_length, visible, device, precision, processes),
     )
+
+
+def _floor(
+    shape: Shape,
+    config: TrainOptions,
+    length: int,
+    visible: float,
+    device: Device,
+    precision: str,
+    processes: int,
+) -> float | None:
+    """Tokens/s that `processes` devices cannot exceed, where all is trained by AdamW and they are known."""
+    if not device.bandwidth or config.trainable != "all" or config.optimizer != "adamw":
+        return None
+    tokens, micro, low = config.micro_batch_size * length, config.gradient_accumulation_steps, LOW[precision]
+    chunk = config.head_chunk or head_chunk(shape.vocabulary, low, device.is_cpu)
+    recomputed = config.gradient_checkpointing
+    parts = step_parts(shape, tokens, micro, visible, low=low, chunk=chunk, recomputed=recomputed)
+    return processes * tokens * micro / floor_seconds(parts, device, precision)

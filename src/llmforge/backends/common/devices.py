@@ -1,7 +1,7 @@
 """Devices by name: what they could compute, what a training attains of it, and what they hold."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmforge.backends.common.memory import total_memory
 from llmforge.errors import UsageError
@@ -17,12 +17,15 @@ HEAD_BYTES = 700_000_000  # with the matrix of 69,104 x 2,048 in bf16 less than 
 
 @dataclass(frozen=True)
 class Device:
-    """`bf16` and `fp32` are FLOP/s of dense products (fp32 on a GPU: TF32); `memory` in bytes."""
+    """`bf16` and `fp32` are FLOP/s of dense products (fp32 on a GPU: TF32); `memory` in bytes, `bandwidth` that of its
+    memory in bytes/s, 0 where it is not known.
+    """
 
     name: str
     bf16: float
     fp32: float
     memory: int
+    bandwidth: float = 0.0
     is_cpu: bool = False
 
     @property
@@ -39,17 +42,17 @@ class Device:
 
 # From the vendors' data sheets, dense, without sparsity.
 KNOWN = {
-    "a100-40gb": Device("a100-40gb", 312e12, 156e12, 40 * GB),
-    "a100-80gb": Device("a100-80gb", 312e12, 156e12, 80 * GB),
-    "a800-80gb": Device("a800-80gb", 312e12, 156e12, 80 * GB),
-    "h100": Device("h100", 989e12, 494e12, 80 * GB),
-    "h800": Device("h800", 989e12, 494e12, 80 * GB),
-    "h100-pcie": Device("h100-pcie", 756e12, 378e12, 80 * GB),
-    "h100-nvl": Device("h100-nvl", 835e12, 417e12, 94 * GB),
-    "h200": Device("h200", 989e12, 494e12, 141 * GB),
-    "l40s": Device("l40s", 362e12, 183e12, 48 * GB),
-    "rtx-4090": Device("rtx-4090", 165e12, 82e12, 24 * GB),
-    "v100-32gb": Device("v100-32gb", 125e12, 15.7e12, 32 * GB),
+    "a100-40gb": Device("a100-40gb", 312e12, 156e12, 40 * GB, 1.555e12),
+    "a100-80gb": Device("a100-80gb", 312e12, 156e12, 80 * GB, 2.039e12),
+    "a800-80gb": Device("a800-80gb", 312e12, 156e12, 80 * GB, 2.039e12),
+    "h100": Device("h100", 989e12, 494e12, 80 * GB, 3.35e12),
+    "h800": Device("h800", 989e12, 494e12, 80 * GB, 3.35e12),
+    "h100-pcie": Device("h100-pcie", 756e12, 378e12, 80 * GB, 2.0e12),
+    "h100-nvl": Device("h100-nvl", 835e12, 417e12, 94 * GB, 3.9e12),
+    "h200": Device("h200", 989e12, 494e12, 141 * GB, 4.8e12),
+    "l40s": Device("l40s", 362e12, 183e12, 48 * GB, 0.864e12),
+    "rtx-4090": Device("rtx-4090", 165e12, 82e12, 24 * GB, 1.008e12),
+    "v100-32gb": Device("v100-32gb", 125e12, 15.7e12, 32 * GB, 0.9e12),
 }
 
 # The names that CUDA gives them, whole: a part of a name fits other GPUs (RTX 3060, GH200, RTX A1000, slices by MIG).
@@ -88,7 +91,7 @@ def gpu_device(full_name: str, memory: int) -> Device | None:
     found = CUDA_NAMES.get(full_name.removeprefix("NVIDIA ").strip())
     if found is None:
         return None
-    return Device(full_name, KNOWN[found].bf16, KNOWN[found].fp32, memory)
+    return replace(KNOWN[found], name=full_name, memory=memory)
 
 
 def this_device() -> Device:
@@ -108,7 +111,7 @@ def this_device() -> Device:
         measure("cpu", torch.bfloat16),
         measure("cpu", torch.float32),
         memory,
-        True,
+        is_cpu=True,
     )
 
 
