@@ -30,8 +30,6 @@ def init_tokenizer(options: InitTokenizerOptions, result: Result) -> None:
         options.reading,
     )
     outputs, counts = finished.manifest.outputs, finished.manifest.metrics["pieces"]
-    sizes = f"{outputs['source_size']:,} -> {outputs['size']:,} ids: {counts['added']:,} added"
-    extra = f"{counts['closure']:,} by closure ({counts['already_present']:,} known already)"
-    show_finished(
-        finished, result.json, f"{sizes}, of them {extra}\n{summary(finished.manifest.metrics['gates'])}"
-    )
+    sizes = f"{outputs['source_size']:,} -> {outputs['size']:,} ids: {counts['added']:,} tokens added"
+    extra = f"{counts['closure']:,} of them characters and intermediate tokens; {counts['already_present']:,} existed already"
+    show_finished(finished, result.json, f"{sizes}, {extra}\n{summary(finished.manifest.metrics['gates'])}")

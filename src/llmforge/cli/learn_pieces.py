@@ -50,7 +50,7 @@ def learn_pieces(options: LearnPiecesOptions, result: Result) -> None:
     show_finished(
         finished,
         result.json,
-        f"{finished.manifest.outputs['pieces']:,} pieces from {metrics['words']:,} different words: "
-        f"{metrics['characters']:,} characters in {metrics['tokens_after']:,} tokens, "
+        f"{finished.manifest.outputs['pieces']:,} tokens learned from {metrics['words']:,} different words; "
+        f"{metrics['characters']:,} characters are {metrics['tokens_after']:,} tokens, "
         f"{metrics['tokens_before']:,} before.",
     )

@@ -63,9 +63,9 @@ td,th{{padding:.1em .8em;text-align:right}}pre{{white-space:pre-wrap;border-left
 #69c;padding-left:1em}} .bar{{width:20em;text-align:left}}.bar i{{display:block;height:1em;background:#69c}}
 s{{color:#888}}small{{color:#666}}</style>
 <h1>{html.escape(", ".join(found["directories"]))}</h1><p>{html.escape(_headline(found))}
-<h2>Buckets</h2><table><tr><th>bucket<th>rows<th>tokens<th>fill{head}</tr>{rows}</table>
-<h2>Rows by category</h2><table><tr><th>bucket{heads}</tr>{by_category}</table>
-<h2>Documents and pieces by tokens</h2><table>{bars}</table><h2>Samples</h2>{samples}
+<h2>Bins</h2><table><tr><th>bin<th>rows<th>tokens<th>fill{head}</tr>{rows}</table>
+<h2>Rows by category</h2><table><tr><th>bin{heads}</tr>{by_category}</table>
+<h2>Documents and fragments by tokens</h2><table>{bars}</table><h2>Samples</h2>{samples}
 """
 
 
@@ -87,7 +87,7 @@ def _headline(found: Mapping[str, Any]) -> str:
     return (
         f"{found['rows']:,} rows of at most {found['max_length']:,} tokens and "
         f"{'one document' if most == 1 else f'{most:,} documents'}, {found['tokens']:,} tokens, fill "
-        f"{found['fill']:.2%}, {found['bytes_per_token']:.2f} bytes of text per token, {len(found['buckets'])} buckets"
+        f"{found['fill']:.2%}, {found['bytes_per_token']:.2f} bytes of text per token, {len(found['buckets'])} bins"
     )
 
 

@@ -16,10 +16,10 @@ HEADER = (
     "tokenizer",
     "vocabulary",
     "label",
-    "samples",
+    "documents",
     "tokens/character",
     "tokens/byte",
-    "mean tokens/sample",
+    "tokens/document",
 )
 BAR, WIDTH, GAP, TEXT = 18, 560, 26, 260  # pixels
 

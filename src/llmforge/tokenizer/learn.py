@@ -101,7 +101,7 @@ def _learn(
         metrics["characters"] -= metrics["documents"] * len(inside.prefix)
     words, rules = prepare(inside, counted, min_frequency, max_length)
     del counted
-    with console.progress("learning", float(number), "pieces") as advance:
+    with console.progress("learning", float(number), "tokens") as advance:
         learned = learn(words, rules, number, advance)
     if not learned.pieces:
         lower = "lower --min-frequency, or " if min_frequency > 1 else ""

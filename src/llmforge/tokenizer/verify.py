@@ -227,11 +227,11 @@ def summary(gates: Mapping[str, Any]) -> str:
     reach, parity_, trip, moved = (gates[name] for name in ("reachability", "parity", "round_trip", "drift"))
     lines = [
         f"checks on {gates['documents']:,} documents, {gates['characters']:,} characters:",
-        f"  reachability  {reach['new'] - reach['unreachable']:,} of {reach['new']:,} new tokens, "
-        f"{reach['source_lost']:,} old tokens no longer ({reach['source_unreachable']:,} were not before)",
+        f"  reachability  {reach['new'] - reach['unreachable']:,} of {reach['new']:,} new tokens; "
+        f"{reach['source_lost']:,} old tokens lost ({reach['source_unreachable']:,} were unreachable before)",
         f"  round trip    {trip['failures']:,} failures ({trip['inherited']:,} in the source as well)",
-        f"  drift         {moved['changed']:,} of {moved['documents']:,} documents in the source's language changed, "
-        f"{moved['changed_without_new_pieces']:,} documents without a new token",
+        f"  drift         {moved['changed']:,} of {moved['documents']:,} documents in the source's language have other ids; "
+        f"{moved['changed_without_new_pieces']:,} of all documents without a new token",
     ]
     if parity_ is not None:
         line = f"  parity        {parity_['mismatches']:,} mismatches with sentencepiece"
@@ -245,7 +245,7 @@ def summary(gates: Mapping[str, Any]) -> str:
 def _insist(gates: Mapping[str, Any]) -> None:
     checks = (
         ("parity", "mismatches", "documents get other ids from sentencepiece than from tokenizer.json"),
-        ("round_trip", "failures", "documents do not come back from their tokens"),
+        ("round_trip", "failures", "documents are not restored by decoding their ids"),
     )
     for gate, figure, what in checks:
         if gates[gate] is not None and gates[gate][figure]:
@@ -253,14 +253,14 @@ def _insist(gates: Mapping[str, Any]) -> None:
             raise UserError(
                 f"the {gate.replace('_', ' ')} check failed: {gates[gate][figure]} {what}, for example "
                 f"{example!r}; "
-                "nothing was written. Please report it with the pieces."
+                "nothing was written. Please report it with the file of --pieces."
             )
     drift_ = gates["drift"]
     if drift_["changed_without_new_pieces"] and not drift_["not_enforced"]:
         raise UserError(
             f"the drift check failed: the tokens of {drift_['changed_without_new_pieces']} documents changed without "
             f"a new piece, for example {drift_['examples_without_new_pieces'][0]!r}; nothing was written. Please "
-            "report it with the pieces."
+            "report it with the file of --pieces."
         )
     lost = gates["reachability"]["source_lost"]
     if lost:
