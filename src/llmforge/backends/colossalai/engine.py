@@ -107,12 +107,10 @@ class ColossalEngine(ABC):
             self.causal, self.device, self.host, tell=world.is_main and not rehearse
         )
         self.names = Names.of(self.causal)
-        self.lora = Lora(self.causal, settings.lora_rank, settings.seed) if settings.trainable.lora else None
-        if self.lora and self.world.is_main:
-            self.lora.say_unreached()
+        self.lora = Lora.of(self.causal, settings, tell=self.world.is_main)
         if settings.gradient_checkpointing:
             enable_recomputation(self.causal)
-        self.rows = (settings.old_rows, settings.rows) if settings.trainable.new_rows_only else None
+        self.rows = settings.trained_rows
         self.plugin = self._make_plugin()
         self.world = self._find_world()
         groups = optimizer_groups(self.causal, self._optimized(), settings)

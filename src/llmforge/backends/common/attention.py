@@ -1,6 +1,6 @@
 """Attention inside the documents of packed rows, so that a document's loss does not depend on the other documents of its row.
 
-Each function has transformers' attention interface and is chosen through `attn_implementation`. Where
+Each kernel has transformers' attention interface (`_as_interface`) and is chosen through `attn_implementation`. Where
 the documents lie travels as the keyword `documents`, which decoder layers hand on. What a model's layer asks of
 attention arrives as keywords too: `Terms` names those that are computed, and others that say something are refused,
 so that nothing is ignored silently. Masks are not looked at: in a causal model they say what `documents` and
@@ -8,7 +8,7 @@ the window say. That this holds, and that a layer hands all of it on, is compare
 (`llmforge.backends.common.packing`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -35,19 +35,28 @@ SILENT = {
 
 @dataclass(frozen=True)
 class Terms:
-    """What a layer asks of its attention besides causality and scale.
+    """What a layer asks of its attention besides causality.
 
     `window`: keys that a query sees, itself included. `softcap`: scores become softcap * tanh(scores / softcap).
-    `sinks` (heads,): a score per head that takes its share of the softmax and has no value (GPT-OSS).
+    `sinks` (heads,): a score per head that takes its share of the softmax and has no value (GPT-OSS). `dropout` of the
+    softmax. `scaling`: what scores are multiplied by, 1 / sqrt(width) if None.
     """
 
     window: int | None = None
     softcap: float | None = None
     sinks: torch.Tensor | None = None
+    dropout: float = 0.0
+    scaling: float | None = None
 
     @classmethod
     def of(
-        cls, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, options: Mapping[str, Any]
+        cls,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        dropout: float,
+        scaling: float | None,
+        options: Mapping[str, Any],
     ) -> "Terms":
         """The terms among the keywords `options` of an attention function; a `UserError` for what is none."""
         rest = {name: value for name, value in options.items() if name not in SILENT}
@@ -55,7 +64,8 @@ class Terms:
         causal = rest.pop("is_causal", None)
         if causal is None:
             causal = getattr(module, "is_causal", True)
-        terms = cls(rest.pop("sliding_window", None), rest.pop("softcap", None), rest.pop("s_aux", None))
+        window, softcap, sinks = (rest.pop(name, None) for name in ("sliding_window", "softcap", "s_aux"))
+        terms = cls(window, softcap, sinks, dropout, scaling)
         asked = [name for name, value in rest.items() if value is not None and value is not False]
         if causal is False:
             asked.append("is_causal=False")
@@ -128,6 +138,10 @@ class Documents:
         return mask
 
 
+# (query, key, value, documents, terms) to (rows, length, heads, width); None for what it cannot compute.
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Documents, Terms], torch.Tensor | None]
+
+
 def register() -> None:
     """Makes the functions of this file known to transformers."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -160,54 +174,62 @@ def choose(device: torch.device, dtype: torch.dtype, wanted: str = "auto") -> st
     return wanted
 
 
-def by_sdpa(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    documents: Documents | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
+def _as_interface(compute: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
+    """`compute` as an attention function of transformers; `sdpa` computes what it has no way for."""
+
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        documents: Documents | None = None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, None]:
+        terms = Terms.of(module, query, key, dropout, scaling, options)
+        rows, _heads, length, _width = query.shape
+        documents = documents or Documents(((length,),) * rows, query.device)
+        attended = compute(query, key, value, documents, terms)
+        if attended is None:
+            attended = sdpa(query, key, value, documents, terms)
+        return attended, None
+
+    return attend
+
+
+def sdpa(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, terms: Terms
+) -> torch.Tensor:
     """Causal attention, one call of PyTorch's kernel per document: no mask, and no work across documents.
 
     `query` (rows, heads, length, width), `key` and `value` (rows, key-value heads, length, width; values may have
-    another). Returns (rows, length, heads, width). All `Terms` are computed: a window in blocks of queries, so that
+    another). Returns (rows, length, heads, width), as the others do. All `Terms` are computed: a window in blocks of queries, so that
     work grows with it and not with the document; soft caps and sinks on the scores themselves, which are in memory
     then, as in transformers' `eager`.
     """
-    terms = Terms.of(module, query, key, options)
     rows, heads, length, _width = query.shape
-    sizes = documents.sizes if documents else [length] * rows
     # Tokens in one long line, cut with `split`: its gradient is one concatenation, that of slices a
     # copy of all each.
-    states = [one_line(tensor).split_with_sizes(sizes) for tensor in (query, key, value)]
+    states = [one_line(tensor).split_with_sizes(documents.sizes) for tensor in (query, key, value)]
     repeats = heads // key.shape[1]
     outputs = []
     for q, k, v in zip(*states, strict=True):
         if repeats > 1:
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
         q, k, v = (tensor.transpose(0, 1)[None] for tensor in (q, k, v))
-        outputs.append(_one_document(q, k, v, dropout, scaling, terms)[0].transpose(0, 1))
-    return torch.cat(outputs).view(rows, length, heads, -1), None
+        outputs.append(_one_document(q, k, v, terms)[0].transpose(0, 1))
+    return torch.cat(outputs).view(rows, length, heads, -1)
 
 
-def _one_document(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    dropout: float,
-    scaling: float | None,
-    terms: Terms,
-) -> torch.Tensor:
+def _one_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, terms: Terms) -> torch.Tensor:
     """(1, heads, n, width) of one document of n tokens."""
     length = q.shape[2]
     window = terms.window if terms.window is not None and terms.window < length else None
     if window is None and not terms.need_scores:
         return functional.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling
+            q, k, v, dropout_p=terms.dropout, is_causal=True, scale=terms.scaling
         )
     reach = window or length
     block = length if window is None else max(window, BLOCK)
@@ -219,11 +241,11 @@ def _one_document(
         visible = (keys <= queries) & (queries - keys < reach)
         part = (q[:, :, begin:end], k[:, :, first:end], v[:, :, first:end])
         if terms.need_scores:
-            outputs.append(_by_scores(*part, visible, dropout, scaling, terms))
+            outputs.append(_by_scores(*part, visible, terms))
         else:
             outputs.append(
                 functional.scaled_dot_product_attention(
-                    *part, attn_mask=visible, dropout_p=dropout, scale=scaling
+                    *part, attn_mask=visible, dropout_p=terms.dropout, scale=terms.scaling
                 )
             )
     return torch.cat(outputs, dim=2)
@@ -234,12 +256,10 @@ def _by_scores(
     k: torch.Tensor,
     v: torch.Tensor,
     visible: torch.Tensor,
-    dropout: float,
-    scaling: float | None,
     terms: Terms,
 ) -> torch.Tensor:
     """Attention written out; softmax in float32."""
-    scale = q.shape[3] ** -0.5 if scaling is None else scaling
+    scale = q.shape[3] ** -0.5 if terms.scaling is None else terms.scaling
     scores: torch.Tensor = q @ k.transpose(2, 3) * scale
     if terms.softcap is not None:
         scores = torch.tanh(scores / terms.softcap) * terms.softcap
@@ -248,94 +268,64 @@ def _by_scores(
         sinks = terms.sinks.float().view(1, -1, 1, 1).expand(len(q), -1, q.shape[2], 1)
         scores = torch.cat([scores, sinks], dim=3)
     shares = scores.softmax(dim=3)[..., : k.shape[2]].to(v.dtype)
-    return functional.dropout(shares, dropout) @ v
+    return functional.dropout(shares, terms.dropout) @ v
 
 
-def by_flash(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    documents: Documents | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
+def flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, terms: Terms
+) -> torch.Tensor | None:
     """The same by flash-attn's kernel for lines of several lengths (arXiv 2307.08691). It has no sinks, and values
-    as wide as keys; `by_sdpa` computes what it cannot.
+    as wide as keys.
     """
-    terms = Terms.of(module, query, key, options)
     if terms.sinks is not None or key.shape[3] != value.shape[3]:
-        return by_sdpa(module, query, key, value, None, dropout, scaling, documents, **options)
+        return None
     from flash_attn import flash_attn_varlen_func
 
     rows, heads, length, _width = query.shape
-    documents = documents or Documents(((length,),) * rows, query.device)
     bounds, longest = documents.bounds, documents.longest
     q, k, v = one_line(query), one_line(key), one_line(value)
-    attended = flash_attn_varlen_func(
+    attended: torch.Tensor = flash_attn_varlen_func(
         *(q, k, v, bounds, bounds, longest, longest),
-        dropout_p=dropout,
-        softmax_scale=scaling,
+        dropout_p=terms.dropout,
+        softmax_scale=terms.scaling,
         causal=True,
         window_size=(-1, -1) if terms.window is None else (terms.window - 1, 0),
         softcap=terms.softcap or 0.0,
     )
-    return attended.view(rows, length, heads, -1), None
+    return attended.view(rows, length, heads, -1)
 
 
-def by_varlen(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    documents: Documents | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
+def varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, terms: Terms
+) -> torch.Tensor | None:
     """The same by PyTorch's own kernel for lines of several lengths; it has one scale and as many keys
-    as queries, and in some versions windows; `by_sdpa` computes what it cannot.
+    as queries, and in some versions windows.
     """
-    terms = Terms.of(module, query, key, options)
     window = varlen_window(terms.window)
-    if terms.need_scores or window is None or dropout or key.shape[3] != value.shape[3]:
-        return by_sdpa(module, query, key, value, None, dropout, scaling, documents, **options)
+    if terms.need_scores or window is None or terms.dropout or key.shape[3] != value.shape[3]:
+        return None
     from torch.nn.attention.varlen import varlen_attn
 
     rows, heads, length, width = query.shape
-    documents = documents or Documents(((length,),) * rows, query.device)
     bounds, longest = documents.bounds, documents.longest
     q, k, v = one_line(query), one_line(key), one_line(value)
     if heads != key.shape[1]:
         k, v = (tensor.repeat_interleave(heads // key.shape[1], dim=1) for tensor in (k, v))
-    if scaling is not None:
-        q = q * (scaling * width**0.5)
+    if terms.scaling is not None:
+        q = q * (terms.scaling * width**0.5)
     attended: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, **window)
-    return attended.view(rows, length, heads, -1), None
+    made: torch.Tensor = attended.view(rows, length, heads, -1)
+    return made
 
 
-def by_flex(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    documents: Documents | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
+def flex(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, terms: Terms
+) -> torch.Tensor | None:
     """The same by flex attention, whose mask skips blocks that no document reaches (arXiv 2412.05496). It has
-    neither dropout nor sinks; `by_sdpa` computes what it cannot.
+    neither dropout nor sinks.
     """
-    terms = Terms.of(module, query, key, options)
-    if terms.sinks is not None or dropout or key.shape[3] != value.shape[3]:
-        return by_sdpa(module, query, key, value, None, dropout, scaling, documents, **options)
-    rows, heads, length, _width = query.shape
-    documents = documents or Documents(((length,),) * rows, query.device)
+    if terms.sinks is not None or terms.dropout or key.shape[3] != value.shape[3]:
+        return None
     cap = terms.softcap or 0.0
 
     def capped(score: Any, _row: Any, _head: Any, _query: Any, _key: Any) -> Any:
@@ -345,10 +335,14 @@ def by_flex(
         *(query, key, value),
         score_mod=capped if cap else None,
         block_mask=documents.block_mask(terms.window),
-        scale=scaling,
-        enable_gqa=heads != key.shape[1],
+        scale=terms.scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
-    return attended.transpose(1, 2), None
+    made: torch.Tensor = attended.transpose(1, 2)
+    return made
+
+
+by_sdpa, by_flash, by_varlen, by_flex = map(_as_interface, (sdpa, flash, varlen, flex))
 
 
 @lru_cache

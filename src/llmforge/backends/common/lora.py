@@ -7,6 +7,7 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from llmforge.backends.common import storage
+from llmforge.backends.common.settings import Settings
 from llmforge.console import warn
 from llmforge.errors import UserError
 from llmforge.weights.modules import decoder_layers
@@ -53,6 +54,16 @@ class Lora:
         self.names = list(before)
         self.unreached = _unreached(causal)
         self.initial = {f"{n}.weight": made[m] for n, m in causal.named_modules() if m in made}
+
+    @classmethod
+    def of(cls, causal: Any, settings: Settings, tell: bool) -> "Lora | None":
+        """The adapters that `settings` ask for; `tell`: what they do not reach is said."""
+        if not settings.trainable.lora:
+            return None
+        made = cls(causal, settings.lora_rank, settings.seed)
+        if tell:
+            made.say_unreached()
+        return made
 
     def say_unreached(self) -> None:
         """Says which matrices of the layers have no adapter: experts that are one tensor, and no linear layers."""

@@ -36,3 +36,8 @@ class Settings:
     noise: float = 0.0
     optimizer: str = "adamw"
     device: str = "cpu"
+
+    @property
+    def trained_rows(self) -> tuple[int, int] | None:
+        """The rows of the embeddings that are trained, half-open, where not all of them are."""
+        return (self.old_rows, self.rows) if self.trainable.new_rows_only else None

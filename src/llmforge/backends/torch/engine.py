@@ -63,14 +63,12 @@ class NativeEngine:
             own_memory(self.causal)
         keep_less(self.causal)
         freeze(self.causal, settings.trainable)
-        self.lora = Lora(self.causal, settings.lora_rank, settings.seed) if settings.trainable.lora else None
-        if self.lora and self.world.is_main:
-            self.lora.say_unreached()
+        self.lora = Lora.of(self.causal, settings, tell=self.world.is_main)
         if settings.gradient_checkpointing:
             enable_recomputation(self.causal)
         if settings.noise:
             self.causal.get_input_embeddings().register_forward_hook(noise_hook(settings.noise))
-        self.rows = (settings.old_rows, settings.rows) if settings.trainable.new_rows_only else None
+        self.rows = settings.trained_rows
         self.loss = CausalLoss(self.causal, self.dtype, settings.head_chunk, self.rows)
         self.loss.train()
         self.module = self._distribute()
