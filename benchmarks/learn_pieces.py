@@ -45,9 +45,14 @@ def run(name: str, work: Path, pieces: int) -> None:
     """One contender, in this process."""
     if name.startswith("ours"):
         from llmforge.tokenizer.learn import learn_pieces
+        from llmforge.tokenizer.options import LearnPiecesOptions
 
         source = fetch("mistral" if name == "ours-sentencepiece" else "smollm2")
-        learn_pieces(source, [work / "corpus.txt"], work / f"{name}.jsonl", pieces)
+        learn_pieces(
+            LearnPiecesOptions(
+                tokenizer=source, data=[work / "corpus.txt"], output=work / f"{name}.jsonl", num_pieces=pieces
+            )
+        )
     elif name == "sentencepiece":
         import sentencepiece
 

@@ -27,6 +27,7 @@ from real_inputs import fetch  # noqa: E402
 from llmforge.tokenizer import load  # noqa: E402
 from llmforge.tokenizer.expand import init_tokenizer  # noqa: E402
 from llmforge.tokenizer.learn import learn_pieces  # noqa: E402
+from llmforge.tokenizer.options import InitTokenizerOptions, LearnPiecesOptions  # noqa: E402
 from llmforge.tokenizer.verify import sentencepiece_ids  # noqa: E402
 
 ENCODER = Path(__file__).parent.parent / "tests" / "tokenizer" / "encode_with_transformers.py"
@@ -82,9 +83,13 @@ def measure(
 ) -> dict[str, object]:
     """All figures for one source tokenizer."""
     start = time.process_time()
-    learn_pieces(source, [corpus], work / "pieces.jsonl", pieces)
+    learn_pieces(
+        LearnPiecesOptions(tokenizer=source, data=[corpus], output=work / "pieces.jsonl", num_pieces=pieces)
+    )
     learned = time.process_time()
-    finished = init_tokenizer(source, work / "target", work / "pieces.jsonl")
+    finished = init_tokenizer(
+        InitTokenizerOptions(tokenizer=source, output=work / "target", pieces=work / "pieces.jsonl")
+    )
     expanded = time.process_time()
     before, after = load(source), load(work / "target")
     row: dict[str, object] = {

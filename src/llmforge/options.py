@@ -57,9 +57,12 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def group(kind: type[T], **defaults: Any) -> T:
-    """A field that holds the options of `kind`, another dataclass of them; `defaults` replace its own."""
-    made: T = field(default_factory=lambda: kind(**defaults), metadata={"group": kind, "defaults": defaults})
+def group(kind: type[T], *, argument: str = "", **defaults: Any) -> T:
+    """A field that holds the options of `kind`, another dataclass of them; `defaults` replace its own. With `argument`
+    they are one argument of the manifest, a mapping of this name.
+    """
+    metadata = {"group": kind, "defaults": defaults, "argument": argument}
+    made: T = field(default_factory=lambda: kind(**defaults), metadata=metadata)
     return made
 
 
@@ -201,7 +204,15 @@ class Options:
 
     def arguments(self) -> dict[str, Any]:
         """What decides the result, as arguments of a manifest."""
-        return {one.argument: value_of(self, one) for one in options_of(type(self)) if one.decides}
+        found: dict[str, Any] = {}
+        for entry in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, entry.name)
+            if "group" in entry.metadata:
+                name = entry.metadata["argument"]
+                found |= {name: value.arguments()} if name else value.arguments()
+            elif entry.metadata.get("decides"):
+                found[entry.metadata["argument"] or entry.name] = value
+        return found
 
 
 def value_of(options: Any, one: Option) -> Any:

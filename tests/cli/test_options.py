@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from llmforge.corpus.options import ReadOptions
 from llmforge.dataset.options import PrepareOptions
 from llmforge.embedding.options import GrowthOptions
 from llmforge.errors import UsageError
-from llmforge.evaluate.options import Protocol, Sampling
+from llmforge.evaluate.options import ProtocolOptions, SamplingOptions
 from llmforge.options import convert, make, options_of
 from llmforge.recipes.commands import COMMANDS
 from llmforge.train.options import TrainOptions
@@ -170,10 +169,10 @@ def test_manifests_have_the_arguments_of_version_0_1():
     ours = {
         "train": train.arguments(),
         "prepare-data": prepared,
-        "reading": asdict(ReadOptions()),
+        "reading": ReadOptions().arguments(),
         "init-model": GrowthOptions().arguments(),
-        "evaluate": asdict(Protocol()),
-        "generate": asdict(Sampling()),
+        "evaluate": ProtocolOptions().arguments(),
+        "generate": SamplingOptions().arguments(),
     }
     assert ours["train"].pop("mix") is None  # as if it were not there
     assert ours == OLD["arguments"]

@@ -27,6 +27,7 @@ from llmforge.errors import UserError
 from llmforge.evaluate.texts import load_corpora
 from llmforge.tokenizer.compare import compare
 from llmforge.tokenizer.learn import learn_pieces
+from llmforge.tokenizer.options import LearnPiecesOptions
 
 DOLMA = [
     {"id": str(i), "text": f"Document {i} tells of the sea and the hills.", "source": "common-crawl"}
@@ -149,7 +150,15 @@ def read_by_all(path: Path, prepare: Prepare, tokenizer: Path, **reading: Any) -
     (row,) = compare([tokenizer], {"t": [path]}, reading=options)
     (corpus,) = load_corpora([f"t={path}"], None, None, reading=options)
     learned = learn_pieces(
-        tokenizer, [path], path.parent / "p.jsonl", 1, overwrite=True, min_frequency=1, reading=options
+        LearnPiecesOptions(
+            tokenizer=tokenizer,
+            data=[path],
+            output=path.parent / "p.jsonl",
+            num_pieces=1,
+            overwrite=True,
+            min_frequency=1,
+            reading=options,
+        )
     )
     documents = learned.manifest.metrics["documents"]
     assert learned.manifest.metrics["characters"] == row.characters == corpus.characters
@@ -224,7 +233,11 @@ def test_every_command_refuses_alike_what_is_no_text(
         lambda: prepare(path),
         lambda: load_corpora([str(path)], None, None),
         lambda: compare([tiny_tokenizer], {"t": [path]}),
-        lambda: learn_pieces(tiny_tokenizer, [path], tmp_path / "p.jsonl", 1),
+        lambda: learn_pieces(
+            LearnPiecesOptions(
+                tokenizer=tiny_tokenizer, data=[path], output=tmp_path / "p.jsonl", num_pieces=1
+            )
+        ),
     ):
         with pytest.raises(UserError) as refused:
             read()

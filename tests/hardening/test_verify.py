@@ -35,6 +35,7 @@ def outputs(llmforge: Run, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
     from llmforge.steps import write_report
     from llmforge.tokenizer.expand import init_tokenizer
     from llmforge.tokenizer.learn import learn_pieces
+    from llmforge.tokenizer.options import InitTokenizerOptions, LearnPiecesOptions
     from llmforge.weights import delta
     from llmforge.weights.export import FormatOptions, export
 
@@ -43,8 +44,12 @@ def outputs(llmforge: Run, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
     corpus.mkdir()
     lines = [json.dumps({"text": f"the tabby cat {i} sat on the tabby mat"}) + "\n" for i in range(300)]
     (corpus / "a.jsonl").write_text("".join(lines))
-    learn_pieces(tiny_model, [corpus], out / "pieces.jsonl", 5)
-    init_tokenizer(tiny_model, out / "tokenizer", out / "pieces.jsonl")
+    learn_pieces(
+        LearnPiecesOptions(tokenizer=tiny_model, data=[corpus], output=out / "pieces.jsonl", num_pieces=5)
+    )
+    init_tokenizer(
+        InitTokenizerOptions(tokenizer=tiny_model, output=out / "tokenizer", pieces=out / "pieces.jsonl")
+    )
     grow(tiny_model, out / "tokenizer", out / "grown", GrowthOptions())
     prepare_data(PrepareOptions([corpus], out / "tokenizer", out / "data", max_length=64, bins=2, workers=1))
     llmforge(

@@ -16,6 +16,7 @@ from llmforge.tokenizer import load
 from llmforge.tokenizer.expand import init_tokenizer
 from llmforge.tokenizer.formats.schemes import GPT2, LETTERS_TO_THREE_DIGITS, O200K
 from llmforge.tokenizer.learn import learn_pieces
+from llmforge.tokenizer.options import InitTokenizerOptions, LearnPiecesOptions
 from llmforge.tokenizer.word_list import pieces_from_words
 
 from . import makers
@@ -114,7 +115,9 @@ def json_alone(directory: Path) -> Path:
     """The grown tokenizer of `sentencepiece_model` without its protobuf, as Gemma or Yi are often had."""
     both = makers.sentencepiece_model(directory / "both")
     (directory / "p.jsonl").write_text('{"piece": "们"}\n')
-    init_tokenizer(both, directory / "grown", directory / "p.jsonl")
+    init_tokenizer(
+        InitTokenizerOptions(tokenizer=both, output=directory / "grown", pieces=directory / "p.jsonl")
+    )
     (directory / "bare").mkdir()
     (directory / "bare" / "tokenizer.json").write_bytes((directory / "grown" / "tokenizer.json").read_bytes())
     return directory / "bare"
@@ -167,12 +170,18 @@ def test_what_is_learned_is_taken_and_reached(source: Path, texts: list[str]) ->
         corpus, pieces, target = Path(work) / "c.jsonl", Path(work) / "p.jsonl", Path(work) / "grown"
         write_corpus(corpus, texts)
         try:
-            learned = learn_pieces(source, [corpus], pieces, 60, min_frequency=1)
+            learned = learn_pieces(
+                LearnPiecesOptions(
+                    tokenizer=source, data=[corpus], output=pieces, num_pieces=60, min_frequency=1
+                )
+            )
         except UserError as error:
             if "no new token occurs" in str(error):  # white space that is there already, for example
                 return
             raise
-        grown = init_tokenizer(source, target, pieces, verify_corpora=[corpus])
+        grown = init_tokenizer(
+            InitTokenizerOptions(tokenizer=source, output=target, pieces=pieces, verify_data=[corpus])
+        )
         counts = grown.manifest.metrics["pieces"]
         number = learned.manifest.outputs["pieces"]
         assert (counts["read"], counts["added"], counts["closure"]) == (number, number, 0), counts
@@ -214,16 +223,22 @@ def test_a_byte_level_piece_may_hold_what_its_pre_tokenizer_leaves_together(tmp_
         "▁▁",
     ]
     corpus = write_corpus(tmp_path / "c.jsonl", [piece for piece in together for _ in range(9)])
-    learn_pieces(source, [corpus], tmp_path / "p.jsonl", 99)
+    learn_pieces(
+        LearnPiecesOptions(tokenizer=source, data=[corpus], output=tmp_path / "p.jsonl", num_pieces=99)
+    )
     text = (tmp_path / "p.jsonl").read_text()
     assert all(line.isprintable() for line in text.split("\n"))
     assert '{"piece": "：**\\n", "frequency": 9}' in text
     assert f'{{"bytes": "{"▁▁".encode().hex()}", "frequency": 9}}' in text
-    init_tokenizer(source, tmp_path / "learned", tmp_path / "p.jsonl")
+    init_tokenizer(
+        InitTokenizerOptions(tokenizer=source, output=tmp_path / "learned", pieces=tmp_path / "p.jsonl")
+    )
     (tmp_path / "user.jsonl").write_text(
         "".join(json.dumps({"bytes": p.encode().hex()}) + "\n" for p in together)
     )
-    init_tokenizer(source, tmp_path / "given", tmp_path / "user.jsonl")
+    init_tokenizer(
+        InitTokenizerOptions(tokenizer=source, output=tmp_path / "given", pieces=tmp_path / "user.jsonl")
+    )
     for grown in map(load, (tmp_path / "learned", tmp_path / "given")):
         assert set(map(str.encode, together)) <= set(grown.token_bytes())
         assert [len(grown.encode([piece])[0]) for piece in together] == [1] * len(together)
@@ -231,7 +246,9 @@ def test_a_byte_level_piece_may_hold_what_its_pre_tokenizer_leaves_together(tmp_
     with pytest.raises(
         UserError, match=r"cut\.jsonl, line 2: .* a line break, which the source tokenizer never joins"
     ):
-        init_tokenizer(source, tmp_path / "cut", tmp_path / "cut.jsonl")
+        init_tokenizer(
+            InitTokenizerOptions(tokenizer=source, output=tmp_path / "cut", pieces=tmp_path / "cut.jsonl")
+        )
 
 
 def test_pieces_in_other_files(sentencepiece_bpe: Path, byte_level: Path, tmp_path: Path) -> None:
@@ -241,7 +258,9 @@ def test_pieces_in_other_files(sentencepiece_bpe: Path, byte_level: Path, tmp_pa
     for source in (sentencepiece_bpe, byte_level):
         for name in ("p.txt", "m.vocab", "b.jsonl"):
             target = tmp_path / f"{source.name}-{name}"
-            init_tokenizer(source, target, tmp_path / name, closure=False)
+            init_tokenizer(
+                InitTokenizerOptions(tokenizer=source, output=target, pieces=tmp_path / name, closure=False)
+            )
             added = [raw.decode() for raw in load(target).token_bytes()[load(source).size :]]
             assert added == ["我们", "国家", " 国家"][: len(added)]
             assert len(added) == (1 if name == "b.jsonl" else 3)
@@ -252,25 +271,39 @@ def test_pieces_in_other_files(sentencepiece_bpe: Path, byte_level: Path, tmp_pa
     ):
         (tmp_path / "bad.txt").write_text(content)
         with pytest.raises(UserError, match=rf"bad\.txt, {match}"):
-            init_tokenizer(byte_level, tmp_path / "bad", tmp_path / "bad.txt")
+            init_tokenizer(
+                InitTokenizerOptions(
+                    tokenizer=byte_level, output=tmp_path / "bad", pieces=tmp_path / "bad.txt"
+                )
+            )
     with pytest.raises(UserError, match="give its directory"):
-        init_tokenizer(byte_level, tmp_path / "bad", byte_level / "tokenizer.json")
+        init_tokenizer(
+            InitTokenizerOptions(
+                tokenizer=byte_level, output=tmp_path / "bad", pieces=byte_level / "tokenizer.json"
+            )
+        )
 
 
 def test_a_word_list_offers_what_the_source_leaves_together(byte_level: Path, tmp_path: Path) -> None:
     (tmp_path / "dict.txt").write_text("21世纪 90 m\n我们 80 r\n卡拉OK 70 n\nＴ恤 60 n\n")
-    learned = pieces_from_words(byte_level, [tmp_path / "dict.txt"], tmp_path / "p.jsonl", 9)
+    learned = pieces_from_words(
+        LearnPiecesOptions(
+            tokenizer=byte_level, word_list=[tmp_path / "dict.txt"], output=tmp_path / "p.jsonl", num_pieces=9
+        )
+    )
     assert learned.manifest.metrics == {"words": 4, "cut_by_the_source": 1}
-    grown = init_tokenizer(byte_level, tmp_path / "grown", tmp_path / "p.jsonl")
+    grown = init_tokenizer(
+        InitTokenizerOptions(tokenizer=byte_level, output=tmp_path / "grown", pieces=tmp_path / "p.jsonl")
+    )
     assert grown.manifest.metrics["gates"]["reachability"]["unreachable"] == 0
 
 
 def test_the_gate_sees_added_tokens_that_cut_a_piece(tmp_path: Path) -> None:
     source = makers.sentencepiece_model(tmp_path / "source", user_defined_symbols=["我们"])
     (tmp_path / "p.jsonl").write_text('{"piece": "我们的"}\n{"piece": "国家"}\n')
-    reached = init_tokenizer(source, tmp_path / "out", tmp_path / "p.jsonl").manifest.metrics["gates"][
-        "reachability"
-    ]
+    reached = init_tokenizer(
+        InitTokenizerOptions(tokenizer=source, output=tmp_path / "out", pieces=tmp_path / "p.jsonl")
+    ).manifest.metrics["gates"]["reachability"]
     grown = load(tmp_path / "out")
     assert grown.pieces().index("我们的") not in grown.encode(["我们的"])[0]
     assert reached["reasons"] == {"我们的": "it is encoded as 我们 + 的"}

@@ -13,6 +13,7 @@ from llmforge.errors import UserError
 from llmforge.tokenizer import Tokenizer, load
 from llmforge.tokenizer.expand import init_tokenizer
 from llmforge.tokenizer.loading import from_definition
+from llmforge.tokenizer.options import InitTokenizerOptions
 from llmforge.tokenizer.verify import verify
 
 from . import makers
@@ -29,7 +30,9 @@ def test_old_ids_stay_and_new_ones_follow(sentencepiece_bpe: Path, byte_level: P
     pieces = write_pieces(tmp_path / "p.jsonl", ["我们", "国家", "天气很好", "公园"])
     for source in (sentencepiece_bpe, byte_level):
         before = load(source)
-        finished = init_tokenizer(source, tmp_path / source.name, pieces)
+        finished = init_tokenizer(
+            InitTokenizerOptions(tokenizer=source, output=tmp_path / source.name, pieces=pieces)
+        )
         after = load(tmp_path / source.name)
         assert after.pieces()[: before.size] == before.pieces()
         assert finished.manifest.outputs["source_size"] == before.size
@@ -47,7 +50,7 @@ def test_old_ids_stay_and_new_ones_follow(sentencepiece_bpe: Path, byte_level: P
 
 def test_sentencepiece_reads_the_written_model_alike(sentencepiece_bpe: Path, tmp_path: Path) -> None:
     pieces = write_pieces(tmp_path / "p.jsonl", ["我们", "我们的", "们的国家", "▁the▁old", "the cat"])
-    init_tokenizer(sentencepiece_bpe, tmp_path / "out", pieces)
+    init_tokenizer(InitTokenizerOptions(tokenizer=sentencepiece_bpe, output=tmp_path / "out", pieces=pieces))
     after = load(tmp_path / "out")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "out" / "tokenizer.model"))
     ids, offsets = after.encode(TEXTS)
@@ -62,7 +65,9 @@ def test_without_closure_every_piece_is_added_and_no_other(byte_level: Path, tmp
     given = ["thcat", "我们的", "国家", "inat", "我们", "我", "们", "的"]
     pieces = write_pieces(tmp_path / "p.jsonl", given)
     assert load(byte_level).encode(["inat"])[0].size == 2
-    finished = init_tokenizer(byte_level, tmp_path / "without", pieces, closure=False)
+    finished = init_tokenizer(
+        InitTokenizerOptions(tokenizer=byte_level, output=tmp_path / "without", pieces=pieces, closure=False)
+    )
     before, after = load(byte_level), load(finished.output)
     assert [raw.decode() for raw in after.token_bytes()[before.size :]] == given
     assert finished.manifest.metrics["pieces"] == {
@@ -79,7 +84,9 @@ def test_without_closure_every_piece_is_added_and_no_other(byte_level: Path, tmp
     made = [after.encode([text])[0].tolist() == [before.size + i] for i, text in enumerate(given)]
     assert made[given.index("inat")]
     assert (reached["new"], reached["unreachable"]) == (8, made.count(False))
-    finished = init_tokenizer(byte_level, tmp_path / "with", pieces)
+    finished = init_tokenizer(
+        InitTokenizerOptions(tokenizer=byte_level, output=tmp_path / "with", pieces=pieces)
+    )
     assert finished.manifest.metrics["pieces"]["closure"] > 0
     assert finished.manifest.metrics["gates"]["reachability"]["unreachable"] == 0
 
@@ -95,7 +102,11 @@ def test_without_closure_a_model_is_added_as_chinese_llama_did_it(
             new = [theirs.id_to_piece(i) for i in range(theirs.get_piece_size())]
             expected = old + [piece for piece in new if piece not in set(old)]
             target = tmp_path / f"{kind}-{source.name}"
-            finished = init_tokenizer(source, target, other / "tokenizer.model", closure=False)
+            finished = init_tokenizer(
+                InitTokenizerOptions(
+                    tokenizer=source, output=target, pieces=other / "tokenizer.model", closure=False
+                )
+            )
             assert load(target).pieces() == expected
             ours = sentencepiece.SentencePieceProcessor(model_file=str(target / "tokenizer.model"))
             assert [ours.id_to_piece(i) for i in range(ours.get_piece_size())] == expected
@@ -106,7 +117,11 @@ def test_without_closure_a_model_is_added_as_chinese_llama_did_it(
 
 
 def test_chat_template_and_special_tokens_survive(byte_level: Path, tmp_path: Path) -> None:
-    init_tokenizer(byte_level, tmp_path / "out", write_pieces(tmp_path / "p.jsonl", ["我们"]))
+    init_tokenizer(
+        InitTokenizerOptions(
+            tokenizer=byte_level, output=tmp_path / "out", pieces=write_pieces(tmp_path / "p.jsonl", ["我们"])
+        )
+    )
     config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert config["chat_template"] == "{{ messages }}"
     assert config["eos_token"] == "<|endoftext|>"
@@ -117,8 +132,12 @@ def test_chat_template_and_special_tokens_survive(byte_level: Path, tmp_path: Pa
 
 def test_the_same_step_again_is_recognized(byte_level: Path, tmp_path: Path) -> None:
     pieces = write_pieces(tmp_path / "p.jsonl", ["我们"])
-    assert not init_tokenizer(byte_level, tmp_path / "out", pieces).skipped
-    assert init_tokenizer(byte_level, tmp_path / "out", pieces).skipped
+    assert not init_tokenizer(
+        InitTokenizerOptions(tokenizer=byte_level, output=tmp_path / "out", pieces=pieces)
+    ).skipped
+    assert init_tokenizer(
+        InitTokenizerOptions(tokenizer=byte_level, output=tmp_path / "out", pieces=pieces)
+    ).skipped
 
 
 @pytest.mark.parametrize(
@@ -140,7 +159,9 @@ def test_the_same_step_again_is_recognized(byte_level: Path, tmp_path: Path) -> 
 def test_a_bad_line_is_named(byte_level: Path, tmp_path: Path, content: str, match: str) -> None:
     (tmp_path / "p.jsonl").write_text(content)
     with pytest.raises(UserError, match=match) as caught:
-        init_tokenizer(byte_level, tmp_path / "out", tmp_path / "p.jsonl")
+        init_tokenizer(
+            InitTokenizerOptions(tokenizer=byte_level, output=tmp_path / "out", pieces=tmp_path / "p.jsonl")
+        )
     assert str(tmp_path / "p.jsonl") in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -150,9 +171,13 @@ def test_an_existing_target_is_refused(byte_level: Path, tmp_path: Path) -> None
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
     with pytest.raises(UserError, match="was not written by"):
-        init_tokenizer(byte_level, tmp_path / "out", pieces)
+        init_tokenizer(InitTokenizerOptions(tokenizer=byte_level, output=tmp_path / "out", pieces=pieces))
     with pytest.raises(UserError, match="WordPiece"):
-        init_tokenizer(makers.word_piece(tmp_path / "wp"), tmp_path / "out2", pieces)
+        init_tokenizer(
+            InitTokenizerOptions(
+                tokenizer=makers.word_piece(tmp_path / "wp"), output=tmp_path / "out2", pieces=pieces
+            )
+        )
 
 
 def test_a_document_that_changes_without_a_new_piece_stops_the_step(
@@ -193,7 +218,11 @@ def test_an_old_piece_that_is_never_made_stays_so(byte_level: Path, tmp_path: Pa
     (source / "tokenizer.json").write_text(json.dumps(definition))
     pieces = write_pieces(tmp_path / "p.jsonl", ["qzq", "我们"])
     (tmp_path / "texts.txt").write_text("qz zq\n")
-    finished = init_tokenizer(source, tmp_path / "out", pieces, verify_corpora=[tmp_path / "texts.txt"])
+    finished = init_tokenizer(
+        InitTokenizerOptions(
+            tokenizer=source, output=tmp_path / "out", pieces=pieces, verify_data=[tmp_path / "texts.txt"]
+        )
+    )
     gates = finished.manifest.metrics["gates"]
     assert gates["drift"]["changed_without_new_pieces"] == 0
     assert "qzq" in gates["reachability"]["reasons"]

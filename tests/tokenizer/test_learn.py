@@ -11,6 +11,7 @@ from llmforge.errors import UserError
 from llmforge.tokenizer import load
 from llmforge.tokenizer.continued_bpe import Rules, Words, learn
 from llmforge.tokenizer.learn import learn_pieces
+from llmforge.tokenizer.options import LearnPiecesOptions
 
 from . import makers
 
@@ -50,7 +51,7 @@ def test_each_piece_is_two_that_were_there(byte_level: Path, sentencepiece_bpe: 
     corpus = write_corpus(tmp_path / "zh.jsonl", makers.CHINESE)
     for directory in (byte_level, sentencepiece_bpe):
         output = tmp_path / f"{directory.name}.jsonl"
-        learn_pieces(directory, [corpus], output, 60)
+        learn_pieces(LearnPiecesOptions(tokenizer=directory, data=[corpus], output=output, num_pieces=60))
         known = set(load(directory).token_bytes())
         for line in read(output):
             raw = (
@@ -68,7 +69,17 @@ def test_each_piece_is_two_that_were_there(byte_level: Path, sentencepiece_bpe: 
 def test_script_length_and_frequency(byte_level: Path, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "mixed.jsonl", [*makers.CHINESE, *makers.ENGLISH, "罕见"])
     output = tmp_path / "pieces.jsonl"
-    learn_pieces(byte_level, [corpus], output, 500, script="Han", max_length=2, min_frequency=3)
+    learn_pieces(
+        LearnPiecesOptions(
+            tokenizer=byte_level,
+            data=[corpus],
+            output=output,
+            num_pieces=500,
+            script="Han",
+            max_piece_length=2,
+            min_frequency=3,
+        )
+    )
     texts = [str(line["piece"]) for line in read(output) if "piece" in line]
     assert "我们" in texts
     assert all(0x4E00 <= ord(c) <= 0x9FFF for text in texts for c in text)
@@ -84,7 +95,15 @@ def test_compressed_text_and_source_are_read(byte_level: Path, tmp_path: Path) -
         file.write(json.dumps({"source": "问", "target": "答答"}) + "\n")
     (texts / "b.txt").write_text("问答\n")
     (texts / "c.jsonl").write_text(json.dumps({"text": "问答"}) + "\n")
-    finished = learn_pieces(byte_level, [texts], tmp_path / "out" / "pieces.jsonl", 10, min_frequency=2)
+    finished = learn_pieces(
+        LearnPiecesOptions(
+            tokenizer=byte_level,
+            data=[texts],
+            output=tmp_path / "out" / "pieces.jsonl",
+            num_pieces=10,
+            min_frequency=2,
+        )
+    )
     assert finished.manifest.metrics["documents"] == 3
     assert {"piece": "问答", "frequency": 3} in read(finished.output)
 
@@ -92,11 +111,23 @@ def test_compressed_text_and_source_are_read(byte_level: Path, tmp_path: Path) -
 def test_what_cannot_be_learned_from_is_said(byte_level: Path, tmp_path: Path) -> None:
     good = write_corpus(tmp_path / "en.jsonl", makers.ENGLISH)
     with pytest.raises(UserError, match="no text in the script Han"):
-        learn_pieces(byte_level, [good], tmp_path / "o", 5, script="Han")
+        learn_pieces(
+            LearnPiecesOptions(
+                tokenizer=byte_level, data=[good], output=tmp_path / "o", num_pieces=5, script="Han"
+            )
+        )
     with pytest.raises(UserError, match="not a Unicode script"):
-        learn_pieces(byte_level, [good], tmp_path / "o", 5, script="Klingon")
+        learn_pieces(
+            LearnPiecesOptions(
+                tokenizer=byte_level, data=[good], output=tmp_path / "o", num_pieces=5, script="Klingon"
+            )
+        )
     with pytest.raises(UserError, match="does not exist"):
-        learn_pieces(byte_level, [tmp_path / "nowhere"], tmp_path / "o", 5)
+        learn_pieces(
+            LearnPiecesOptions(
+                tokenizer=byte_level, data=[tmp_path / "nowhere"], output=tmp_path / "o", num_pieces=5
+            )
+        )
     for content, match in (
         ('{"target": "a"}\n{"target"\n', r"bad\.jsonl, line 2: broken JSON"),
         ('{"body": "a"}\n', r"bad\.jsonl, line 1: no 'target' or 'text'"),
@@ -104,8 +135,16 @@ def test_what_cannot_be_learned_from_is_said(byte_level: Path, tmp_path: Path) -
     ):
         (tmp_path / "bad.jsonl").write_text(content)
         with pytest.raises(UserError, match=match):
-            learn_pieces(byte_level, [tmp_path / "bad.jsonl"], tmp_path / "o", 5)
+            learn_pieces(
+                LearnPiecesOptions(
+                    tokenizer=byte_level, data=[tmp_path / "bad.jsonl"], output=tmp_path / "o", num_pieces=5
+                )
+            )
     (tmp_path / "bad.jsonl").write_bytes(b'{"target": "\xff"}\n')
     with pytest.raises(UserError, match=r"line 1: invalid UTF-8"):
-        learn_pieces(byte_level, [tmp_path / "bad.jsonl"], tmp_path / "o", 5)
+        learn_pieces(
+            LearnPiecesOptions(
+                tokenizer=byte_level, data=[tmp_path / "bad.jsonl"], output=tmp_path / "o", num_pieces=5
+            )
+        )
     assert not (tmp_path / "o").exists()

@@ -11,6 +11,7 @@ from llmforge.tokenizer import bytelevel, load
 from llmforge.tokenizer.expand import init_tokenizer
 from llmforge.tokenizer.formats import schemes
 from llmforge.tokenizer.formats.schemes import SCHEMES, Scheme
+from llmforge.tokenizer.options import InitTokenizerOptions
 from llmforge.tokenizer.verify import SAMPLE
 
 from . import makers
@@ -93,10 +94,22 @@ def grown(ranks: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> dict[
         for name in SCHEMES:
             source = rank_file(work / name, ranks)
             (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_scheme": name}))
-            made[name] = (source, init_tokenizer(source, work / f"{name}-grown", pieces).output)
+            made[name] = (
+                source,
+                init_tokenizer(
+                    InitTokenizerOptions(tokenizer=source, output=work / f"{name}-grown", pieces=pieces)
+                ).output,
+            )
         for year in ("2407", "2409", "2503"):
             source = tekken(work / f"tekken-{year}", ranks, year)
-            made[source.name] = (source, init_tokenizer(source, work / f"{source.name}-grown", pieces).output)
+            made[source.name] = (
+                source,
+                init_tokenizer(
+                    InitTokenizerOptions(
+                        tokenizer=source, output=work / f"{source.name}-grown", pieces=pieces
+                    )
+                ).output,
+            )
     return made
 
 

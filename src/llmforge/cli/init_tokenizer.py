@@ -1,5 +1,7 @@
 """`llmforge init-tokenizer`."""
 
+from dataclasses import replace
+
 from llmforge.cli.command import example
 from llmforge.cli.results import show_finished, texts
 from llmforge.options import Result
@@ -20,14 +22,12 @@ def init_tokenizer(options: InitTokenizerOptions, result: Result) -> None:
     from llmforge.tokenizer.verify import summary
 
     finished = init(
-        hub.local(options.tokenizer, "tokenizer"),
-        options.output,
-        hub.local(options.pieces, "tokenizer"),
-        options.closure,
-        texts(options.verify_data),
-        options.overwrite,
-        options.tokenizer_scheme,
-        options.reading,
+        replace(
+            options,
+            tokenizer=hub.local(options.tokenizer, "tokenizer"),
+            pieces=hub.local(options.pieces, "tokenizer"),
+            verify_data=[str(path) for path in texts(options.verify_data)],
+        )
     )
     outputs, counts = finished.manifest.outputs, finished.manifest.metrics["pieces"]
     sizes = f"{outputs['source_size']:,} -> {outputs['size']:,} ids: {counts['added']:,} tokens added"

@@ -1,5 +1,7 @@
 """`llmforge learn-pieces`."""
 
+from dataclasses import replace
+
 from llmforge.cli.command import example
 from llmforge.cli.results import show_finished, texts
 from llmforge.options import Result
@@ -17,35 +19,17 @@ def learn_pieces(options: LearnPiecesOptions, result: Result) -> None:
     """
     from llmforge import hub
 
-    source = hub.local(options.tokenizer, "tokenizer")
-    limits = (options.script, options.min_frequency, options.max_piece_length)
+    data = [str(path) for path in texts(options.data)]
+    options = replace(options, tokenizer=hub.local(options.tokenizer, "tokenizer"), data=data)
     if options.word_list:
         from llmforge.tokenizer.word_list import pieces_from_words
 
-        finished = pieces_from_words(
-            source,
-            options.word_list,
-            options.output,
-            options.num_pieces,
-            *limits,
-            options.overwrite,
-            options.tokenizer_scheme,
-        )
+        finished = pieces_from_words(options)
         show_finished(finished, result.json, f"{finished.manifest.outputs['pieces']:,} words.")
         return
     from llmforge.tokenizer.learn import learn_pieces as learn
 
-    finished = learn(
-        source,
-        texts(options.data),
-        options.output,
-        options.num_pieces,
-        *limits,
-        options.seed,
-        options.overwrite,
-        options.tokenizer_scheme,
-        options.reading,
-    )
+    finished = learn(options)
     metrics = finished.manifest.metrics
     show_finished(
         finished,

@@ -1,7 +1,7 @@
 """Growing a model to a larger tokenizer: only the embedding and the head are computed with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,7 +56,7 @@ def grow(
     step = Step(
         STEP,
         output,
-        arguments={**growth.arguments(), **({"reading": asdict(reading)} if corpus and reading else {})},
+        arguments={**growth.arguments(), **({"reading": reading.arguments()} if corpus and reading else {})},
         inputs=[source_dir, tokenizer_dir, *corpus, *([donor] if donor else [])],
         overwrite=overwrite,
         resumable=any(one.resumable for one in growth.chosen().values()),

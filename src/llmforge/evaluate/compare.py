@@ -11,7 +11,7 @@ from llmforge.console import progress
 from llmforge.corpus import labelled
 from llmforge.corpus.sources import own_label
 from llmforge.errors import UsageError
-from llmforge.evaluate.options import Protocol
+from llmforge.evaluate.options import ProtocolOptions
 from llmforge.evaluate.texts import load_corpora
 from llmforge.hub import title
 from llmforge.report import markdown as report
@@ -22,7 +22,7 @@ SUFFIXES = (".json", ".md")
 
 
 def compare(
-    models: Sequence[Path], data: Sequence[str], protocol: Protocol, trust_remote_code: bool = False
+    models: Sequence[Path], data: Sequence[str], protocol: ProtocolOptions, trust_remote_code: bool = False
 ) -> Results:
     """Measures every model, one in memory at a time, on every `[LABEL=]PATH` of `data`.
 
@@ -57,7 +57,7 @@ def compare(
 def compare_to_file(
     models: Sequence[Path],
     data: Sequence[str],
-    protocol: Protocol,
+    protocol: ProtocolOptions,
     output: Path,
     overwrite: bool,
     trust_remote_code: bool = False,
@@ -75,9 +75,7 @@ def compare_to_file(
 
     labels = [label or own_label(path) for label, path in given]
     paths = [path for _, path in given]
-    arguments = {**asdict(protocol), "models": _names(models), "labels": labels}
-    if not protocol.per_document:  # tables of versions that had no such option stay recognized
-        del arguments["per_document"]
+    arguments = {**protocol.arguments(), "models": _names(models), "labels": labels}
     return run_step(
         Step("evaluate", output, arguments, [*models, *paths], overwrite=overwrite, single_file=True), build
     )

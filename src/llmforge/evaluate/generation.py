@@ -1,13 +1,14 @@
 """Continuing a prompt."""
 
-from dataclasses import asdict
 from pathlib import Path
 
-from llmforge.evaluate.options import Sampling
+from llmforge.evaluate.options import SamplingOptions
 from llmforge.steps import Finished, Outcome, Step, run_step
 
 
-def generate_text(directory: Path, prompt: str, sampling: Sampling, trust_remote_code: bool = False) -> str:
+def generate_text(
+    directory: Path, prompt: str, sampling: SamplingOptions, trust_remote_code: bool = False
+) -> str:
     """`prompt` and what the model in `directory` says after it.
 
     Special tokens that the prompt spells are text, as everywhere; ids of padding rows are never drawn.
@@ -43,7 +44,7 @@ def generate_text(directory: Path, prompt: str, sampling: Sampling, trust_remote
 def generate_to_file(
     directory: Path,
     prompt: str,
-    sampling: Sampling,
+    sampling: SamplingOptions,
     output: Path,
     overwrite: bool,
     trust_remote_code: bool = False,
@@ -55,7 +56,7 @@ def generate_to_file(
         path.write_text(text + "\n", encoding="utf-8")
         return Outcome(metrics={"text": text})
 
-    arguments = {**asdict(sampling), "prompt": prompt}
+    arguments = {**sampling.arguments(), "prompt": prompt}
     return run_step(
         Step("generate", output, arguments, [directory], overwrite=overwrite, single_file=True), build
     )

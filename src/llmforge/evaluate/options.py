@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from llmforge.corpus.options import ReadOptions
 from llmforge.errors import UsageError
@@ -15,7 +15,7 @@ DTYPE = "Data type of the weights."
 
 
 @dataclass(frozen=True)
-class Protocol(Options):
+class ProtocolOptions(Options):
     """How models are measured: what decides the figures. `dtype` is that of the weights; `by_category` labels
     documents by their own `category` where a source has no label.
     """
@@ -33,7 +33,14 @@ class Protocol(Options):
         "Also give the bits and bytes of each document, in --json and --output x.json.", False
     )
     by_category: bool = False
-    reading: ReadOptions = group(ReadOptions)
+    reading: ReadOptions = group(ReadOptions, argument="reading")
+
+    def arguments(self) -> dict[str, Any]:
+        """What decides the figures, as arguments of a manifest."""
+        values = {**super().arguments(), "by_category": self.by_category}
+        if not self.per_document:  # tables of versions that had no such option stay recognized
+            del values["per_document"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -47,13 +54,13 @@ class EvaluateOptions(Options):
         None,
         writes="table",
     )
-    protocol: Protocol = group(Protocol)
+    protocol: ProtocolOptions = group(ProtocolOptions)
     trust_remote_code: bool = option(TRUST_REMOTE_CODE, False, decides=False)
     overwrite: bool = option(OVERWRITE, False, decides=False)
 
 
 @dataclass(frozen=True)
-class Sampling(Options):
+class SamplingOptions(Options):
     """How tokens are chosen: the likeliest one at temperature 0, else drawn from the nucleus of mass `top_p`."""
 
     max_new_tokens: int = option("Maximum number of new tokens.", 64, least=1)
@@ -78,7 +85,7 @@ class GenerateOptions(Options):
 
     model: Path = option("Model directory.", reads="model")
     prompt: str = option("The text to continue.")
-    sampling: Sampling = group(Sampling)
+    sampling: SamplingOptions = group(SamplingOptions)
     output: Path | None = option(
         "Also write the text to this file; nothing is done if it is up to date.", None, writes="text"
     )

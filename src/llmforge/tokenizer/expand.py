@@ -4,13 +4,12 @@ import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmforge.corpus import ReadOptions
 from llmforge.errors import UserError
 from llmforge.steps import Finished, Outcome, Step, run_step
 from llmforge.tokenizer.closure import Additions, ByList, ByScore, close
@@ -22,6 +21,7 @@ from llmforge.tokenizer.formats.config import write_config
 from llmforge.tokenizer.formats.framing import frame_flags
 from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.loading import Tokenizer, from_definition, load
+from llmforge.tokenizer.options import InitTokenizerOptions
 from llmforge.tokenizer.pieces import Cleaned, read_pieces
 from llmforge.tokenizer.verify import verify
 
@@ -39,45 +39,27 @@ class Expanded:
     additions: Additions
 
 
-def init_tokenizer(
-    source: Path,
-    target: Path,
-    pieces_file: Path,
-    closure: bool = True,
-    verify_corpora: Sequence[Path] = (),
-    overwrite: bool = False,
-    scheme: str | None = None,
-    reading: ReadOptions | None = None,
-) -> Finished:
-    """Writes the tokenizer directory `target`: `source` and the pieces of `pieces_file`, verified.
+def init_tokenizer(options: InitTokenizerOptions) -> Finished:
+    """Writes the tokenizer directory `options.output`: the tokenizer and the pieces, verified on `verify_data`, which are
+    files and directories.
 
     The manifest has `outputs.source_size` and `outputs.size` (highest id + 1 before and after) and the gates'
-    figures in `metrics`. `scheme` says what a rank file is where it cannot be told. Raises `UserError` for a damaged
-    input, and where a gate that must hold does not.
+    figures in `metrics`. Raises `UserError` for a damaged input, and where a gate that must hold does not.
     """
-    before = load(source, scheme)
-    arguments = {"closure": closure, **({"tokenizer_scheme": scheme} if scheme else {})}
-    if verify_corpora and reading:
-        arguments["reading"] = asdict(reading)
-    inputs = [*tokenizer_files(source), pieces_file, *verify_corpora]
-    step = Step("init-tokenizer", target, arguments, inputs, overwrite)
-    return run_step(step, lambda path: _build(path, before, pieces_file, closure, verify_corpora, reading))
+    before = load(options.tokenizer, options.tokenizer_scheme)
+    texts = [Path(text) for text in options.verify_data]
+    inputs = [*tokenizer_files(options.tokenizer), options.pieces, *texts]
+    step = Step("init-tokenizer", options.output, options.arguments(), inputs, options.overwrite)
+    return run_step(step, lambda path: _build(path, before, options, texts))
 
 
-def _build(
-    path: Path,
-    before: Tokenizer,
-    pieces_file: Path,
-    closure: bool,
-    verify_corpora: Sequence[Path],
-    reading: ReadOptions | None,
-) -> Outcome:
-    expanded = expand(before, pieces_file, closure)
+def _build(path: Path, before: Tokenizer, options: InitTokenizerOptions, texts: Sequence[Path]) -> Outcome:
+    expanded = expand(before, options.pieces, options.closure)
     write_tokenizer(expanded.tokenizer.definition, path)
     after = load(path)
     assert after.fingerprint == expanded.tokenizer.fingerprint, "what was written reads as another tokenizer"
     wanted = [*expanded.cleaned.pieces]
-    gates = verify(before, after, wanted, expanded.additions.unreachable, verify_corpora, reading)
+    gates = verify(before, after, wanted, expanded.additions.unreachable, texts, options.reading)
     added = after.size - before.size
     metrics = {
         "pieces": {**expanded.cleaned.counts, "added": added, "closure": len(expanded.additions.closure)},

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmforge import console
-from llmforge.corpus import Reader, ReadOptions
+from llmforge.corpus import Reader
 from llmforge.errors import UserError
 from llmforge.steps import Finished, Outcome, Step, run_step
 from llmforge.tokenizer import bytelevel
@@ -20,78 +19,35 @@ from llmforge.tokenizer.files import tokenizer_files
 from llmforge.tokenizer.formats.sentencepiece_model import SPACE
 from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.loading import Tokenizer, backend_of, bare_json, load
+from llmforge.tokenizer.options import LearnPiecesOptions
 from llmforge.tokenizer.words import Counted, count_words, cutter
 
 WORDS_TOGETHER, BATCH = 200, 2000
 
 
-def learn_pieces(
-    source: Path,
-    corpora: Sequence[Path],
-    output: Path,
-    number: int,
-    script: str | None = None,
-    min_frequency: int = 2,
-    max_length: int = 16,
-    seed: int = 0,
-    overwrite: bool = False,
-    scheme: str | None = None,
-    reading: ReadOptions | None = None,
-) -> Finished:
-    """Writes `output`, a jsonl of at most `number` new pieces in the order in which they can be merged.
+def learn_pieces(options: LearnPiecesOptions) -> Finished:
+    """Writes `options.output`, a jsonl of at most `num_pieces` new pieces in the order in which they can be merged.
 
-    `script` keeps to words of one Unicode script ("Han"), `max_length` (characters) bounds a piece, and
-    `min_frequency` is the least frequency of a pair when it is merged. `seed` matters only for a corpus of
-    more than `words.MAX_WORDS` different words, of which the rare ones are sampled.
-    `scheme` says what a rank file of the source is where it cannot be told.
+    `options.data` are files and directories. `seed` matters only for a corpus of more than `words.MAX_WORDS` different
+    words, of which the rare ones are sampled.
     """
-    arguments: dict[str, Any] = {
-        "num_pieces": number,
-        "script": script,
-        "min_frequency": min_frequency,
-        "max_length": max_length,
-        "seed": seed,
-        **({"tokenizer_scheme": scheme} if scheme else {}),
-    }
-    if reading:
-        arguments["reading"] = asdict(reading)
-    inputs = [*tokenizer_files(source), *corpora]
-    step = Step("learn-pieces", output, arguments, inputs, overwrite, single_file=True)
-    return run_step(
-        step,
-        lambda path: _learn(
-            path,
-            source,
-            corpora,
-            number,
-            script,
-            min_frequency,
-            max_length,
-            seed,
-            scheme,
-            reading or ReadOptions(),
-        ),
+    corpora = [Path(text) for text in options.data]
+    inputs = [*tokenizer_files(options.tokenizer), *corpora]
+    step = Step(
+        "learn-pieces", options.output, options.arguments(), inputs, options.overwrite, single_file=True
     )
+    return run_step(step, lambda path: _learn(path, options, corpora))
 
 
-def _learn(
-    path: Path,
-    source: Path,
-    corpora: Sequence[Path],
-    number: int,
-    script: str | None,
-    min_frequency: int,
-    max_length: int,
-    seed: int,
-    scheme: str | None,
-    reading: ReadOptions,
-) -> Outcome:
-    tokenizer = load(source, scheme)
+def _learn(path: Path, options: LearnPiecesOptions, corpora: Sequence[Path]) -> Outcome:
+    script, number = options.script, options.num_pieces
+    min_frequency, max_length = options.min_frequency, options.max_piece_length
+    tokenizer = load(options.tokenizer, options.tokenizer_scheme)
     inside = Inside(tokenizer)
     cut = cutter(inside, script)
-    reader = Reader(corpora, reading)
+    reader = Reader(corpora, options.reading)
     with console.progress("reading", float(reader.size), "bytes") as advance:
-        counted, metrics = count_words(reader.texts(advance), cut, seed)
+        counted, metrics = count_words(reader.texts(advance), cut, options.seed)
     metrics["ledger"] = reader.account.as_json()
     if not len(counted):
         of_script = f" in the script {script}" if script else ""

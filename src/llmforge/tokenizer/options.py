@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmforge.corpus.options import ReadOptions
 from llmforge.errors import UsageError
@@ -17,19 +18,23 @@ SCHEME = (
 class LearnPiecesOptions(Options):
     """`max_piece_length` counts characters. Either texts (`data`) or lists of words are learned from."""
 
-    tokenizer: Path = option("Tokenizer (or model) directory to continue from.", reads="source")
+    tokenizer: Path = option(
+        "Tokenizer (or model) directory to continue from.", reads="source", decides=False
+    )
     num_pieces: int = option("Number of tokens to learn, including missing characters.", least=1)
-    output: Path = option("The jsonl file to write: one token per line, in merge order.", writes="pieces")
-    data: list[str] = option(f"Texts: {TEXTS_HELP}.", [])
+    output: Path = option(
+        "The jsonl file to write: one token per line, in merge order.", writes="pieces", decides=False
+    )
+    data: list[str] = option(f"Texts: {TEXTS_HELP}.", [], decides=False)
     word_list: list[Path] = option(
-        "Instead of --data: lists of words with frequencies, such as jieba's dict.txt.", []
+        "Instead of --data: lists of words with frequencies, such as jieba's dict.txt.", [], decides=False
     )
     script: str | None = option("Learn from words of one Unicode script only, such as Han.", None)
     min_frequency: int = option("Minimum frequency of a merge.", 2, least=1)
     max_piece_length: int = option(
         "Maximum number of characters of a token.", 16, least=1, argument="max_length"
     )
-    reading: ReadOptions = group(ReadOptions)
+    reading: ReadOptions = group(ReadOptions, argument="reading")
     seed: int = option(SEED, 0)
     tokenizer_scheme: str | None = option(SCHEME, None)
     overwrite: bool = option(OVERWRITE, False, decides=False)
@@ -39,27 +44,43 @@ class LearnPiecesOptions(Options):
         if bool(self.data) == bool(self.word_list):
             raise UsageError("give either --data or --word-list.")
 
+    def arguments(self) -> dict[str, Any]:
+        """What decides the pieces, as arguments of a manifest."""
+        values = super().arguments()
+        if self.word_list:
+            del values["reading"], values["seed"]
+            values["words"] = True
+        return values
+
 
 @dataclass(frozen=True)
 class InitTokenizerOptions(Options):
     """`closure`: also add what the new pieces are merged from."""
 
-    tokenizer: Path = option("Tokenizer (or model) directory to extend.", reads="source")
+    tokenizer: Path = option("Tokenizer (or model) directory to extend.", reads="source", decides=False)
     pieces: Path = option(
         'New tokens: jsonl of {"piece": "..."}, .txt with one per line, a sentencepiece .model or .vocab, or a '
         "tokenizer directory.",
         reads="pieces",
+        decides=False,
     )
-    output: Path = option("Tokenizer directory to write.", writes="tokenizer")
+    output: Path = option("Tokenizer directory to write.", writes="tokenizer", decides=False)
     closure: bool = option(
         "Also add the characters and intermediate tokens that new tokens need to be reachable.", True
     )
     verify_data: list[str] = option(
-        "Texts for the automatic checks (default: the new tokens and a built-in sample).", []
+        "Texts for the automatic checks (default: the new tokens and a built-in sample).", [], decides=False
     )
     tokenizer_scheme: str | None = option(SCHEME, None)
-    reading: ReadOptions = group(ReadOptions)
+    reading: ReadOptions = group(ReadOptions, argument="reading")
     overwrite: bool = option(OVERWRITE, False, decides=False)
+
+    def arguments(self) -> dict[str, Any]:
+        """What decides the tokenizer, as arguments of a manifest."""
+        values = super().arguments()
+        if not self.verify_data:
+            del values["reading"]
+        return values
 
 
 @dataclass(frozen=True)

@@ -14,65 +14,38 @@ from llmforge.tokenizer.formats.sentencepiece_model import SPACE
 from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.learn import write_pieces
 from llmforge.tokenizer.loading import load
+from llmforge.tokenizer.options import LearnPiecesOptions
 from llmforge.tokenizer.words import script_pattern
 
 
-def pieces_from_words(
-    source: Path,
-    lists: Sequence[Path],
-    output: Path,
-    number: int,
-    script: str | None = None,
-    min_frequency: int = 2,
-    max_length: int = 16,
-    overwrite: bool = False,
-    scheme: str | None = None,
-) -> Finished:
-    """Writes `output`, a jsonl of the `number` most frequent words of `lists` that `source` lacks.
+def pieces_from_words(options: LearnPiecesOptions) -> Finished:
+    """Writes `options.output`, a jsonl of the `num_pieces` most frequent words of `word_list` that the tokenizer lacks.
 
     A line is a word, its frequency (1 if there is none) and anything else, divided by spaces or tabs. The
     characters and parts that a word needs are left to the closure of init-tokenizer.
-    `scheme` says what a rank file of the source is where it cannot be told.
     """
-    arguments = {
-        "num_pieces": number,
-        "script": script,
-        "min_frequency": min_frequency,
-        "max_length": max_length,
-        "words": True,
-        **({"tokenizer_scheme": scheme} if scheme else {}),
-    }
+    inputs = [*tokenizer_files(options.tokenizer), *options.word_list]
     step = Step(
-        "learn-pieces", output, arguments, [*tokenizer_files(source), *lists], overwrite, single_file=True
+        "learn-pieces", options.output, options.arguments(), inputs, options.overwrite, single_file=True
     )
-    return run_step(
-        step, lambda path: _build(path, source, lists, number, script, min_frequency, max_length, scheme)
-    )
+    return run_step(step, lambda path: _build(path, options))
 
 
-def _build(
-    path: Path,
-    source: Path,
-    lists: Sequence[Path],
-    number: int,
-    script: str | None,
-    min_frequency: int,
-    max_length: int,
-    scheme: str | None,
-) -> Outcome:
-    tokenizer = load(source, scheme)
+def _build(path: Path, options: LearnPiecesOptions) -> Outcome:
+    lists, script, number = options.word_list, options.script, options.num_pieces
+    tokenizer = load(options.tokenizer, options.tokenizer_scheme)
     inside = Inside(tokenizer)
     pattern = None if script is None else script_pattern(script)
     known = set(tokenizer.pieces())
     words = read_words(lists)
     wanted: dict[str, int] = {}
     for word, frequency in words.items():
-        if len(word) <= max_length and (pattern is None or pattern.fullmatch(word)):
+        if len(word) <= options.max_piece_length and (pattern is None or pattern.fullmatch(word)):
             spelled = _spelled(inside, word)
             if spelled and spelled not in known:
                 wanted[spelled] = wanted.get(spelled, 0) + frequency
     ranked = sorted(wanted.items(), key=lambda entry: (-entry[1], entry[0]))
-    frequent = [entry for entry in ranked if entry[1] >= min_frequency]
+    frequent = [entry for entry in ranked if entry[1] >= options.min_frequency]
     standing = [(piece, frequency) for piece, frequency in frequent if inside.stands(piece)]
     chosen = standing[:number]
     if not chosen:

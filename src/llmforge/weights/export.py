@@ -50,12 +50,7 @@ def export(
     code that lies beside a model run, which is needed to verify it and to tell whether its weights are complete.
     """
     model = model_directory(checkpoint)
-    arguments = {
-        "max_shard_size": options.max_shard_bytes,
-        "dtype": options.dtype,
-        "verify": bool(options.verify),
-    }
-    step = Step(STEP, output, arguments, inputs=[model], overwrite=overwrite, verify=checksums)
+    step = Step(STEP, output, options.arguments(), inputs=[model], overwrite=overwrite, verify=checksums)
     return run_step(step, lambda partial: _build(partial, output, model, options, trust_remote_code))
 
 

@@ -4,6 +4,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmforge.errors import UsageError
 from llmforge.options import OVERWRITE, TRUST_REMOTE_CODE, Options, group, option
@@ -37,6 +38,10 @@ class FormatOptions(Options):
         if self.dtype not in DTYPES:
             raise UsageError(f"--dtype {self.dtype} is not known; choose one of {', '.join(DTYPES)}.")
         _ = self.max_shard_bytes
+
+    def arguments(self) -> dict[str, Any]:
+        """What decides the output, as arguments of a manifest."""
+        return {**super().arguments(), "max_shard_size": self.max_shard_bytes, "verify": bool(self.verify)}
 
     @property
     def max_shard_bytes(self) -> int:
