@@ -69,22 +69,18 @@ class Family:
     arms: dict[str, list[Line]]
 
     def curves(self, drawn: Mapping[str, Floats]) -> list[Curve]:
-        """Those of arms with two points after the start, and more."""
         return [
             Curve(
                 arm,
-                np.array([line["flops"] for line in points]),
-                np.array([mean_bits(line, CHINESE, drawn) for line in points]),
+                np.array([line["flops"] for line in lines if line["part"]]),
+                np.array([mean_bits(line, CHINESE, drawn) for line in lines if line["part"]]),
             )
             for arm, lines in self.arms.items()
-            if len(points := [line for line in lines if line["part"]]) >= 2
         ]
 
     def best(self, drawn: Mapping[str, Floats]) -> list[Line]:
-        """The lines of the arm that ends lowest, of those that went as far as any."""
-        last = max(lines[-1]["part"] for lines in self.arms.values())
-        ended = [lines for lines in self.arms.values() if lines[-1]["part"] == last]
-        return min(ended, key=lambda lines: float(mean_bits(lines[-1], CHINESE, drawn)[0]))
+        """The lines of the arm that ends lowest."""
+        return min(self.arms.values(), key=lambda lines: float(mean_bits(lines[-1], CHINESE, drawn)[0]))
 
 
 def families(lines: Iterable[Line]) -> dict[str, Family]:
@@ -118,12 +114,10 @@ class BreakEven:
     first: bool
 
 
-def break_even(grown: Sequence[Curve], plain: Sequence[Curve]) -> BreakEven | None:
+def break_even(grown: Sequence[Curve], plain: Sequence[Curve]) -> BreakEven:
     """The least compute from which the lower envelope of `grown` stays at or below that of `plain`, to the end of what
-    both have; None where there are no curves.
+    both have.
     """
-    if not grown or not plain:
-        return None
     begin = max(min(c.flops[0] for c in curves) for curves in (grown, plain))
     end = min(max(c.flops[-1] for c in curves) for curves in (grown, plain))
     grid = np.exp(np.linspace(np.log(begin), np.log(end), GRID))

@@ -37,7 +37,7 @@ class CommandFailedError(Exception):
 def llmforge(*words: object, log: Path) -> float:
     """Runs `llmforge WORDS` and appends what it prints to `log`; returns its CPU seconds, user and system.
 
-    An output that is there already is recognised by the command itself, which then says so and ends.
+    An output that is there already is recognized by the command itself, which then says so and ends.
     """
     for name in IMPORTED:
         importlib.import_module(name)

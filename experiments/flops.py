@@ -59,9 +59,9 @@ def token_flops(config: Mapping[str, Any], rows: int, attended: float, trainable
 SUMS = {"subtoken-mean": 5, "mean": 1, "gaussian": 1, "align": 5, "focus": 50}
 
 
-def initialisation_flops(init: str, new_rows: int, width: int, matrices: int) -> float:
+def initialization_flops(init: str, new_rows: int, width: int, matrices: int) -> float:
     """FLOPs of new rows in `matrices` matrices that are weighted sums of old rows, about `SUMS` of them each: less than a
-    step of training. Raises `ValueError` for initialisations that compute more than that.
+    step of training. Raises `ValueError` for initializations that compute more than that.
     """
     if init not in SUMS:
         raise ValueError(f"FLOPs of --init {init} are not counted, only of {', '.join(SUMS)}.")

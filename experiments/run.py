@@ -3,7 +3,7 @@
     python -m experiments.run                   all arms of arms/ that are not done, in the order of their names
     python -m experiments.run un-grown grown-5000.init=mean      those whose names begin so, in this order
 
-Killed and called again, it goes on: what a command has finished is recognised, training resumes from its last
+Killed and called again, it goes on: what a command has finished is recognized, training resumes from its last
 checkpoint, points that are in results.jsonl are not measured again. Several may run side by side; each takes arms that no
 other has. Weights and data lie in HOME (data.py), never in the repository.
 """
@@ -20,12 +20,13 @@ from experiments.arms import MEASURED, PARTS, Arm, all_arms
 from experiments.bases import BASES, ROW, make_base, make_tokenizer
 from experiments.commands import llmforge, locked, manifest
 from experiments.data import CHINESE, ENGLISH, HELD, HOME, make
-from experiments.flops import initialisation_flops, token_flops
+from experiments.flops import initialization_flops, token_flops
 from llmforge.embedding.options import READ_DATA
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 ROWS = 2  # of a step: 1,024 tokens
 WARMUP = 10
+STOPPED = 75  # of a training that was asked to stop: it is not done
 DOCUMENTS, CHARACTERS = 32, 160  # measured of each held-out set, at each point
 
 
@@ -98,7 +99,7 @@ def prepare(arm: Arm, base: Path) -> Start:
         *("--init", arm.init, "--head-init", arm.head_init, *learn, *flags(arm.grow)),
     )
     rows, width = manifest(model)["outputs"]["vocabulary"], read_config(model)["hidden_size"]
-    flops = initialisation_flops(arm.init, rows["size"] - rows["source"], width, 2 if arm.untie else 1)
+    flops = initialization_flops(arm.init, rows["size"] - rows["source"], width, 2 if arm.untie else 1)
     return Start(model, data, flops, spent_on(model))
 
 
@@ -169,7 +170,7 @@ class Stage:
 
 
 def stages(arm: Arm, start: Start, output: Path) -> list[Stage]:
-    """The trainings of the arm; what the initialisation took is taken off the budget of the last one."""
+    """The trainings of the arm; what the initialization took is taken off the budget of the last one."""
     mix = mixture(arm.replay)
     crossing = arm.train.get("cross-document-attention")
     length = float(ROW) if crossing else attended(start.data, mix)
@@ -192,7 +193,7 @@ def train(arm: Arm, stage: Stage, data: Path) -> float:
         *("train", "--model", stage.model, "--data", data, "--output", stage.output, "--seed", arm.seed),
         *("--max-steps", stage.parts * stage.steps, "--num-epochs", 100, "--micro-batch-size", ROWS),
         *("--learning-rate", stage.learning_rate, "--schedule", "constant", "--warmup-steps", WARMUP),
-        *("--trainable", stage.trainable, "--save-interval", stage.steps),
+        *("--trainable", stage.trainable, "--save-interval", stage.steps, "--stopped-exit-code", STOPPED),
         *("--mix", ",".join(f"{name}={share}" for name, share in mixture(arm.replay).items())),
         *(["--load-checkpoint", "latest"] if stage.output.is_dir() else []),
         *flags(arm.train),

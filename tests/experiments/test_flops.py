@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from experiments.flops import initialisation_flops, token_flops
+from experiments.flops import initialization_flops, token_flops
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
@@ -31,4 +31,4 @@ def test_what_is_not_counted_is_refused():
     with pytest.raises(ValueError, match="lora"):
         token_flops({"model_type": "llama"}, 10, 1, "lora")
     with pytest.raises(ValueError, match="distill"):
-        initialisation_flops("distill", 10, 64, 1)
+        initialization_flops("distill", 10, 64, 1)
