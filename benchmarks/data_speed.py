@@ -1,14 +1,15 @@
 """How fast a corpus becomes a dataset: prepare-data beside other ways, on the same files and cores in one
 run.
 
-    python benchmarks/data_speed.py [--share 0.1] [--tokenizer mistral] [--only llmforge,datatrove]
+    python benchmarks/data_speed.py [--share 0.1] [--tokenizer mistral] [--only llmforge,datatrove] [--long]
 
 The corpus: 60 MB of Chinese verse, 24 MB of English technical text and 30 MB of Python (tools/real_inputs.py
-fetches them). Each way runs in a process of its own, imports not counted for the peers and counted for
+fetches them); with --long 12 MB of each, joined to documents of 1 MB. Each way runs in a process of its own, imports not counted for the peers and counted for
 llmforge, on all the cores that this process may use (`taskset` limits them):
 
     llmforge        the command `llmforge prepare-data`: jsonl in, spliced Arrow out, start-up and all
     encode_batch    `tokenizers.Tokenizer.encode_batch_fast` alone, texts in memory before, ids thrown away
+    gigatoken       gigatoken alone, texts in memory before, joined to 2 MB each: what llmforge could reach at best
     datasets.map    load_dataset, then map with a transformers tokenizer and a loop that packs rows, as the
                     language modeling examples of transformers do, one process per core
     datasets.map*   the same with encode_batch_fast instead: ids alone, nothing that is not needed
@@ -39,7 +40,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 CORPUS = {"poetry": 60, "kernel": 24, "stdlib": 30}
-MAX_LENGTH = 4096
+MAX_LENGTH, LONG_BYTES, LONG_MEGABYTES = 4096, 1_000_000, 12
 PR_SET_CHILD_SUBREAPER = 36
 Measure = tuple[float, float, int, int]  # seconds, seconds of all cores together, bytes of text, tokens
 
@@ -53,6 +54,7 @@ def main() -> None:
         "--tokenizer", default="mistral", help="a name of tools/real_inputs.py, or a directory"
     )
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--long", action="store_true")
     parser.add_argument("--only", default=",".join(WAYS))
     parser.add_argument("--way", help=argparse.SUPPRESS)  # the process of one way
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -64,7 +66,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="data-speed-") as directory:
         work = Path(directory)
-        prepare_work(work, options.tokenizer, options.share)
+        prepare_work(work, options.tokenizer, options.share, options.long)
         found: dict[str, Measure] = {}
         for way in options.only.split(",") * options.repeat:
             command = [sys.executable, __file__, "--way", way, "--work", str(work)]
@@ -121,7 +123,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def prepare_work(work: Path, tokenizer: str, share: float) -> None:
+def prepare_work(work: Path, tokenizer: str, share: float, long: bool) -> None:
     """The corpus, the peers' share of it in one file per core, and the tokenizer as a tokenizer.json."""
     from real_inputs import fetch
 
@@ -144,16 +146,12 @@ def prepare_work(work: Path, tokenizer: str, share: float) -> None:
     for name, megabytes in CORPUS.items():
         (work / "corpus" / name).mkdir(parents=True)
         size, taken = 0, 0.0
-        with (
-            (work / "corpus" / name / "x.jsonl").open("w", encoding="utf-8") as out,
-            (fetch(name) / f"{name}.jsonl").open(encoding="utf-8") as lines,
-        ):
-            for line in lines:
-                text = json.loads(line)["target"]
+        with (work / "corpus" / name / "x.jsonl").open("w", encoding="utf-8") as out:
+            for text in documents(name, LONG_BYTES if long else 0):
                 size += len(text.encode())
-                if size > megabytes * 1e6:
+                if size > (LONG_MEGABYTES if long else megabytes) * 1e6:
                     break
-                out.write(line)
+                out.write(json.dumps({"target": text}, ensure_ascii=False) + "\n")
                 taken += share
                 if taken >= 1:
                     taken -= 1
@@ -161,6 +159,20 @@ def prepare_work(work: Path, tokenizer: str, share: float) -> None:
                     written += 1
     for file in peers:
         file.close()
+
+
+def documents(name: str, least: int) -> Iterator[str]:
+    """The texts of an input; so many of them joined that each has `least` bytes."""
+    from real_inputs import fetch
+
+    held, size = [], 0
+    with (fetch(name) / f"{name}.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            held.append(json.loads(line)["target"])
+            size += len(held[-1].encode())
+            if size >= least:
+                yield "\n\n".join(held)
+                held, size = [], 0
 
 
 def texts(work: Path) -> Iterator[str]:
@@ -197,6 +209,28 @@ def run_encode_batch(work: Path) -> Measure:
     for begin in range(0, len(held), 10_000):
         batch = tokenizer.encode_batch_fast(held[begin : begin + 10_000], add_special_tokens=False)
         tokens += sum(len(one.ids) for one in batch)
+    return *since(began), text_size(work), tokens
+
+
+def run_gigatoken(work: Path) -> Measure:
+    import gigatoken
+    from gigatoken.gigatoken_rs import BytesSource, PadTruncate
+
+    definition = (work / "tokenizer/tokenizer.json").read_text(encoding="utf-8")
+    backend = gigatoken.Tokenizer.from_json(definition).backend
+    portions, held, size = [], [], 0
+    for text in texts(work):
+        held.append(text.encode())
+        size += len(held[-1])
+        if size >= 2 << 20:
+            portions.append(b"\n".join(held))
+            held, size = [], 0
+    portions.append(b"\n".join(held))
+    began = clock()
+    tokens = 0
+    for begin in range(0, len(portions), 4 * cores()):
+        source = BytesSource(portions[begin : begin + 4 * cores()])
+        tokens += int(backend.encode_batch_padded(source, PadTruncate(0), parallel=True)[1].sum())
     return *since(began), text_size(work), tokens
 
 
@@ -286,6 +320,7 @@ def run_trl(work: Path) -> Measure:
 WAYS: dict[str, Callable[[Path], Measure]] = {
     "llmforge": run_llmforge,
     "encode_batch": run_encode_batch,
+    "gigatoken": run_gigatoken,
     "datasets.map": run_datasets_map,
     "datasets.map*": run_lean_datasets_map,
     "datatrove": run_datatrove,
