@@ -12,6 +12,7 @@ from llmforge.dataset.packed import PackedDataset
 from llmforge.errors import UserError
 from llmforge.train.batches import Groups, MicroBatches, make_micro_batch
 from llmforge.train.figures import bits_per_byte
+from llmforge.train.options import TrainOptions
 
 
 class Holdout:
@@ -31,16 +32,15 @@ class Holdout:
                     self.bytes[self.groups.categories.index(name)] += size
 
     def measure(
-        self, engine: Engine, micro: int, cross_document: bool, stop: Callable[[], bool]
+        self, engine: Engine, config: TrainOptions, stop: Callable[[], bool]
     ) -> dict[str, float] | None:
         """Bits per byte by category, and of all; None where `stop`, which is asked after each batch, says so."""
+        micro, across = config.micro_batch_size, config.cross_document_attention
         split = MicroBatches(micro, len(self.data))
         total: LossSums | None = None
         for indices in split.of_rank(np.arange(len(self.data)), engine.world):
             rows = self.data.rows(indices) if len(indices) else []
-            sums = engine.evaluate(
-                [make_micro_batch(rows, micro, self.data.max_length, self.groups, cross_document)]
-            )
+            sums = engine.evaluate([make_micro_batch(rows, micro, self.data.max_length, self.groups, across)])
             total = sums if total is None else LossSums(total.loss + sums.loss, total.tokens + sums.tokens)
             if stop():
                 return None

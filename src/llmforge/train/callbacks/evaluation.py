@@ -39,15 +39,10 @@ class Evaluation(Callback):
     def _measure(self, figures: dict[str, Any]) -> bool:
         """Adds the measurement to `figures`. True where the run was asked to stop before its end."""
         self.unmeasured = None
-        holdout, config = self.run.setup.holdout, self.run.config
+        holdout = self.run.setup.holdout
         if holdout is None:
             return False
-        values = holdout.measure(
-            self.run.engine,
-            config.micro_batch_size,
-            config.cross_document_attention,
-            self.run.stop_is_asked,
-        )
+        values = holdout.measure(self.run.engine, self.run.config, self.run.stop_is_asked)
         if values is None:
             self.unmeasured = figures
             return True
