@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tools"), str(Path(__file__).parent)]
 
-from warm import TERMINAL, Warm  # noqa: E402
+from warm import COMMON, TERMINAL, WITHOUT_TORCH, Warm  # noqa: E402
 
 ENVIRONMENT = {**os.environ, **TERMINAL}  # before anything is imported that changes it
 
@@ -35,10 +35,19 @@ def warm() -> Iterator[Warm]:
 
 
 @pytest.fixture(scope="session")
-def llmforge(warm: Warm) -> Callable[..., subprocess.CompletedProcess[str]]:
+def without_torch() -> Iterator[Warm]:
+    """Starts the commands that do without torch."""
+    process = Warm(ENVIRONMENT, COMMON, WITHOUT_TORCH)
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def llmforge(warm: Warm, without_torch: Warm) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`llmforge("init-model", "--flag", value, code=0)` runs the command as a user does and checks its exit code.
 
-    `python -m llmforge` is started where the environment is changed or `cold` asks for it; else `warm` forks.
+    `python -m llmforge` is started where the environment is changed or `cold` asks for it; else a process forks that has
+    imported what the command will.
     """
 
     def run(
@@ -46,8 +55,9 @@ def llmforge(warm: Warm) -> Callable[..., subprocess.CompletedProcess[str]]:
     ) -> subprocess.CompletedProcess[str]:
         command = list(map(str, words))
         changed = {**os.environ, **TERMINAL, **environment}
-        if warm.takes(command, changed) and not cold:
-            done = warm.run(command, changed, timeout)
+        takers = [process for process in (warm, without_torch) if process.takes(command, changed)]
+        if takers and not cold:
+            done = takers[0].run(command, changed, timeout)
         else:
             done = subprocess.run(
                 [sys.executable, "-m", "llmforge", *command],
@@ -59,6 +69,18 @@ def llmforge(warm: Warm) -> Callable[..., subprocess.CompletedProcess[str]]:
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         return done
+
+    return run
+
+
+@pytest.fixture
+def run_python(warm: Warm, tmp_path: Path) -> Callable[[str], None]:
+    """`run_python("import torch")` runs a program in a process of its own, which `warm` forks."""
+
+    def run(text: str) -> None:
+        (tmp_path / "program.py").write_text(text, encoding="utf-8")
+        done = warm.run([str(tmp_path / "program.py")], {**os.environ, **TERMINAL}, 600)
+        assert done.returncode == 0, done.stderr
 
     return run
 

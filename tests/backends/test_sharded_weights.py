@@ -1,9 +1,10 @@
 """Models that ranks share: filled and written without any rank holding one whole, with the bits of a plain load."""
 
 import json
-import multiprocessing
+import os
 import shutil
-import socket
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from llmforge.backends.common.sharded_weights import read_shards, reads_as_it_is
 from llmforge.backends.common.storage import unique_state
 from llmforge.errors import UserError
 from llmforge.weights.read import open_weights
+from warm import TERMINAL, Warm
 
-PROCESSES = multiprocessing.get_context("forkserver")
 SIZES = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -114,32 +115,29 @@ def test_experts_are_left_to_transformers_where_it_converts_them(tmp_path: Path)
     assert reads_as_it_is(causal, weights) == (unique_state(causal).keys() == weights.tensors.keys())
 
 
-def in_two(target: Any, *words: Any) -> list[Any]:
-    """What `target(rank, *words)` returns in each of two processes that know of each other."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    queue = PROCESSES.Queue()
-    ranks = [PROCESSES.Process(target=run_rank, args=(queue, target, rank, port, words)) for rank in (0, 1)]
-    for process in ranks:
-        process.start()
-    results = dict(queue.get(timeout=240) for _ in ranks)
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
-    return [results[0], results[1]]
+@pytest.fixture
+def in_two(warm: Warm, tmp_path: Path) -> Callable[..., list[Any]]:
+    """`in_two(target, *words)`: what `target(rank, *words)`, a function of this file, returns in each of two ranks."""
+
+    def run(target: Any, *words: Path) -> list[Any]:
+        done = warm.run(
+            [__file__, target.__name__, str(tmp_path / "result"), *map(str, words)],
+            {**os.environ, **TERMINAL},
+            240,
+        )
+        assert done.returncode == 0, done.stderr
+        return [json.loads((tmp_path / f"result-{rank}").read_text()) for rank in (0, 1)]
+
+    return run
 
 
-def run_rank(queue: Any, target: Any, rank: int, port: int, words: Any) -> None:
-    import os
-
+def run_rank() -> None:
     from llmforge.backends.common.processes import join_processes, leave_processes
 
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
-    os.environ.update(address)
+    name, result, *words = sys.argv[1:]
     torch.set_num_threads(1)
-    join_processes(torch.device("cpu"))
-    queue.put((rank, target(rank, *words)))
+    rank = join_processes(torch.device("cpu")).rank
+    Path(f"{result}-{rank}").write_text(json.dumps(globals()[name](rank, *map(Path, words))))
     leave_processes()
 
 
@@ -172,7 +170,7 @@ def load_and_save(rank: int, small: Path, large: Path, output: Path) -> tuple[in
     return loaded - before, peak() - before, read
 
 
-def test_no_rank_holds_the_model(tmp_path: Path) -> None:
+def test_no_rank_holds_the_model(in_two: Any, tmp_path: Path) -> None:
     small = make_model(tmp_path / "small-model")
     shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "vocab_size": 16_000}
     large = make_model(tmp_path / "large-model", **shape)
@@ -201,7 +199,7 @@ def save(rank: int, model: Path, output: Path) -> None:
     make_engine(model, "all").snapshot().write_model(output)
 
 
-def test_weights_that_transformers_converts_are_dealt_out_by_rank_0(tmp_path: Path) -> None:
+def test_weights_that_transformers_converts_are_dealt_out_by_rank_0(in_two: Any, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", "mixtral", **EXPERTS)
     (tmp_path / "out").mkdir()
     in_two(save, model, tmp_path / "out")
@@ -219,7 +217,7 @@ def refusal(rank: int, model: Path) -> str:
 @pytest.mark.skipif(
     int(transformers.__version__.split(".")[0]) < 5, reason="transformers 4 ties them all the same"
 )
-def test_a_tied_model_with_two_matrices_is_refused_by_every_rank(tmp_path: Path) -> None:
+def test_a_tied_model_with_two_matrices_is_refused_by_every_rank(in_two: Any, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", tie_word_embeddings=False)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
@@ -240,6 +238,12 @@ def save_where_it_fails(rank: int, model: Path, output: Path) -> str:
     return "written"
 
 
-def test_a_save_that_fails_on_rank_0_leaves_no_rank_waiting(tmp_path: Path) -> None:
+def test_a_save_that_fails_on_rank_0_leaves_no_rank_waiting(in_two: Any, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
     assert in_two(save_where_it_fails, model, tmp_path / "absent") == ["FileNotFoundError", "written"]
+
+
+if __name__ == "__main__":
+    from ranks import in_ranks
+
+    in_ranks(2, run_rank)

@@ -5,11 +5,10 @@ import json
 import os
 import pty
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
+import time
 from contextlib import suppress
 from pathlib import Path
+from select import select
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from llmforge.weights.completeness import check_complete
 from llmforge.weights.export import FormatOptions, export
 from llmforge.weights.files import copy_file
 from llmforge.weights.read import open_weights
+from warm import TERMINAL, Warm
 
 SOURCE = Path(__file__).parents[2] / "src" / "llmforge"
 INDEX = "model.safetensors.index.json"
@@ -295,29 +295,19 @@ def hostile_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return model
 
 
-def on_a_terminal(*words: object, timeout: float = 120) -> tuple[int, str]:
+def on_a_terminal(warm: Warm, *words: object) -> tuple[int, str]:
     """(exit code, what was printed) of the command on a pseudo-terminal where someone answers `y` to everything."""
     master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "llmforge", *map(str, words)],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        close_fds=True,
-    )
-    os.close(slave)
+    process = warm.start([*map(str, words)], {**os.environ, **TERMINAL}, os.ttyname(slave))
     os.write(master, b"y\n" * 20)
-    printed = b""
-    while True:
-        try:
-            some = os.read(master, 65536)
-        except OSError:  # the other side is closed
-            break
-        if not some:
-            break
-        printed += some
+    printed, deadline = b"", time.monotonic() + 120
+    while process.poll() is None or select([master], [], [], 0)[0]:
+        assert time.monotonic() < deadline, printed
+        if select([master], [], [], 0.05)[0]:
+            printed += os.read(master, 65536)
+    os.close(slave)
     os.close(master)
-    return process.wait(timeout), printed.decode(errors="replace")
+    return process.wait(), printed.decode(errors="replace")
 
 
 @pytest.mark.parametrize(
@@ -335,7 +325,7 @@ def on_a_terminal(*words: object, timeout: float = 120) -> tuple[int, str]:
     ],
 )
 def test_code_beside_a_model_never_runs(
-    command: str, hostile_model: Path, tiny_tokenizer: Path, tmp_path: Path, llmforge: Callable[..., Any]
+    command: str, hostile_model: Path, tiny_tokenizer: Path, tmp_path: Path, llmforge: Any, warm: Warm
 ) -> None:
     text = tmp_path / "text.jsonl"
     line = {"source": "", "target": "the cat sat on the mat", "text": "the cat", "category": "a"}
@@ -364,15 +354,15 @@ def test_code_beside_a_model_never_runs(
         )
         words[command] = ("--pretrained", hostile_model, "--dataset", data)
         words["train"] = (*words[command], "--save-dir", out)
-    code, printed = on_a_terminal(*command.split(), *words[command])
+    code, printed = on_a_terminal(warm, *command.split(), *words[command])
     assert not (hostile_model.parent / "ran").exists(), printed
     assert "Do you wish to run" not in printed
     assert "Traceback" not in printed
     said = " ".join(printed.split())
     if command in ("generate", "evaluate", "export --verify", "train", "plan"):
         assert code == 1, printed
-        assert "lies beside it" in said
+        assert "custom code (auto_map)" in said
     if command in ("init-model", "export"):
         assert code == 0, printed
-        assert "lies beside it" in said
+        assert "custom code (auto_map)" in said
         assert (out / "code.py").read_bytes() == (hostile_model / "code.py").read_bytes()

@@ -5,8 +5,6 @@ recognized, and that the model which comes out is the one that was trained.
 """
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -94,8 +92,8 @@ def test_finished_steps_are_recognized(done, commands, llmforge):
         assert "already done" in llmforge(*words).stdout
 
 
-def test_the_exported_model_is_the_trained_one(done, work):
-    """`transformers` alone, in a fresh process, against the weights as the training process held them."""
+def test_the_exported_model_is_the_trained_one(done, work, run_python):
+    """`transformers` alone, in a process of its own, against the weights as the training process held them."""
     code = f"""
 import torch
 from safetensors.torch import load_file
@@ -111,8 +109,7 @@ assert difference <= 1e-4, difference
 text = tokenizer.decode(tokenizer("中国人民 and friends")["input_ids"])
 assert text == "中国人民 and friends", text
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_python(code)
 
 
 def test_stage_1_moved_new_rows_alone(done, work):

@@ -1,13 +1,11 @@
 """The exported model is the one in the training process: its logits are compared across processes."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 
 
-def test_the_export_gives_the_logits_of_the_training_process(tiny_model, tmp_path, llmforge):
+def test_the_export_gives_the_logits_of_the_training_process(tiny_model, tmp_path, llmforge, run_python):
     (tmp_path / "corpus").mkdir()
     lines = [json.dumps({"target": f"the cat sat on the mat {i} and ate the rat"}) + "\n" for i in range(100)]
     (tmp_path / "corpus" / "a.jsonl").write_text("".join(lines))
@@ -26,8 +24,7 @@ with torch.no_grad():
     logits = trainer.engine.causal.eval()(torch.arange(200)[None]).logits[0].float()
 np.save({str(tmp_path / "logits.npy")!r}, logits.numpy())
 """
-    done = subprocess.run([sys.executable, "-c", train], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_python(train)
     llmforge("export", "--checkpoint", tmp_path / "trained" / "modeling", "--output-dir", tmp_path / "export")
     read = f"""
 import numpy as np, torch
@@ -38,8 +35,7 @@ with torch.no_grad():
 assert logits.shape[1] == len(AutoTokenizer.from_pretrained({str(tmp_path / "export")!r}))
 np.save({str(tmp_path / "exported.npy")!r}, logits.numpy())
 """
-    done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_python(read)
     trained, exported = np.load(tmp_path / "logits.npy"), np.load(tmp_path / "exported.npy")
     assert trained.shape[1] > exported.shape[1]  # padding rows are cut
     assert np.abs(trained[:, : exported.shape[1]] - exported).max() <= 1e-4

@@ -1,12 +1,19 @@
 """A model of 50,000 parameters, its tokenizer, and datasets in the layout that training reads."""
 
 import json
+import os
+import socket
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from warm import TERMINAL, Started, Warm
+
+RANKS = str(Path(__file__).parents[1] / "ranks.py")
 
 WORDS = [f"{a}{b}" for a in "bcdfghklmnprstvz" for b in ("a", "e", "i", "o", "u", "ai", "ou")]
 OLD_ROWS, ROWS, PADDED = 300, 330, 336
@@ -184,6 +191,44 @@ def write_dataset(
         manifest_path(path),
         Manifest("prepare-data", {}, outputs=outputs, metrics={"parts": figures}),
     )
+
+
+@pytest.fixture(scope="session")
+def two_processes(warm: Warm) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`two_processes("--model", ...)` runs `llmforge train` in two ranks; what both say is in one text."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        done = warm.run([RANKS, "2", "train", *map(str, words)], {**os.environ, **TERMINAL}, 300)
+        assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def start_two(warm: Warm) -> Callable[..., list[Started]]:
+    """`start_two(words, more)` starts two ranks by hand, so that no launcher helps; `more` are words of the second."""
+
+    def start(words: Sequence[object], more: Sequence[object] = ()) -> list[Started]:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = str(found.getsockname()[1])
+        common = {
+            **os.environ,
+            **TERMINAL,
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        return [
+            warm.start(
+                ["train", *map(str, words), *(map(str, more) if rank else ())],
+                {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(2)
+        ]
+
+    return start
 
 
 @pytest.fixture

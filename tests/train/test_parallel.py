@@ -1,11 +1,10 @@
-"""Two processes under torchrun with gloo: the same curve as one, and resuming on another number of
-processes.
-"""
+"""Two processes with gloo: the same curve as one, and resuming on another number of processes."""
 
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,28 +14,16 @@ from typing import Any
 import pytest
 
 
-def torchrun(
-    *words: object, processes: int = 2, code: int = 0, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
+def torchrun(*words: object) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                str(processes),
-            ),
-            *("-m", "llmforge", "train", *map(str, words)),
-        ],
+        [sys.executable, *launcher, "-m", "llmforge", "train", *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
     )
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
 
 
 def losses(save_dir: Path) -> list[float]:
@@ -61,12 +48,14 @@ def alone(llmforge: Any, common: list[object], tmp_path_factory: pytest.TempPath
 
 @pytest.mark.parametrize("plugin", ["ddp", "fsdp"])
 def test_two_processes_follow_the_curve_of_one(
-    plugin: str, alone: Path, common: list[object], tmp_path: Path
+    plugin: str, alone: Path, common: list[object], two_processes: Any, tmp_path: Path
 ) -> None:
+    """The first by torchrun."""
     from safetensors.torch import load_file
 
     words = ("--micro-batch-size", 2, "--accumulation-steps", 2, "--plugin", plugin)
-    torchrun(*common, *words, "--save-dir", tmp_path / "two")
+    start = torchrun if plugin == "ddp" else two_processes
+    start(*common, *words, "--save-dir", tmp_path / "two")
     assert losses(tmp_path / "two") == pytest.approx(losses(alone), abs=1e-5)
     one = load_file(alone / "modeling" / "model.safetensors")
     two = load_file(tmp_path / "two" / "modeling" / "model.safetensors")
@@ -76,12 +65,12 @@ def test_two_processes_follow_the_curve_of_one(
 
 @pytest.mark.slow
 def test_muon_on_two_processes_follows_one_which_goes_on_from_its_checkpoint(
-    common: list[object], llmforge: Any, tmp_path: Path
+    common: list[object], llmforge: Any, two_processes: Any, tmp_path: Path
 ) -> None:
     words = ("--optimizer", "muon", "--micro-batch-size", 2)
     one, two = tmp_path / "one", tmp_path / "two"
     llmforge("train", *common, *words, "--accumulation-steps", 4, "--max-steps", 4, "--save-dir", one)
-    torchrun(
+    two_processes(
         *common, *words, "--accumulation-steps", 2, "--max-steps", 3, "--save-dir", two, "--plugin", "ddp"
     )
     # Its products are in bf16: what the last bits of a gradient change is larger than with AdamW.
@@ -94,7 +83,7 @@ def test_muon_on_two_processes_follows_one_which_goes_on_from_its_checkpoint(
 
 @pytest.mark.parametrize("plugin", ["ddp", "fsdp"])
 def test_a_run_goes_on_with_another_number_of_processes(
-    plugin: str, alone: Path, common: list[object], llmforge: Any, tmp_path: Path
+    plugin: str, alone: Path, common: list[object], llmforge: Any, two_processes: Any, tmp_path: Path
 ) -> None:
     save_dir = tmp_path / "s"
     shutil.copytree(
@@ -113,7 +102,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
         "--load-checkpoint",
         "latest",
     )
-    done = torchrun(*common, *words, "--plugin", plugin, "--max-steps", 5)
+    done = two_processes(*common, *words, "--plugin", plugin, "--max-steps", 5)
     assert "keeps the 8 rows" in done.stderr
     assert losses(save_dir) == pytest.approx(losses(alone)[:5], abs=1e-5)
     # and back to one process
@@ -123,7 +112,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
 
 
 def test_new_rows_only_with_the_model_cut_in_two(
-    tiny_model: Path, common: list[object], tmp_path: Path
+    tiny_model: Path, common: list[object], two_processes: Any, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file
 
@@ -137,7 +126,7 @@ def test_new_rows_only_with_the_model_cut_in_two(
         "--save-dir",
         tmp_path / "s",
     )
-    torchrun(*common, *words)
+    two_processes(*common, *words)
     before = load_file(tiny_model / "model.safetensors")
     after = load_file(tmp_path / "s" / "modeling" / "model.safetensors")
     changed = (before["model.embed_tokens.weight"] != after["model.embed_tokens.weight"]).any(dim=1)
@@ -159,9 +148,9 @@ def adapters_alone(llmforge: Any, common: list[object], tmp_path_factory: pytest
 
 @pytest.mark.parametrize("plugin", ["ddp", "fsdp"])
 def test_adapters_on_two_processes_follow_those_of_one(
-    plugin: str, adapters_alone: Path, common: list[object], tmp_path: Path
+    plugin: str, adapters_alone: Path, common: list[object], two_processes: Any, tmp_path: Path
 ) -> None:
-    torchrun(
+    two_processes(
         *common, *ADAPTERS, "--accumulation-steps", 2, "--plugin", plugin, "--save-dir", tmp_path / "two"
     )
     assert losses(tmp_path / "two") == pytest.approx(losses(adapters_alone), abs=1e-5)
@@ -173,22 +162,7 @@ def test_adapters_on_two_processes_follow_those_of_one(
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
 
 
-def start_two(words: list[str]) -> list[subprocess.Popen[str]]:
-    """Two ranks started by hand, so that no launcher helps."""
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "llmforge", "train", *words],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]
-
-
-def wait_for_a_step(save_dir: Path, ranks: list[subprocess.Popen[str]]) -> None:
+def wait_for_a_step(save_dir: Path, ranks: list[Any]) -> None:
     metrics = save_dir / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline:
@@ -197,9 +171,11 @@ def wait_for_a_step(save_dir: Path, ranks: list[subprocess.Popen[str]]) -> None:
 
 
 @pytest.mark.parametrize("plugin", ["ddp", "fsdp"])
-def test_a_rank_that_dies_ends_the_others_by_name(plugin: str, common: list[object], tmp_path: Path) -> None:
+def test_a_rank_that_dies_ends_the_others_by_name(
+    plugin: str, common: list[object], start_two: Any, tmp_path: Path
+) -> None:
     words = ("--num-epochs", 2000, "--plugin", plugin, "--save-dir", tmp_path / "s")
-    ranks = start_two([*map(str, common), *map(str, words)])
+    ranks = start_two([*common, *words])
     wait_for_a_step(tmp_path / "s", ranks)
     ranks[1].send_signal(signal.SIGKILL)
     _, messages = ranks[0].communicate(timeout=60)
@@ -208,10 +184,10 @@ def test_a_rank_that_dies_ends_the_others_by_name(plugin: str, common: list[obje
     assert f"rank 1 (process {ranks[1].pid}" in messages
 
 
-def test_a_signal_to_one_rank_saves_and_ends_all(common: list[object], tmp_path: Path) -> None:
-    ranks = start_two(
-        [*map(str, common), "--num-epochs", "2000", "--plugin", "fsdp", "--save-dir", str(tmp_path / "s")]
-    )
+def test_a_signal_to_one_rank_saves_and_ends_all(
+    common: list[object], start_two: Any, tmp_path: Path
+) -> None:
+    ranks = start_two([*common, "--num-epochs", 2000, "--plugin", "fsdp", "--save-dir", tmp_path / "s"])
     wait_for_a_step(tmp_path / "s", ranks)
     ranks[1].send_signal(signal.SIGTERM)
     for process in ranks:
@@ -221,28 +197,11 @@ def test_a_signal_to_one_rank_saves_and_ends_all(common: list[object], tmp_path:
     assert list((tmp_path / "s").glob(f"epoch-*_step-{steps}/llmforge.json"))
 
 
-def test_a_port_in_use_is_named(common: list[object], tmp_path: Path) -> None:
-    import socket
-
+def test_a_port_in_use_is_named(common: list[object], llmforge: Any, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "llmforge", "train", *map(str, common), "--save-dir", str(tmp_path / "s")],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env={**os.environ, **environment, "MASTER_PORT": str(taken.getsockname()[1])},
-        )
-    assert done.returncode == 1
+        launched = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        launched["MASTER_PORT"] = str(taken.getsockname()[1])
+        done = llmforge("train", *common, "--save-dir", tmp_path / "s", code=1, **launched)
     assert "--master-port" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

@@ -10,26 +10,9 @@ from typing import Any
 
 import pytest
 
-# Starts `llmforge train` as torchrun's workers do, with other flags on rank 1.
-WORKER = """
-import os, runpy, sys
-if os.environ["RANK"] == "1":
-    sys.argv += sys.argv.pop(1).split()
-else:
-    del sys.argv[1]
-runpy.run_module("llmforge", run_name="__main__")
-"""
+from warm import TERMINAL
 
-
-def start(script: Path, common: list[object], other: str = "") -> "subprocess.Popen[str]":
-    script.write_text(WORKER)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.Popen(
-        [*torchrun, str(script), other, "train", *map(str, common)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
-    )
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -70,11 +53,11 @@ def wait_for_steps(save_dir: Path, process: Any) -> None:
     [("--seed 7", "--seed 7, rank 0 has 42"), ("--lr 0.5", "--learning-rate 0.5, rank 0 has 0.0003")],
 )
 def test_ranks_that_disagree_are_refused_before_the_first_step(
-    other: str, named: str, common: list[object], tmp_path: Path
+    other: str, named: str, common: list[object], start_two: Any, tmp_path: Path
 ) -> None:
-    process = start(tmp_path / "worker.py", common, other)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode
+    ranks = start_two(common, other.split())
+    said = "".join(process.communicate(300)[1] for process in ranks)
+    assert all(process.returncode for process in ranks)
     assert named in said
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -82,26 +65,34 @@ def test_ranks_that_disagree_are_refused_before_the_first_step(
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_stopped_is_named_and_ends_the_run(
-    rank: int, common: list[object], tmp_path: Path
+    rank: int, common: list[object], warm: Any, tmp_path: Path
 ) -> None:
-    process = start(tmp_path / "worker.py", [*common, "--rank-timeout", 8])
+    """The ranks meet in a store of their parent's, as under torchrun."""
+    words = [str(ROOT / "ranks.py"), "2", "train", *map(str, common), "--rank-timeout", "8"]
+    process = warm.start(words, {**os.environ, **TERMINAL})
     wait_for_steps(tmp_path / "run", process)
-    stopped = workers(tmp_path / "run")[rank]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    stopped, other = int(children[rank]), children[1 - rank]
     os.kill(stopped, signal.SIGSTOP)
-    said = ""
-    assert process.stderr is not None
-    for line in process.stderr:
-        said += line
-        if "sent no heartbeat" in line:
-            os.kill(stopped, signal.SIGCONT)  # torchrun would wait 30 s before it kills it
-    assert process.wait(120)
+    deadline = time.monotonic() + 120
+    while Path("/proc", other).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(stopped, signal.SIGKILL)
+    said = process.communicate(120)[1]
+    assert process.returncode == 1
     assert f"rank {rank} (process {stopped} on " in said
     assert "sent no heartbeat for 8 seconds (--rank-timeout)" in said
 
 
 @pytest.mark.slow
 def test_workers_end_at_once_when_torchrun_is_killed(common: list[object], tmp_path: Path) -> None:
-    process = start(tmp_path / "worker.py", common)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.Popen(
+        [*torchrun, "-m", "llmforge", "train", *map(str, common)],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
+    )
     wait_for_steps(tmp_path / "run", process)
     assert len(workers(tmp_path / "run")) == 2
     process.kill()
