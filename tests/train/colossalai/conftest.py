@@ -3,15 +3,16 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-WORKER = Path(__file__).with_name("worker.py")
+from warm import Warm
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 BF16, FP32 = "bf16", "fp32"
 COMMON = {
     "learning_rate": 1e-2,
@@ -87,30 +88,53 @@ def models(
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str | None]]:
+def ranks() -> Iterator[Warm]:
+    """Forks processes that have imported what all plugins import."""
+    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    warm = Warm({**ENVIRONMENT, "PYTHONPATH": path}, ["ranks", "imported"])
+    yield warm
+    warm.close()
+
+
+@pytest.fixture(scope="session")
+def fork(ranks: Warm) -> Callable[..., None]:
+    """`fork("worker.py", 2, file)` runs that file of this directory."""
+
+    def run(name: str, *words: object) -> None:
+        done = ranks.run([str(HERE / name), *map(str, words)], ENVIRONMENT, 900)
+        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], tuple[int, str]]]:
+    """`run_program("import colossalai")` is the exit code and standard error of a program, in a process that has torch
+    and transformers imported and nothing of ColossalAI's.
+    """
+    warm = Warm(ENVIRONMENT, ["peft", "transformers.models.llama.modeling_llama"])
+
+    def run(text: str) -> tuple[int, str]:
+        file = tmp_path_factory.mktemp("programs") / "program.py"
+        file.write_text(text)
+        done = warm.run([str(file)], ENVIRONMENT, 240)
+        return done.returncode, done.stderr
+
+    yield run
+    warm.close()
+
+
+@pytest.fixture(scope="session")
+def start(
+    fork: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, str | None]]:
     """`start(processes, cases)` runs the cases and returns what each raised."""
 
-    def run(processes: int, cases: list[dict[str, Any]], seconds: float = 900) -> dict[str, str | None]:
+    def run(processes: int, cases: list[dict[str, Any]]) -> dict[str, str | None]:
         file = tmp_path_factory.mktemp("cases") / "cases.json"
         file.write_text(json.dumps(cases, default=str))
-        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
-        process = subprocess.Popen(
-            [sys.executable, *launcher, str(WORKER), str(file)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
-        )
-        try:
-            out, err = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # torchrun takes its workers with it
-            process.communicate()
-            raise
-        results = file.with_name("results.json")
-        found = json.loads(results.read_text()) if results.is_file() else {}
-        assert process.returncode == 0, f"{found}\n{out[-3000:]}\n{err[-6000:]}"
-        return dict(found)
+        fork("worker.py", processes, file)
+        return dict(json.loads(file.with_name("results.json").read_text()))
 
     return run
 

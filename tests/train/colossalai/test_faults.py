@@ -3,9 +3,6 @@ ColossalAI shows itself here.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +106,10 @@ def test_sequence_parallelism_ring_computes_another_loss(undone: Any, lines: Any
 
 
 @pytest.fixture(scope="session")
-def norms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def norms(fork: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The gradient norms that ColossalAI's plugins tell without llmforge, divided by the right one."""
     file = tmp_path_factory.mktemp("norms") / "norms.json"
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    words = [sys.executable, *launcher, str(Path(__file__).with_name("theirs.py")), str(file)]
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    fork("theirs.py", file)
     return dict(json.loads(file.read_text()))
 
 
@@ -132,23 +124,22 @@ def test_gemini_with_tensor_parallelism_computes_wrong_gradients(norms: dict[str
     assert norms["gemini tp 2"] > 2
 
 
-@pytest.mark.parametrize("without", ["import_optimizers", "provide_hccl"])
-def test_a_newer_torch_and_missing_packages_need_each_stand_in(without: str) -> None:
+NEEDED = {
+    "import_optimizers": "import galore_torch, bitsandbytes",
+    "provide_hccl": "import torch; torch.distributed.Backend.HCCL; torch.distributed.is_hccl_available",
+}
+
+
+def test_a_newer_torch_and_missing_packages_need_each_stand_in(run_program: Any) -> None:
     """Where the packages are there, or torch has the names, there is nothing to stand in for."""
-    needed = {
-        "import_optimizers": "import galore_torch, bitsandbytes",
-        "provide_hccl": "import torch; torch.distributed.Backend.HCCL; torch.distributed.is_hccl_available",
-    }
-    if run(needed[without]).returncode == 0:
-        pytest.skip("this environment has what it stands in for")
     program = (
         "from llmforge.backends.colossalai import compat\n{undo}\ncompat.install()\n"
         "from colossalai.booster.plugin import HybridParallelPlugin\nimport torch\n"
         "torch.distributed.Backend.HCCL, torch.distributed.is_hccl_available()"
     )
-    assert run(program.format(undo="")).returncode == 0
-    assert run(program.format(undo=f"compat.{without} = lambda: None")).returncode == 1
-
-
-def run(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    assert run_program(program.format(undo=""))[0] == 0
+    needed = [name for name, there in NEEDED.items() if run_program(there)[0]]
+    if not needed:
+        pytest.skip("this environment has what they stand in for")
+    for name in needed:
+        assert run_program(program.format(undo=f"compat.{name} = lambda: None"))[0] == 1, name

@@ -1,10 +1,7 @@
 """What the stage loop offers beside plain steps, with plugins that do it in different ways."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -13,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from .conftest import ENVIRONMENT
 
 pytest.importorskip("colossalai")
 
@@ -190,7 +189,7 @@ def test_a_jump_goes_back_to_the_checkpoint(name: str, features: Any, lines: Any
         assert [line[key] for line in lines(again)] == [line[key] for line in expected], key
 
 
-def test_sigterm_to_one_rank_saves_and_ends_all(case: Any, tmp_path: Path) -> None:
+def test_sigterm_to_one_rank_saves_and_ends_all(ranks: Any, case: Any, tmp_path: Path) -> None:
     flags = case("term", tmp_path / "s", plugin="zero2", num_epochs=2000)
     words: list[str] = []
     for key, value in flags.items():
@@ -201,23 +200,18 @@ def test_sigterm_to_one_rank_saves_and_ends_all(case: Any, tmp_path: Path) -> No
             if value is True
             else [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
         )
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "llmforge", "train", *words],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-        )
+    common = {**ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    both = [
+        ranks.start(["train", *words], {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]
     metrics, deadline = tmp_path / "s" / "metrics.jsonl", time.monotonic() + 200
     while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline:
-        assert all(process.poll() is None for process in ranks), ranks[0].communicate()[1]
+        assert all(process.poll() is None for process in both), both[0].communicate()[1]
         time.sleep(0.2)
-    ranks[1].send_signal(signal.SIGTERM)
-    messages = [process.communicate(timeout=120)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], messages
+    both[1].send_signal(signal.SIGTERM)
+    messages = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], messages
     assert "rehearsing --plugin zero2 on the CPU" in messages[0]
     steps = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert list((tmp_path / "s").glob(f"epoch-*_step-{steps}/llmforge.json"))

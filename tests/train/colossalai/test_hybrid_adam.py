@@ -106,7 +106,7 @@ def test_that_its_kernels_do_not_build_is_said_by_one_rank(
     assert type(made) is optimizer.AdamW
     said = capsys.readouterr().err
     assert said.count("HybridAdam's kernels cannot be built") == (1 if rank == 0 else 0)
-    assert rank or "nvcc missing): using PyTorch's AdamW." in said
+    assert rank or "nvcc missing); using PyTorch's AdamW." in said
 
 
 def test_hybrid_adam_ignores_its_clipping_for_bf16_gradients_on_the_cpu(

@@ -3,8 +3,6 @@
 apex needs a GPU; `apex_stand_in` has its place where a kernel has to run.
 """
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -241,7 +239,7 @@ def test_why_not_is_said_once_and_only_where_it_is_asked_for(
     kernel(Wrong.epsilon)
     model = torch.nn.ModuleList([norm(), norm()])
     assert not norms.fuse_norms(model, CPU, group, tell=True)
-    line = "apex's fused norms are not available (it computes other numbers than LlamaRMSNorm): "
+    line = "apex's fused norms are not available (it computes other numbers than LlamaRMSNorm); "
     assert capsys.readouterr().err == f"{line}using the model's own norms.\n"
     assert not norms.fuse_norms(model, CPU, group, tell=False)
     assert not norms.fuse_norms(torch.nn.ModuleList(), CPU, group, tell=True)
@@ -251,17 +249,16 @@ def test_why_not_is_said_once_and_only_where_it_is_asked_for(
 
 @needs_colossalai
 @pytest.mark.parametrize("name", ["the package of that name on PyPI", "a crash"])
-def test_colossalai_is_imported_beside_an_apex_that_does_not_work(name: str, tmp_path: Path) -> None:
+def test_colossalai_is_imported_beside_an_apex_that_does_not_work(
+    name: str, run_program: Any, tmp_path: Path
+) -> None:
     """0.5.0 passes over an apex that is missing, and dies of one that fails in another way."""
     place = write_package(tmp_path, PACKAGES[name][0])
-    path = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
-    code = (
+    code, said = run_program(
+        f"import sys; sys.path.insert(0, {str(place)!r})\n"
         "from llmforge.backends.colossalai import compat; compat.install(); import colossalai.booster.plugin"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert done.returncode == 0, done.stderr
+    assert code == 0, said
 
 
 TENSOR = {"plugin": "3d", "tp": 2, "mixed_precision": "fp32", "micro_batch_size": 4}

@@ -1,6 +1,6 @@
 """ColossalAI's plugins without llmforge's engine around them, on two processes that have the same rows.
 
-torchrun ... theirs.py RESULTS.json writes the gradient norms that they tell, divided by the right one.
+theirs.py RESULTS.json writes the gradient norms that they tell, divided by the right one.
 """
 
 import json
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ranks import in_ranks
 
 
 def norm_of(plugin: Any) -> float:
@@ -36,11 +38,10 @@ def norm_of(plugin: Any) -> float:
 
 
 def main() -> None:
-    from llmforge.backends.colossalai import compat, rehearsal
+    from llmforge.backends.colossalai import rehearsal
     from llmforge.backends.common.processes import join_processes, leave_processes
 
     world = join_processes(torch.device("cpu"))
-    compat.install()
     rehearsal.install()
     from colossalai.booster.plugin import GeminiPlugin, LowLevelZeroPlugin, TorchDDPPlugin
 
@@ -63,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    in_ranks(2, main)

@@ -1,6 +1,6 @@
 """Runs several trainings one after the other in the same processes: starting them costs more than training does.
 
-torchrun ... worker.py CASES.json, a list of {"name": ..., flags of llmforge train}. Rank 0 writes RESULTS.json beside
+worker.py PROCESSES CASES.json, a list of {"name": ..., flags of llmforge train}. Rank 0 writes RESULTS.json beside
 it: None for a training that ended well, else what was raised. A case may name a module-level function of this file
 that undoes one of llmforge's adjustments ("without"), so that a test can see what it is for, or one that has the place
 of what needs a GPU ("with").
@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from ranks import in_ranks
 
 
 @contextlib.contextmanager
@@ -162,12 +164,10 @@ def run(case: dict[str, Any]) -> str | None:
 
 
 def main() -> None:
-    from llmforge.backends.colossalai import compat
     from llmforge.backends.common.processes import join_processes, leave_processes
 
     world = join_processes(torch.device("cpu"))
-    compat.install()
-    cases = Path(sys.argv[1])
+    cases = Path(sys.argv[2])
     results = {}
     for case in json.loads(cases.read_text()):
         results[case["name"]] = run(case)
@@ -177,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    in_ranks(int(sys.argv[1]), main)
