@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from warm import heed_signals
+
 
 def session_of(leader: int) -> list[int]:
     """Processes of the session that `leader` began and that still run."""
@@ -58,7 +60,7 @@ def test_an_ended_preparation_leaves_no_process_and_goes_on(tiny_tokenizer, llmf
         text=True,
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
+        preexec_fn=heed_signals,
     )
     deadline = time.monotonic() + 120
     while not any((tmp_path / ".data.partial").rglob("*.arrow")):

@@ -17,6 +17,7 @@ import pytest
 
 from llmforge.errors import UsageError, UserError
 from llmforge.train.run import Stopped
+from warm import heed_signals
 
 Train = Callable[..., Any]
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -34,6 +35,7 @@ def weights(save_dir: Path) -> bytes:
 
 def run_in_child(values: dict[str, Any], file_limit: int | None = None, messages: Path | None = None) -> None:
     """Runs a training in a process of its own, as the target of `PROCESSES.Process`."""
+    heed_signals()
     if messages:
         os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT), 2)
     import torch
