@@ -166,5 +166,6 @@ def test_a_rehearsal_is_named_where_a_gpu_is_missing(cluster: dict[str, Any]) ->
         )
 
 
+@pytest.mark.stress
 def test_doctor_needs_no_word(llmforge: Any) -> None:
     assert "runs here" in llmforge("doctor").stdout

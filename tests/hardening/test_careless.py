@@ -106,7 +106,7 @@ def limited(what: int, most: int) -> Callable[[], None]:
 
 
 def large(path: str) -> Callable[[], None]:
-    return lambda: os.truncate(path, 10 << 30)
+    return lambda: os.truncate(path, 3 << 30)
 
 
 def nothing() -> None:
@@ -181,7 +181,7 @@ def attacks() -> dict[str, tuple[list[str], Callable[[], object]]]:
     for number, (name, surround) in enumerate(SURROUNDINGS.items()):
         found[name] = (out((GROW, PREPARE, LEARN)[number % 3], "OUT"), surround)
     for file, words in LARGE.items():
-        found[f"10 GB of {file}"] = (out(words, "OUT"), large(file))
+        found[f"3 GB of {file}"] = (out(words, "OUT"), large(file))
     for value in SET:
         found[f"--set {value!r}"] = (["run", "recipe.yaml", "--set", value], nothing)
     for text in HOSTS:

@@ -20,6 +20,7 @@ from llmforge.options import read_file
 from llmforge.recipes.recipe import read_recipe as read
 from llmforge.train.options import TrainOptions
 from llmforge.yaml_file import read_yaml
+from warm import heed_signals
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(),
@@ -156,7 +157,7 @@ def test_every_boolean_of_every_command_can_be_switched_off():
         ("[{generate: {json: 3}}]", "json is 3, but must be true or false"),
         ("[{generate: [a]}]", "needs its options as `name: value` lines"),
         ("[{evaluate: {model: [a, [b]]}}]", "model must be a word"),
-        ("[{evaluate x: {}}]", '"evaluate x" is no llmforge command'),
+        ("[{evaluate x: {}}]", '"evaluate x" is not an llmforge command'),
     ],
 )
 def test_a_wrong_step_is_named_before_the_first_one_runs(tmp_path, steps, sentence):
@@ -172,7 +173,7 @@ def test_a_recipe_can_give_arguments_groups_and_values_that_begin_with_a_dash(tm
         "- delta make: {base: b, target: t, output: o}\n- generate: {model: m, prompt: '- a list'}\n"
     )
     assert read_recipe(tmp_path / "r.yaml", []) == [
-        ["inspect-data", "a", "b", "--samples", "2"],
+        ["inspect-data", "--data", "a", "b", "--samples", "2"],
         ["delta", "make", "--base", "b", "--model", "t", "--output", "o"],
         ["generate", "--model", "m", "--prompt=- a list"],
     ]
@@ -211,9 +212,10 @@ def start(recipe: Path) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=heed_signals,
     )
     metrics = recipe.parent / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (metrics.is_file() and metrics.read_text().count("\n") >= 3):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -225,8 +227,14 @@ def children(process: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.stress),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.stress),
+    ],
+)
 def test_a_signal_to_run_stops_the_training_with_its_checkpoint(training_recipe, number):
     process = start(training_recipe)
     (child,) = children(process.pid)

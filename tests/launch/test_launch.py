@@ -185,7 +185,10 @@ def free_port() -> int:
         "torchrun",
         pytest.param(
             "colossalai",
-            marks=pytest.mark.skipif(not COLOSSALAI_RUN, reason="needs ColossalAI and fabric"),
+            marks=[
+                pytest.mark.stress,
+                pytest.mark.skipif(not COLOSSALAI_RUN, reason="needs ColossalAI and fabric"),
+            ],
         ),
     ],
 )

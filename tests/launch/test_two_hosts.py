@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from warm import heed_signals
+
 COLOSSALAI = bool(find_spec("colossalai"))
 LONG = ("--num-epochs", "100000")
 
@@ -47,6 +49,7 @@ class Launched:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            preexec_fn=heed_signals,
         )
 
     def wait_for_steps(self, save_dir: Path, count: int, seconds: float = 150) -> None:
@@ -98,6 +101,7 @@ def test_two_hosts_follow_the_curve_of_two_processes_here(
     assert "a b'c" not in out + err
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("plugin", ["ddp", "colossalai-zero2"])
 def test_a_host_that_dies_ends_the_job_with_its_name(
     plugin: str, hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
@@ -114,7 +118,7 @@ def test_a_host_that_dies_ends_the_job_with_its_name(
     assert job_processes(tmp_path / "s") == []
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_host_that_falls_silent_ends_the_job_and_its_own_part(
     hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
 ) -> None:
@@ -132,6 +136,7 @@ def test_a_host_that_falls_silent_ends_the_job_and_its_own_part(
     assert job_processes(tmp_path / "s") == []
 
 
+@pytest.mark.stress
 def test_a_worker_that_dies_ends_the_job_with_its_hosts_name(
     hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
 ) -> None:
@@ -184,7 +189,7 @@ def test_hosts_that_are_not_ready_are_named_before_anything_starts(
     not COLOSSALAI or not find_spec("fabric") or os.geteuid() != 0,
     reason="needs ColossalAI, fabric, and root, to give its ssh client another ~/.ssh/config",
 )
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize("dies", ["worker", "launcher"])
 def test_through_colossalai_a_worker_or_the_launcher_that_dies_ends_the_job_everywhere(
     dies: str, hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
