@@ -74,7 +74,7 @@ def plugin_flags(plugin: str) -> list[str]:
     return ["--plugin", "zero2", "--rehearse"]
 
 
-@pytest.mark.parametrize("plugin", ["ddp", "colossalai-zero2"])
+@pytest.mark.parametrize("plugin", ["ddp", pytest.param("colossalai-zero2", marks=pytest.mark.stress)])
 def test_two_hosts_follow_the_curve_of_two_processes_here(
     plugin: str, hosts: Any, workplace: Path, flags: list[str], tmp_path: Path
 ) -> None:
