@@ -142,7 +142,7 @@ def test_recipes_fill_variables_and_skip_false_flags(llmforge, tmp_path):
     [
         ("steps: [", "is not YAML"),
         ("variables: {}", 'needs a list "steps"'),
-        ("steps: [{conquer: {}}]", 'step 1: "conquer" is no llmforge command'),
+        ("steps: [{conquer: {}}]", 'step 1: "conquer" is not an llmforge command'),
         ("steps: [{generate: {prompt: '${x}'}}]", "step 1: ${x} is not a variable of the recipe"),
         ("steps: [generate]", "step 1: needs one command name"),
         ("stages: []\nsteps: [{generate: {}}]", 'unknown key "stages"'),

@@ -139,7 +139,7 @@ def test_ranks_that_cannot_be_told_are_asked_for(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     added = {token["id"]: token["content"] for token in read_definition(tmp_path).json["added_tokens"]}
     assert added == {151_643: "<|endoftext|>", 151_644: "<|im_start|>", 151_645: "<end>"}
-    with pytest.raises(UserError, match="is none of r50k_base"):
+    with pytest.raises(UserError, match="must be one of r50k_base"):
         read_definition(tmp_path, "gpt9")
 
 

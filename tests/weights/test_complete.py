@@ -189,6 +189,6 @@ def test_numbers_too_large_for_the_dtype_are_no_infinities(
 ) -> None:
     model = tiny_model()
     change(model, lambda tensors: tensors["model.norm.weight"].fill_(1e5))
-    with pytest.raises(UserError, match=r"model\.norm\.weight holds numbers that are too large"):
+    with pytest.raises(UserError, match=r"model\.norm\.weight contains values that are too large"):
         export(model, tmp_path / "out", FormatOptions(dtype="float16"))
     export(model, tmp_path / "out", FormatOptions(dtype="bfloat16"))

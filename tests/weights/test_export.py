@@ -184,4 +184,4 @@ def test_the_card_tells_the_lineage(
         assert one.fingerprint in card
 
     export(source, tmp_path / "plain", FormatOptions())
-    assert "not known" in (tmp_path / "plain" / "README.md").read_text()
+    assert "are unknown" in (tmp_path / "plain" / "README.md").read_text()
