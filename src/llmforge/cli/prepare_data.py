@@ -23,6 +23,10 @@ def prepare_data(options: PrepareOptions, result: Result) -> None:
     inputs = texts(options.data)
     if not (options.ray or options.dry_run):
         warm_up_for(inputs, options.workers)  # first: it takes as long as the imports below
+    if not options.dry_run:
+        from llmforge.steps.checksums import read_ahead
+
+        read_ahead(inputs)
     from llmforge import hub
     from llmforge.dataset.prepare import prepare_data as prepare
     from llmforge.dataset.report import forecast_text, summary_text

@@ -37,7 +37,6 @@ from llmforge.dataset.shards import (
 from llmforge.dataset.workers import LocalRun, RayRun, available_cores, is_small
 from llmforge.errors import InterruptionError, UserError
 from llmforge.steps import Finished, Outcome, Step, fingerprint, read_manifest, remove_tree, run_step
-from llmforge.steps.checksums import reading_ahead
 from llmforge.tokenizer import Tokenizer, load_unbuilt
 from llmforge.tokenizer.files import tokenizer_files
 
@@ -53,8 +52,7 @@ def prepare_data(options: PrepareOptions) -> Finished:
     refuse_bytes(options.output.absolute())
     chunks = find_chunks(options.data, options.reading.lines)
     workers = options.workers or (1 if is_small(options.data) else available_cores())
-    with reading_ahead([Path(path) for path in dict.fromkeys(chunk.path for chunk in chunks)]):
-        tokenizer = open_tokenizer(options)
+    tokenizer = open_tokenizer(options)
     if options.dedup == "near":
         minhash_library()
     arguments = options.identity(tokenizer.fingerprint)

@@ -7,9 +7,9 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,6 +50,7 @@ class Identity:
 
 
 _read_now: dict[Identity, str] = {}
+_ahead: list[threading.Thread] = []
 
 
 def checksum(path: Path, *, from_disk: bool = False) -> str:
@@ -58,6 +59,12 @@ def checksum(path: Path, *, from_disk: bool = False) -> str:
     What an earlier call or an earlier command has read is not read again while the file is the same to the file
     system; with `from_disk` only what this process itself has read counts, as damage of a disk changes no times.
     """
+    for thread in _ahead:
+        thread.join()
+    return _checksum(path, from_disk=from_disk)
+
+
+def _checksum(path: Path, *, from_disk: bool) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for its writer
     with open(descriptor, "rb", buffering=0) as file:
         status = os.fstat(descriptor)
@@ -90,22 +97,22 @@ def checksums(paths: Sequence[Path], *, from_disk: bool = False) -> list[str]:
         return list(pool.map(lambda path: checksum(path, from_disk=from_disk), paths))
 
 
-@contextmanager
-def reading_ahead(paths: Sequence[Path]) -> Iterator[None]:
-    """Reads those of `paths` that are remembered while the `with` does something else, so that their checksums are known
-    behind it. What is wrong with a file is said by who asks for its checksum.
+def read_ahead(paths: Sequence[Path]) -> None:
+    """Begins to read the files at and below `paths` while this process does something else; the next `checksum` waits for
+    it. What is wrong with a file is said by who asks for its checksum.
     """
 
     def read() -> None:
         for path in paths:
-            with suppress(OSError, UserError):
-                if path.stat().st_size >= REMEMBERED_FROM:
-                    checksum(path)
+            below = (Path(top, name) for top, _, names in os.walk(path) for name in names)
+            for file in below if path.is_dir() else [path]:
+                with suppress(OSError, UserError):
+                    status = file.stat()
+                    if stat.S_ISREG(status.st_mode) and status.st_size >= REMEMBERED_FROM:
+                        _checksum(file, from_disk=False)
 
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    yield
-    thread.join()
+    _ahead.append(threading.Thread(target=read, daemon=True))
+    _ahead[-1].start()
 
 
 def checksum_of(data: bytes) -> str:
