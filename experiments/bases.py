@@ -1,6 +1,6 @@
 """Source models for the experiment: LLaMAs of about 5, 20 and 60 million parameters, trained here from nothing.
 
-    python -m experiments.bases 5M 20M        makes HOME/bases/NAME-training; killed and called again, it goes on
+    python -m experiments.bases 5M 20M        makes HOME/bases/NAME-TOKENS; killed and called again, it goes on
 
 All have one byte-level BPE of 8,000 tokens, learned from the English training texts, and see the same mixture. Their
 embeddings are tied, as those of nearly all models of these sizes.
@@ -128,7 +128,7 @@ def _make_base(base: Base, name: str, home: Path) -> Path:
         )
     if not (home / f"{name}-random" / "tokenizer.json").is_file():
         make_random(base, home / f"{name}-random", tokenizer)
-    training = home / f"{name}-training"
+    training = home / f"{name}-{base.tokens}"  # one that is trained longer is another
     if not (training / "llmforge.json").is_file():
         llmforge(
             *("train", "--model", home / f"{name}-random", "--data", home / "data", "--output", training),

