@@ -53,6 +53,10 @@ class GrowthOptions(Options):
     )
     pad_to_multiple_of: int = option("Pad the number of rows to a multiple of this times --tp.", 64, least=1)
     tp: int = option("Tensor-parallel size that the model will be trained with.", 1, least=1)
+    untie: bool = option(
+        "Give a tied model a head of its own: old rows are those of the embedding, new ones by --head-init.",
+        False,
+    )
     norm_correction: bool = option(
         "Scale new rows to the median norm of the old ones. Harmful for tied models (docs/model.md).", False
     )

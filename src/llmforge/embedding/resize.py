@@ -92,19 +92,23 @@ def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
     tensors = find_vocabulary_tensors(weights, config, context.trust_remote_code)
     check_extends(source, target)
     vocabulary = _sizes(source_dir, tensors, source, target, growth)
+    if growth.untie:
+        tensors = untied(source_dir, tensors)
+        config = {**config, "tie_word_embeddings": False}
     if tensors.tied and growth.head_init != SAME:
         raise UsageError(
             f"{source_dir} is a tied model: its embedding is also its head. "
-            "Leave out --head-init; --init applies to both."
+            "Leave out --head-init; --init applies to both. Or give --untie."
         )
 
     reports: dict[str, Any] = {}
     names = {role: name for name, role in tensors.names().items()}
-    for role, name in names.items():
-        old = context.old[role] = look_at(weights.tensors[name], source.size)
+    for role, tensor in tensors.by_role().items():
+        name = tensor.name
+        old = context.old[role] = look_at(tensor, source.size)
         if len(old.not_finite) and not growth.mend_rows:
             raise UserError(
-                f"{weights.tensors[name].path}: {name} contains NaN or infinity in {len(old.not_finite):,} of "
+                f"{tensor.path}: {name} contains NaN or infinity in {len(old.not_finite):,} of "
                 f"{source.size:,} rows ({_named(old.not_finite.tolist(), source)}); --mend-rows replaces them by the mean of "
                 "the others; or download the model again."
             )
@@ -123,6 +127,8 @@ def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
         ]
         for shard in weights.shards
     ]
+    if growth.untie:
+        shards[-1].append(grown[names["head"]])
     with room_for(output, sum(tensor.size for shard in shards for tensor in shard)):
         write_weights(partial, shards, STEP)
         write_configs(
@@ -167,6 +173,17 @@ def _new_rows(context: InitContext) -> dict[str, NewRows]:
         for role in made.keys() - {"head_bias"}:
             made[role] = replace(made[role], fill=with_median_norm(made[role].fill, context.old[role]))
     return made
+
+
+def untied(source_dir: Path, tensors: VocabularyTensors) -> VocabularyTensors:
+    """`tensors` of a tied model with a head of its own, whose old rows are those of the embedding."""
+    if not tensors.tied:
+        raise UsageError(f"--untie: {source_dir} has a head of its own already; leave it out.")
+    causal = empty_causal(source_dir)
+    head = causal.get_output_embeddings()
+    (name,) = (name for name, module in causal.named_modules() if module is head)
+    copy = replace(tensors.embedding, name=f"{name}.weight")
+    return replace(tensors, head=copy, aliases=tuple({*tensors.aliases, copy.name}))
 
 
 def check_extends(source: Tokenizer, target: Tokenizer) -> None:

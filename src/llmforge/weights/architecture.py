@@ -120,8 +120,12 @@ class VocabularyTensors:
 
     def names(self) -> dict[str, str]:
         """What each tensor is ("embedding", "head", "head_bias") by its name."""
+        return {tensor.name: role for role, tensor in self.by_role().items()}
+
+    def by_role(self) -> dict[str, Tensor]:
+        """The tensors that there are, by what they are."""
         roles = {"embedding": self.embedding, "head": self.head, "head_bias": self.head_bias}
-        return {tensor.name: role for role, tensor in roles.items() if tensor is not None}
+        return {role: tensor for role, tensor in roles.items() if tensor is not None}
 
 
 def with_vocabulary_size(config: dict[str, Any], size: int) -> dict[str, Any]:
