@@ -89,13 +89,17 @@ class GrowthOptions(Options):
         return found
 
     def arguments(self) -> dict[str, Any]:
-        """What decides the result: of the options of initializations those of the chosen ones."""
+        """What decides the result: of the options of initializations those of the chosen ones, and `untie` where it is set,
+        so that what versions without it wrote is recognized.
+        """
         idle = {
             one.argument
             for name, options in self._of_methods().items()
             if name not in self.chosen()
             for one in options_of(type(options))
         } - ALWAYS_RECORDED
+        if not self.untie:
+            idle.add("untie")
         return {name: value for name, value in super().arguments().items() if name not in idle}
 
     def check_inputs(self, data: Sequence[object], donor: Path | None) -> None:

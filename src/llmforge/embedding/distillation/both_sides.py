@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmforge.embedding.initializers.base import InitContext
     from llmforge.embedding.initializers.distill import DistillOptions
 
-LENGTH, BATCH_TOKENS = 48, 256  # of the snippets that hidden states are compared on
+LENGTH, BATCH_TOKENS = 48, 1024  # of the snippets that hidden states are compared on
 RUNNING_LENGTH, RUNNING_BATCH_TOKENS = 192, 1024  # of those for the head
 PROBES = 4  # batches
 
