@@ -232,6 +232,20 @@ def test_tokens_that_the_text_lacks_are_counted_and_made_from_their_subtokens(
         np.testing.assert_array_equal(means[name][lacks], grown[name][lacks])
 
 
+def test_one_side_alone_leaves_the_other_to_the_subtokens(
+    tiny_model: Callable[..., Path], new_tokenizer: Path, corpus: Path, tmp_path: Path
+) -> None:
+    source = tiny_model()
+    grow(source, new_tokenizer, tmp_path / "means", GrowthOptions())
+    means = tensors(tmp_path / "means")
+    for side, name in (("input", "lm_head.weight"), ("output", "model.embed_tokens.weight")):
+        grow(source, new_tokenizer, tmp_path / side, distilling(distill_sides=side), corpus=[corpus])
+        made = tensors(tmp_path / side)
+        assert [key for key in made if not np.array_equal(made[key], means[key])] == [
+            other for other in ("model.embed_tokens.weight", "lm_head.weight") if other != name
+        ]
+
+
 def test_what_cannot_be_distilled_is_refused_in_a_sentence(
     tiny_model: Callable[..., Path], old_tokenizer: Path, new_tokenizer: Path, corpus: Path, tmp_path: Path
 ) -> None:

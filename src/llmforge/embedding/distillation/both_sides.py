@@ -66,7 +66,7 @@ def distill(context: "InitContext", roles: Sequence[str], options: "DistillOptio
             f"distill: {len(batches):,} batches, {layers} layers; distance of the hidden states {distances[0]:.3f} in the first "
             f"epoch, {distances[-1]:.3f} in the last"
         )
-    made = {"embedding": rows}
+    made = {role: torch.from_numpy(one) for role, one in starts.items()} | {"embedding": rows}
     if wants_output:
         role = "embedding" if tied else "head"
         logits_are = model.logits_are()
