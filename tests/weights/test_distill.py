@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmforge.corpus import Reader, ReadOptions
-from llmforge.embedding.distillation import inputs, linear, outputs, snippets, state
+from llmforge.embedding.distillation import both_sides, inputs, linear, outputs, snippets, state
 from llmforge.embedding.distillation.source_model import SourceModel
 from llmforge.embedding.initializers.distill import DistillOptions
 from llmforge.embedding.options import GrowthOptions, InitializerOptions
@@ -177,7 +177,7 @@ def test_the_head_is_fitted_to_what_the_model_itself_would_lose(
             torch.testing.assert_close(ours[position : position + length], expected, rtol=1e-4, atol=1e-4)
             position += int(length)
     fitted, figures = outputs.fit(states, head, bias, PLAIN, 0)
-    assert min(figures) < figures[0] - 0.5
+    assert min(figures) < figures[0] - 0.1
     anchored, _ = outputs.fit(states, head, bias, PLAIN, 0, outputs.Anchor(head, torch.eye(model.width), 1e6))
     assert (anchored - head).norm() < 0.1 * (fitted - head).norm()
 
@@ -186,7 +186,7 @@ class _KilledError(BaseException):
     pass
 
 
-@pytest.mark.parametrize("at", [1, 4, 9])
+@pytest.mark.parametrize("at", [1, 4, 14])
 def test_a_killed_distillation_goes_on_to_the_same_bytes(
     at: int,
     tiny_model: Callable[..., Path],
@@ -196,6 +196,8 @@ def test_a_killed_distillation_goes_on_to_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = tiny_model(tied=True)
+    for name in ("BATCH_TOKENS", "RUNNING_BATCH_TOKENS", "RUNNING_LENGTH"):
+        monkeypatch.setattr(both_sides, name, 60)
     grow(source, new_tokenizer, tmp_path / "whole", distilling(), corpus=[corpus])
     monkeypatch.setattr(state, "SECONDS", 0.0)
     save, calls = state.Saved.save, 0
@@ -265,7 +267,7 @@ def test_what_cannot_be_distilled_is_refused_in_a_sentence(
     first, second = list(vocabulary)[-2:]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (other / "tokenizer.json").write_text(json.dumps(changed))
-    with pytest.raises(UserError, match="no extension"):
+    with pytest.raises(UserError, match="does not extend"):
         grow(other, new_tokenizer, tmp_path / "grown", distilling(), corpus=[corpus])
     assert not (tmp_path / "grown").exists()
     with pytest.raises(UsageError, match=r"--untie: .* has a head of its own already"):

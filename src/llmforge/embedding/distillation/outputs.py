@@ -118,7 +118,8 @@ def first_guess(
     moment = states.hidden.T @ states.hidden / len(states.hidden)
     ridge = CONSTANT * moment.diagonal().mean() * torch.eye(len(moment))
     constant = torch.linalg.solve(moment + ridge, states.hidden.mean(dim=0))
-    return firsts + (share + MORE)[:, None] / logits_are.scale * constant
+    rows: torch.Tensor = firsts + (share + MORE)[:, None] / logits_are.scale * constant
+    return rows
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,9 @@ def fit(
     steps, step = PASSES * -(-len(known.hidden) // POSITIONS), 0
     with progress("distill: head", PASSES, "passes") as advance:
         for _ in range(PASSES):
-            for places in torch.randperm(len(known.hidden), generator=generator).split(POSITIONS):
-                some = known.some(places)
+            order = torch.randperm(len(known.hidden), generator=generator)
+            for begin in range(0, len(order), POSITIONS):
+                some = known.some(order[begin : begin + POSITIONS])
                 rows = (start + moved @ whitening.T).requires_grad_(True)
                 (gradient,) = torch.autograd.grad(losses(some, rows, bias, logits_are).mean(), rows)
                 if anchor:
@@ -198,8 +200,9 @@ def fit(
 
 def _mean(states: States, rows: torch.Tensor, bias: torch.Tensor, logits_are: Logits) -> float:
     with torch.inference_mode():
+        order = torch.arange(len(states.hidden))
         parts = [
-            losses(states.some(places), rows, bias, logits_are)
-            for places in torch.arange(len(states.hidden)).split(POSITIONS)
+            losses(states.some(order[begin : begin + POSITIONS]), rows, bias, logits_are)
+            for begin in range(0, len(order), POSITIONS)
         ]
     return float(torch.cat(parts).mean())
