@@ -158,19 +158,22 @@ def test_head_and_embedding_by_rules_of_their_own(
 def test_what_is_chosen_decides_which_inputs_and_options_there_are(tmp_path: Path) -> None:
     assert list(initializers()) == [
         "align",
+        "distill",
         "donor",
         "first-subtoken",
         "focus",
         "gaussian",
+        "linear",
         "mean",
         "subtoken-mean",
     ]
     GrowthOptions(head_init="align").check_inputs([tmp_path], None)
     with pytest.raises(
-        UsageError, match="--data are the texts that --init align and --init focus learn from"
+        UsageError,
+        match="--data are the texts that --init align and --init distill and --init focus learn from",
     ):
         GrowthOptions(head_init="align").check_inputs([], None)
     with pytest.raises(UsageError, match="--donor is the model that --init donor learns from; give both"):
         GrowthOptions().check_inputs([], tmp_path)
-    with pytest.raises(UsageError, match="--init first-subtoken: must be one of align, donor"):
+    with pytest.raises(UsageError, match="--init first-subtoken: must be one of align, distill, donor"):
         GrowthOptions(init="first-subtoken")
