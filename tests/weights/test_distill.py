@@ -59,10 +59,12 @@ def test_distilling_moves_new_rows_alone(
     new_tokenizer: Path,
     corpus: Path,
     tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     source = tiny_model(architecture, tied=tied, dtype=dtype)
     grow(source, new_tokenizer, tmp_path / "means", GrowthOptions(untie=untie))
     grow(source, new_tokenizer, tmp_path / "grown", distilling({"untie": untie}), corpus=[corpus])
+    assert ("is tied: one matrix" in capfd.readouterr().err) is (tied and not untie)
     old, means, grown = (tensors(path) for path in (source, tmp_path / "means", tmp_path / "grown"))
     assert grown.keys() == means.keys()
     changed = 0

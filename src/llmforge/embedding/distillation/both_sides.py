@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from llmforge.console import say
+from llmforge.console import say, warn
 from llmforge.embedding.distillation import inputs, outputs, snippets
 from llmforge.embedding.distillation.source_model import SourceModel
 from llmforge.embedding.rows import NewRows
@@ -34,6 +34,11 @@ def distill(context: "InitContext", roles: Sequence[str], options: "DistillOptio
     """
     source, target = context.source, context.target
     tied = "head" not in context.old
+    if tied:
+        warn(
+            f"{source.directory} is tied: one matrix is embedding and head, and distilled rows have been worse for it than the "
+            "means of sub-tokens (docs/model.md). --untie gives it a head of its own, which has been better than both."
+        )
     model = SourceModel(source, context.trust_remote_code)
     layers = options.distill_layers or model.a_third
     if layers > len(model.layers):
