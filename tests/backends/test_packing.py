@@ -192,7 +192,7 @@ def test_a_training_says_which_class_takes_documents_one_at_a_time(
     warning = build("native", 5)
     assert "warning: " in warning
     assert "BloomAttention" in warning or "BloomForCausalLM" in warning
-    assert "one at a time" in warning
+    assert "one document at a time" in warning
     assert "up to 5 forward passes" in warning
     assert not build("native", 1)
     with pytest.raises(

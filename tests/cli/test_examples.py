@@ -72,8 +72,13 @@ def test_the_example_of_each_command_names_its_own_options() -> None:
 def place(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The inputs that README.md links, with a tiny model."""
     shutil.copytree(tiny_model, tmp_path / "smollm2")
-    config = json.loads((tmp_path / "smollm2" / "config.json").read_text())
-    (tmp_path / "smollm2" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 512}))
+    template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    for name, values in {
+        "config.json": {"max_position_embeddings": 512},
+        "tokenizer_config.json": {"chat_template": template},
+    }.items():
+        file = tmp_path / "smollm2" / name
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
     sentences = {
         "zh": "猫坐在垫子上，老鼠吃了帽子。",
         "en": "The cat sat on the mat and the rat ate the hat. ",

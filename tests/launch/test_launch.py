@@ -75,7 +75,7 @@ def test_every_mistake_in_a_hostfile_is_named_once(hostfile: Any, ssh: Ssh, agai
 
 
 def test_a_missing_hostfile_is_refused(tmp_path: Path, ssh: Ssh) -> None:
-    with pytest.raises(UserError, match="one host a line"):
+    with pytest.raises(UserError, match="one host per line"):
         read_hostfile(tmp_path / "absent", ssh)
 
 

@@ -22,7 +22,9 @@ def test_what_is_not_finished_is_refused(tmp_path):
 
 def test_the_output_of_another_step_is_refused(tmp_path):
     write_manifest(tmp_path / "llmforge.json", Manifest("init-model", {}))
-    with pytest.raises(UserError, match="written by llmforge init-model, but an output of llmforge train"):
+    with pytest.raises(
+        UserError, match="written by llmforge init-model; give an output of llmforge train instead"
+    ):
         read_manifest(tmp_path, "train")
 
 

@@ -25,7 +25,7 @@ def test_learn_then_expand(llmforge: Command, byte_level: Path, tmp_path: Path) 
         "--output",
         pieces,
     )
-    assert "50 pieces" in learned.stdout
+    assert "50 tokens learned" in learned.stdout
     grown = llmforge(
         "init-tokenizer",
         "--source_tokenizer_dir",

@@ -129,7 +129,7 @@ def rank_file(count: int) -> bytes:
 @pytest.mark.slow
 def test_ranks_that_cannot_be_told_are_asked_for(tmp_path: Path) -> None:
     (tmp_path / "some.tiktoken").write_bytes(rank_file(SCHEMES["qwen"].ranks))
-    with pytest.raises(UserError, match=r"qwen and of qwen2; choose one with --tokenizer-scheme"):
+    with pytest.raises(UserError, match=r"qwen and qwen2; choose one with --tokenizer-scheme"):
         read_definition(tmp_path)
     assert len(read_definition(tmp_path, "qwen2").json["added_tokens"]) == 3
     config = {

@@ -246,7 +246,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run(
     tensors = load_file(broken / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"][0] = 3e38
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="3 steps in a row"):
+    with pytest.raises(UserError, match="3 consecutive steps"):
         train(model=broken, max_bad_steps=3, micro_batch_size=2)
     entries = [json.loads(line) for line in (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == [1, 2, 3]

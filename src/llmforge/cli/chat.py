@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HELP = "/reset begins anew, /save FILE writes the conversation (.json), /quit or the end of input ends."
 
 
-@example('llmforge chat --model models/smollm2 --system "Answer in Chinese."')
+@example('llmforge chat --model smollm2 --system "Answer in Chinese."')
 def chat(options: ChatOptions, _: Debug) -> None:
     """Talk to a model, one message a line; over a pipe as well.
 

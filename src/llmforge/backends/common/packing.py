@@ -125,6 +125,6 @@ def check_rows(way: Way, backend: Backend, length: int, documents_per_row: int, 
     if tell and alone:
         warn(
             f"{way.differs} is not what llmforge's kernels compute, so transformers' own {way.name} attention computes "
-            f"the one document at a time: the same values, but slower, as a row is up to {documents_per_row} "
+            f"one document at a time: the same values, but slower, as a row is up to {documents_per_row} "
             "forward passes instead of one."
         )
