@@ -40,7 +40,7 @@ class Conversation:
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     def answer(self, text: str, write: Callable[[str], None]) -> str:
-        """The answer to `text`, written as it is made. Raises `UserError` where there is no room for one, which leaves the
+        """The answer to `text`, written as it is made. Raises `UserError` where no tokens are left for one, which leaves the
         conversation as it was.
         """
         asked = [*self.messages, {"role": "user", "content": text}]

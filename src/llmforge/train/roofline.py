@@ -6,34 +6,14 @@ inside of it, where nothing is fused, operation by operation.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from llmforge.backends.common.devices import Device
 
+if TYPE_CHECKING:
+    from llmforge.train.plan import Shape
+
 FLOAT32 = 4
-
-
-class Sizes(Protocol):
-    """What of `plan.Shape` is needed here."""
-
-    @property
-    def layers(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def intermediate(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def head_width(self) -> int: ...
-    @property
-    def value_width(self) -> int: ...
-    @property
-    def vocabulary(self) -> int: ...
-    @property
-    def parameters(self) -> int: ...
-    @property
-    def active_per_layer(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +30,7 @@ class Part:
 
 
 def step_parts(
-    shape: Sizes,
+    shape: "Shape",
     tokens: int,
     micro_batches: int,
     visible: float,
@@ -104,7 +84,7 @@ def step_parts(
     return parts
 
 
-def _elementwise(shape: Sizes, low: int, forwards: int) -> float:
+def _elementwise(shape: "Shape", low: int, forwards: int) -> float:
     """Bytes of a token in a layer: two norms and two sums with the float32 stream, rotations of queries and keys, and the
     gate with what it multiplies.
     """
