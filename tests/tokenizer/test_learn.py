@@ -2,7 +2,11 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,3 +152,68 @@ def test_what_cannot_be_learned_from_is_said(byte_level: Path, tmp_path: Path) -
             )
         )
     assert not (tmp_path / "o").exists()
+
+
+def test_the_curve_has_the_tokens_that_fewer_new_tokens_leave(byte_level: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "zh.jsonl", makers.CHINESE)
+
+    def learned(number: int) -> dict[str, Any]:
+        options = LearnPiecesOptions(
+            tokenizer=byte_level, data=[corpus], output=tmp_path / f"{number}.jsonl", num_pieces=number
+        )
+        return learn_pieces(options).manifest.metrics
+
+    most = learned(80)
+    assert list(most["curve"][-1]) == [80, most["tokens_after"]]
+    points = dict(reversed(most["curve"]))  # the first round of each number
+    for number, tokens in list(points.items())[:: max(1, len(points) // 5)]:
+        assert learned(number)["tokens_after"] == tokens
+
+
+def test_the_curve_of_a_command(byte_level: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "zh.jsonl", makers.CHINESE)
+    command = [sys.executable, "-m", "llmforge", "learn-pieces", "--tokenizer", str(byte_level), "--data"]
+    command += [str(corpus), "--num-pieces", "150", "--output", str(tmp_path / "pieces.jsonl"), "--curve"]
+
+    def table(*more: str) -> tuple[list[list[str]], str]:
+        done = subprocess.run(
+            [*command, *more], capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"}
+        )
+        assert done.returncode == 0, done.stderr
+        lines = [line.strip("│").split("│") for line in done.stdout.splitlines() if line.startswith("│")]
+        return [[cell.strip() for cell in line] for line in lines], done.stdout
+
+    rows, text = table()
+    most = len((tmp_path / "pieces.jsonl").read_text().splitlines())
+    assert [rows[0][0], rows[-1][0]] == ["0", str(most)]
+    assert "Give --model" in text
+    (tmp_path / "model").mkdir()
+    config = {"model_type": "llama", "vocab_size": 1000, "hidden_size": 16, "intermediate_size": 32}
+    config |= {"num_hidden_layers": 1, "num_attention_heads": 2, "tie_word_embeddings": True}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    rows, text = table("--model", str(tmp_path / "model"))
+    # Attention 4 x 16 x 16, MLP 3 x 16 x 32; the head is much larger, so more of it costs more than it saves.
+    layers = 4 * 16 * 16 + 3 * 16 * 32
+    tokens = [float(row[1]) for row in rows]
+    cost = (layers + (1000 + most) * 16 + 32) * tokens[-1] / ((layers + 1000 * 16 + 32) * tokens[0])
+    assert float(rows[-1][3].removesuffix(" x")) == pytest.approx(cost, abs=2e-3)
+    assert rows[-1][5] == "0.0 M"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--word-list", "words.txt", "--curve"], "--curve counts tokens of texts"),
+        (["--data", "zh.jsonl", "--model", "model"], "--model is for --curve"),
+    ],
+)
+def test_a_curve_that_cannot_be(byte_level: Path, tmp_path: Path, more: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "llmforge", "learn-pieces", "--tokenizer", str(byte_level)]
+    done = subprocess.run(
+        [*command, "--num-pieces", "5", "--output", "p.jsonl", *more],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert message in done.stderr

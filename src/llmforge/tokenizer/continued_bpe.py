@@ -54,12 +54,18 @@ class Rules:
 
 @dataclass
 class Learned:
-    """New pieces in the order of their making, frequencies at that moment, and tokens of the corpus."""
+    """New pieces in the order of their making, frequencies at that moment, and tokens of the corpus: at first, and after
+    each round, with the number of pieces then (`curve`).
+    """
 
     pieces: list[str] = field(default_factory=list)
     frequencies: list[int] = field(default_factory=list)
     tokens_before: int = 0
-    tokens_after: int = 0
+    curve: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def tokens_after(self) -> int:
+        return self.curve[-1][1] if self.curve else self.tokens_before
 
 
 def learn(
@@ -67,7 +73,7 @@ def learn(
 ) -> Learned:
     """Up to `number` new pieces; fewer when no pair occurs `min_frequency` times any more."""
     corpus = _Corpus(words, rules, number)
-    learned = Learned(tokens_before=corpus.tokens(), tokens_after=0)
+    learned = Learned(tokens_before=corpus.tokens())
     while len(learned.pieces) < number:
         found = corpus.round(number - len(learned.pieces))
         if found is None:
@@ -75,8 +81,8 @@ def learn(
         for piece, frequency in found:
             learned.pieces.append(piece)
             learned.frequencies.append(frequency)
+        learned.curve.append((len(learned.pieces), corpus.tokens()))
         advance(float(len(found)))
-    learned.tokens_after = corpus.tokens()
     return learned
 
 

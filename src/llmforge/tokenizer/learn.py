@@ -73,7 +73,12 @@ def _learn(path: Path, options: LearnPiecesOptions, corpora: Sequence[Path]) -> 
     write_pieces(path, tokenizer, learned)
     return Outcome(
         outputs={"pieces": len(learned.pieces), "tokenizer": tokenizer.fingerprint},
-        metrics={**metrics, "tokens_before": learned.tokens_before, "tokens_after": learned.tokens_after},
+        metrics={
+            **metrics,
+            "tokens_before": learned.tokens_before,
+            "tokens_after": learned.tokens_after,
+            "curve": learned.curve,
+        },
     )
 
 

@@ -34,6 +34,16 @@ class LearnPiecesOptions(Options):
     max_piece_length: int = option(
         "Maximum number of characters of a token.", 16, least=1, argument="max_length"
     )
+    curve: bool = option(
+        "Also show, by number of new tokens, the tokens per character and what a character costs --model.",
+        False,
+        decides=False,
+    )
+    model: Path | None = option(
+        "For --curve: the model directory, of which only config.json is read (default: --tokenizer, if it has one).",
+        None,
+        decides=False,
+    )
     reading: ReadOptions = group(ReadOptions, argument="reading")
     seed: int = option(SEED, 0)
     tokenizer_scheme: str | None = option(SCHEME, None)
@@ -43,6 +53,10 @@ class LearnPiecesOptions(Options):
         super().__post_init__()
         if bool(self.data) == bool(self.word_list):
             raise UsageError("give either --data or --word-list.")
+        if self.curve and self.word_list:
+            raise UsageError("--curve counts tokens of texts: give --data instead of --word-list.")
+        if self.model and not self.curve:
+            raise UsageError("--model is for --curve: give both, or neither.")
 
     def arguments(self) -> dict[str, Any]:
         """What decides the pieces, as arguments of a manifest."""
