@@ -5,7 +5,7 @@ torch: options are checked, and machines judged, before anything is loaded.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -50,6 +50,8 @@ class Backend(ABC):
     """`name` is what `--plugin` takes. `family` is in checkpoints: with `exchanges_state` its backends resume each other's
     on any number of processes; without, only a run of the same name, processes and options for sharing resumes one.
 
+    `takes` are the options of `train` that ask more of an engine than the others do, and that this one carries out.
+
     `needs` is what it asks of a machine, in words. `process_group` is torch's name for the group of its processes on
     GPUs. `calls_again`: a module may be called several times in a step; where not, the calls of all ranks must match.
     """
@@ -60,6 +62,7 @@ class Backend(ABC):
     needs: str
     process_group: ClassVar[str] = "nccl"
     calls_again: bool = True
+    takes: ClassVar[frozenset[str]] = frozenset()
 
     def check_options(self, options: Any) -> None:
         """Raises `UsageError` for options of `train` that contradict this backend."""
@@ -90,6 +93,13 @@ class Backend(ABC):
     def automatic_precision(self, fast_bf16: bool) -> str:
         """What `--mixed-precision auto` means, on a device that computes bf16 by itself or not."""
         return "bf16" if fast_bf16 else "fp32"
+
+    def refuse_more(self, given: Sequence[str]) -> None:
+        """Raises `UsageError` for the first of the options `given`, by the names of their fields, that is not in `takes`."""
+        if refused := [name for name in given if name not in self.takes]:
+            raise UsageError(
+                f"--{refused[0].replace('_', '-')} contradicts --plugin {self.name}; use native, ddp or fsdp."
+            )
 
     @abstractmethod
     def requirements(self, facts: dict[str, Any]) -> Verdict:

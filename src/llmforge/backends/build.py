@@ -135,6 +135,7 @@ def build_engine(
         lora_rank=config.lora_rank,
         noise=config.neft_alpha if config.use_neft else 0.0,
         optimizer=config.optimizer,
+        rates=config.rates.factors(),
         device=str(device),
     )
     if world.is_main:

@@ -3,7 +3,7 @@
 from llmforge.cli.command import example
 from llmforge.console import show, show_json
 from llmforge.options import Result
-from llmforge.train.options import PlanOptions
+from llmforge.train.plan_options import PlanOptions
 
 
 @example("llmforge plan --model resized --data data --device h100 --processes 8 --plugin fsdp")

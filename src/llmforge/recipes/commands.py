@@ -78,7 +78,7 @@ COMMANDS: dict[str, Command] = {
     "plan": Command(
         TRAINING,
         "Estimate memory, steps and hours of a training.",
-        "llmforge.train.options:PlanOptions",
+        "llmforge.train.plan_options:PlanOptions",
     ),
     "launch": Command(
         TRAINING,

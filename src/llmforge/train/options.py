@@ -1,11 +1,11 @@
 # ruff: noqa: RUF009 - `option` makes dataclass fields
-"""The options of train and plan, for the command line and YAML files alike.
+"""The options of train, for the command line and YAML files alike.
 
 `decides` says whether an option decides the bytes of the result or only how and where the run continues. This file
 imports no torch: a finished run says so at once.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,8 @@ from llmforge.backends.common import optimizers
 from llmforge.backends.common.devices import CPU_HEAD_CHUNK
 from llmforge.dataset.options import parse_mix
 from llmforge.errors import UsageError
-from llmforge.options import SEED, Options, Result, option, options_of, same_as
+from llmforge.options import SEED, Options, Result, group, option, options_of, value_of
+from llmforge.train.rates import RateOptions
 from llmforge.train.schedule import SCHEDULES
 
 RUN, BATCHES, OPTIMIZER, MODEL, ENGINE, GUARDS, SAVING, WATCHING, COLOSSAL_LLAMA = (
@@ -99,6 +100,7 @@ class TrainOptions(Options):
     embedding_decay: bool = option("Apply weight decay to embeddings too.", True, panel=OPTIMIZER)
     beta1: float = option("AdamW beta1.", 0.9, panel=OPTIMIZER, least=0, most=1)
     beta2: float = option("AdamW beta2.", 0.95, panel=OPTIMIZER, least=0, most=1)
+    rates: RateOptions = group(RateOptions)
     gradient_clipping: float = option("Maximum gradient norm; 0 for none.", 1.0, panel=OPTIMIZER, least=0)
 
     trainable: str = option(
@@ -304,8 +306,11 @@ class TrainOptions(Options):
             raise UsageError(
                 "--padding-mode longest contradicts packed rows, which all have the --max-length of prepare-data; leave it out."
             )
-        registry.find(registry.resolved(self.plugin, 1)).check_options(self)
+        backend = registry.find(registry.resolved(self.plugin, 1))
+        backend.check_options(self)
+        backend.refuse_more(list(self.rates.arguments()))
         optimizers.find(self.optimizer).check(self)
+        self.rates.check(self.trainable, self.optimizer)
 
     def weights(self) -> dict[str, float]:
         """`--mix` as category to weight; empty where it is not given."""
@@ -338,13 +343,14 @@ class TrainOptions(Options):
 
     def to_json(self) -> dict[str, Any]:
         """All values, paths as strings."""
+        values = {one.name: value_of(self, one) for one in options_of(type(self))}
         return {
             name: str(value)
             if isinstance(value, Path)
             else [str(v) for v in value]
             if isinstance(value, list)
             else value
-            for name, value in asdict(self).items()
+            for name, value in values.items()
         }
 
 
@@ -362,37 +368,3 @@ class TrainCommandOptions(Result):
         least=0,
         most=255,
     )
-
-
-@dataclass(frozen=True)
-class PlanOptions(Options):
-    """A training, and where it would run."""
-
-    model: Path = same_as(TrainOptions, "model")
-    data: list[Path] = same_as(TrainOptions, "data")
-    device: str = option(
-        "Device: this (the one of this machine), or a name such as h100 or a100-80gb.", "this"
-    )
-    processes: int = option("Number of devices.", 1, least=1)
-    plugin: str = same_as(TrainOptions, "plugin")
-    trainable: str = same_as(TrainOptions, "trainable")
-    mixed_precision: Literal["auto", "bf16", "fp16", "fp32"] = same_as(TrainOptions, "mixed_precision")
-    micro_batch_size: int = same_as(TrainOptions, "micro_batch_size")
-    gradient_accumulation_steps: int = same_as(TrainOptions, "gradient_accumulation_steps")
-    num_epochs: int = same_as(TrainOptions, "num_epochs")
-    max_steps: int | None = same_as(TrainOptions, "max_steps")
-    head_chunk: int | None = same_as(TrainOptions, "head_chunk")
-    tp: int = same_as(TrainOptions, "tp")
-    pp: int = same_as(TrainOptions, "pp")
-    sp: int = same_as(TrainOptions, "sp")
-    zero: int | None = same_as(TrainOptions, "zero")
-    gradient_checkpointing: bool = same_as(TrainOptions, "gradient_checkpointing")
-
-    def training(self) -> TrainOptions:
-        """The training that is planned."""
-        own = {
-            one.name: getattr(self, one.name)
-            for one in options_of(type(self))
-            if one.name not in ("device", "processes")
-        }
-        return TrainOptions(output=Path("unused"), **own)

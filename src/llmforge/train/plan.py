@@ -3,7 +3,7 @@
 Reads the configuration of the model and the manifest of the dataset alone. The formulas are in docs/training.md.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,7 @@ class Plan:
     tokens_per_second: float
     hours: float
     floor_tokens_per_second: float | None = None
+    learning_rates: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "memory_bytes": sum(self.memory.values())}
@@ -237,6 +238,7 @@ class Plan:
             *(f"  {name:<18}{size / 1e9:>13.2f} GB" for name, size in self.memory.items()),
             f"speed               {self.tokens_per_second:>12,.0f}/s   {self.processes} x {self.device}, {self.precision}, "
             f"{self.flops_per_token / 1e9:.2f} GFLOP per token",
+            *(f"learning rate       {rate:>16.3g}   {name}" for name, rate in self.learning_rates.items()),
             f"time                {self.hours:>14.2f} h",
         ]
         if self.floor_tokens_per_second:
@@ -293,6 +295,7 @@ def make_plan(config: TrainOptions, weights: Path, device: Device | None = None,
         flops_per_token=flops,
         tokens_per_second=speed,
         hours=tokens / speed / 3600,
+        learning_rates=config.rates.factors().peaks(config.learning_rate, shape.layers),
         floor_tokens_per_second=_floor(shape, config, data.max_length, visible, device, precision, processes),
     )
 

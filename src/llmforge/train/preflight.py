@@ -42,6 +42,8 @@ def check_inputs(
         raise UserError(
             f"--trainable {config.trainable}: {origin} has no new tokens; use --trainable embeddings."
         )
+    if (factor := config.rates.new_embedding_lr) is not None and vocabulary.size == vocabulary.source:
+        raise UserError(f"--new-embedding-lr {factor:g}: {origin} has no new tokens; use --embedding-lr.")
 
 
 def check_rows(data: PackedDataset, vocabulary: Vocabulary, dataset: object) -> None:

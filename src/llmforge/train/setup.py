@@ -70,6 +70,7 @@ class Setup:
     identity: Mapping[str, Any]
     resumed: Path | None
     engine: Engine
+    layers: int
     flops_per_token: float
     peak_flops: float | None
 
@@ -120,6 +121,7 @@ def set_up(config: TrainOptions, weights: Path, ranks: Ranks) -> Setup:
         identity=identity,
         resumed=resumed,
         engine=engine,
+        layers=shape.layers,
         flops_per_token=shape.flops_per_token(config.trainable, visible),
         peak_flops=preflight.peak_flops(engine.precision, world.size, ranks.device),
     )
@@ -149,6 +151,8 @@ def announce(config: TrainOptions, setup: Setup, sampler: Sampler, rows_per_step
         f"{description}; {len(data):,} rows of {data.max_length:,} tokens, {rows_per_step} per step, "
         f"{steps:,} steps; vocabulary {size:,}, of which {size - source:,} are new."
     )
+    if peaks := config.rates.factors().peaks(config.learning_rate, setup.layers):
+        say(f"peak learning rates: {', '.join(f'{name} {rate:.3g}' for name, rate in peaks.items())}.")
     if sampler.weights:
         for sentence in describe(sampler.weights, data, len(sampler)):
             say(sentence)

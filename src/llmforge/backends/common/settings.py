@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 - frozen dataclasses may be shared
 """How an engine trains: what the configuration of a run comes down to."""
 
 from dataclasses import dataclass
@@ -5,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from llmforge.backends.common.rates import Rates
 from llmforge.backends.common.trainable import Trainable
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -35,6 +37,7 @@ class Settings:
     lora_rank: int | None = None
     noise: float = 0.0
     optimizer: str = "adamw"
+    rates: Rates = Rates()
     device: str = "cpu"
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from llmforge.backends.base import IGNORED, MicroBatch
+from llmforge.backends.common.rates import factors
 from llmforge.backends.common.settings import Settings
 from llmforge.backends.common.trainable import embedding_parameters
 
@@ -72,20 +73,21 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 def optimizer_groups(
     causal: Any, parameters: Iterable[torch.nn.Parameter], settings: Settings
 ) -> list[dict[str, Any]]:
-    """`parameters` with and without weight decay; a group that would be empty is left out.
+    """`parameters` by weight decay and by `factor` of the learning rate, those that decay first.
 
     Norms and biases do not decay, nor embeddings whose old rows must stay.
     """
     embeddings = {id(p) for p in embedding_parameters(causal).values()}
     may_decay = settings.decay_embeddings and not settings.trainable.new_rows_only
-    groups: list[dict[str, Any]] = [
-        {"params": [], "weight_decay": settings.weight_decay},
-        {"params": [], "weight_decay": 0.0},
-    ]
+    of = factors(causal, settings.rates, settings.trainable.new_rows_only)
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for parameter in parameters:
         decays = parameter.ndim >= 2 and (may_decay or id(parameter) not in embeddings)
-        groups[not decays]["params"].append(parameter)
-    return [group for group in groups if group["params"]]
+        groups.setdefault((not decays, -of.get(id(parameter), 1.0)), []).append(parameter)
+    return [
+        {"params": members, "weight_decay": 0.0 if stays else settings.weight_decay, "factor": -factor}
+        for (stays, factor), members in sorted(groups.items(), key=lambda one: one[0])
+    ]
 
 
 def peak_memory(device: torch.device) -> int:

@@ -106,8 +106,8 @@ class NativeEngine:
         if applied:
             self._update(learning_rate, norm)
         self.scale.update(overflow=not finite)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters.values():
+            parameter.grad = None
         self.steps += 1
         return StepResult(loss_sum, valid, norm, applied, groups)
 
@@ -238,7 +238,7 @@ class NativeEngine:
             torch._foreach_mul_([p.grad for p in self.parameters.values() if p.grad is not None], factor)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group.get("factor", 1.0)
             optimizer.step()
 
     def _gradient_norm(self) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import torch
@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 
 class Optimizer(ABC):
-    """A file of this package sets `OPTIMIZER` to an object of a subclass."""
+    """A file of this package sets `OPTIMIZER` to an object of a subclass. `by_group`: it steps the groups of
+    `Settings.rates` with their own factors.
+    """
+
+    by_group: ClassVar[bool] = False
 
     def check(self, options: Any) -> None:  # noqa: B027 - some take everything
         """Raises `UsageError` for options of `train` that contradict this optimizer."""
@@ -29,6 +33,6 @@ class Optimizer(ABC):
     ) -> "list[torch.optim.Optimizer]":
         """Optimizers that share the trained `parameters` of `causal` (whole, or cut along their first dimension).
 
-        The engine sets `lr` in every group. The state of every parameter is there from the start, as tensors: it is
+        The engine sets `lr` in every group, times the group's `factor` where it has one. The state of every parameter is there from the start, as tensors: it is
         saved, and filled when a run is resumed.
         """

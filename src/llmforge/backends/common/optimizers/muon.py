@@ -22,6 +22,8 @@ MOMENTUM = 0.95
 
 
 class Muon(Optimizer):
+    by_group = True
+
     def check(self, options: Any) -> None:
         from importlib.metadata import version
 
@@ -51,10 +53,12 @@ class Muon(Optimizer):
     ) -> "list[torch.optim.Optimizer]":
         import torch
 
+        from llmforge.backends.common.step import optimizer_groups
+
         hidden = hidden_matrices(causal, parameters)
         others = {name: parameter for name, parameter in parameters.items() if name not in hidden}
         made = torch.optim.Muon(
-            hidden.values(),
+            optimizer_groups(causal, hidden.values(), settings),
             lr=0.0,
             weight_decay=settings.weight_decay,
             momentum=MOMENTUM,
