@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from llmforge.weights.directory import ModelDirectory
+
 ROWS, LENGTH, VOCABULARY, OLD = 8, 64, 384, 300
 REFERENCE = "ddp fp32"
 # What runs on how many processes: name, plugin, precision, layout (tensor, pipeline, zero).
@@ -80,7 +82,13 @@ def make_engine(plugin: str, precision: str, layout: dict[str, int], model: Path
     from llmforge.backends.common.trainable import parse
 
     settings = Settings(
-        model=model, precision=precision, trainable=parse("all"), old_rows=OLD, rows=330, groups=2, seed=0
+        model=ModelDirectory(model),
+        precision=precision,
+        trainable=parse("all"),
+        old_rows=OLD,
+        rows=330,
+        groups=2,
+        seed=0,
     )
     world = world_from_environment()
     if plugin == "ddp":

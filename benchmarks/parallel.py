@@ -23,6 +23,8 @@ from typing import Any
 
 from training import ADDED, LENGTH, grown_model, packed_rows, precision
 
+from llmforge.weights.directory import ModelDirectory
+
 OLD = 49_152
 
 
@@ -42,7 +44,7 @@ def child(plugin: str, work: Path, rows: int, steps: int, memory: bool) -> None:
     world = join_processes(torch.device("cpu"))
     groups = Groups(("zh",), OLD)
     settings = Settings(
-        model=grown_model(work),
+        model=ModelDirectory(grown_model(work)),
         precision=precision(),
         trainable=parse("0" if memory else "all"),
         old_rows=OLD,

@@ -18,6 +18,7 @@ from transformers import LlamaConfig
 from llmforge.backends.common.devices import by_name, head_chunk
 from llmforge.train.plan import Shape, read_shape
 from llmforge.train.roofline import floor_seconds, step_parts
+from llmforge.weights.directory import ModelDirectory
 
 TOKENS = 16_384
 SHAPES: dict[str, dict[str, Any]] = {
@@ -83,7 +84,7 @@ def make_shape(vocabulary: int, layers: int, width: int, inner: int, heads: int,
     )
     with tempfile.TemporaryDirectory() as directory:
         config.save_pretrained(directory)
-        one = read_shape(Path(directory))
+        one = read_shape(ModelDirectory(Path(directory)))
     return replace(
         one,
         layers=layers,

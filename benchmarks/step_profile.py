@@ -22,6 +22,7 @@ from llmforge.backends.common.settings import Settings
 from llmforge.backends.common.trainable import parse
 from llmforge.backends.torch.engine import NativeEngine
 from llmforge.train.batches import Groups, make_micro_batch
+from llmforge.weights.directory import ModelDirectory
 
 OLD_ROWS = 49_152
 HEAD = "head and loss"
@@ -59,7 +60,7 @@ def measure(work: Path, rows: int) -> dict[str, float]:
     groups = Groups(("zh",), OLD_ROWS)
     engine = NativeEngine(
         Settings(
-            model=grown_model(work),
+            model=ModelDirectory(grown_model(work)),
             precision=precision(),
             trainable=parse("all"),
             old_rows=OLD_ROWS,

@@ -20,6 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from llmforge.weights.directory import ModelDirectory
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 ADDED, LENGTH = 20_000, 512
@@ -93,7 +95,7 @@ def run_llmforge(model: Path, rows: list[Any], micro: int, chunk: int) -> list[t
     groups = Groups(("zh",), 49_152)
     engine = NativeEngine(
         Settings(
-            model=model,
+            model=ModelDirectory(model),
             precision=precision(),
             trainable=parse("all"),
             old_rows=49_152,
@@ -215,7 +217,7 @@ def predict(model: Path, micro: int, threads: int) -> dict[str, float]:
     from llmforge.train.plan import memory, read_shape
 
     torch.set_num_threads(threads)
-    shape = read_shape(model)
+    shape = read_shape(ModelDirectory(model))
     lengths = np.concatenate([row.seq_lengths for row in packed_rows(micro * 4)]).astype(float)
     visible = float((lengths * (lengths + 1)).sum() / 2 / lengths.sum())
     config = SimpleNamespace(

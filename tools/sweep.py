@@ -157,6 +157,7 @@ def refusal(kind: str, config: Any, work: Path) -> str:
     from llmforge.embedding.resize import grow
     from llmforge.errors import UserError
     from llmforge.train.plan import read_shape
+    from llmforge.weights.directory import ModelDirectory
 
     directory = work / f"{kind}-configuration"
     directory.mkdir()
@@ -166,7 +167,7 @@ def refusal(kind: str, config: Any, work: Path) -> str:
         (directory / file.name).write_bytes(file.read_bytes())
     said = []
     for ask in (
-        lambda: read_shape(directory),
+        lambda: read_shape(ModelDirectory(directory)),
         lambda: grow(directory, work / "new", work / f"{kind}-grown", GrowthOptions()),
     ):
         try:

@@ -180,8 +180,9 @@ class Trial:
 
     def plan(self) -> None:
         from llmforge.train.plan import read_shape
+        from llmforge.weights.directory import ModelDirectory
 
-        counted, real = read_shape(self.grown).parameters, plain(self.grown).num_parameters()
+        counted, real = read_shape(ModelDirectory(self.grown)).parameters, plain(self.grown).num_parameters()
         assert counted == real, f"{counted:,} parameters, not {real:,}"
 
     def export(self) -> None:
@@ -228,9 +229,11 @@ class Trial:
         from llmforge.backends.common.settings import Settings
         from llmforge.backends.common.trainable import parse
         from llmforge.backends.torch.engine import NativeEngine
+        from llmforge.weights.directory import ModelDirectory
 
         rows = {"old_rows": OLD, "rows": NEW, "groups": 2, "seed": 1}
-        return NativeEngine(Settings(model=model, precision="fp32", trainable=parse("all"), **rows))
+        settings = Settings(ModelDirectory(model), "fp32", parse("all"), **rows)
+        return NativeEngine(settings)
 
 
 @lru_cache(maxsize=3)

@@ -28,6 +28,7 @@ from llmforge.backends.common.trainable import parse
 from llmforge.backends.torch.engine import NativeEngine
 from llmforge.train.batches import Groups, make_micro_batch
 from llmforge.train.plan import read_shape
+from llmforge.weights.directory import ModelDirectory
 
 training.VOCABULARY = 69_120  # a multiple of 64, as 3d needs it
 ENGINES = ("native", "zero2", "zero2_cpu", "gemini", "gemini_auto", "3d")
@@ -35,7 +36,7 @@ ENGINES = ("native", "zero2", "zero2_cpu", "gemini", "gemini_auto", "3d")
 
 def make_engine(name: str, asked: argparse.Namespace, model: Path, device: torch.device) -> Any:
     settings = Settings(
-        model=model,
+        model=ModelDirectory(model),
         precision="bf16",
         trainable=parse("all"),
         old_rows=training.OLD_ROWS,
@@ -101,7 +102,7 @@ def main() -> None:
         data = training.rows(asked, asked.micro * 4)
         pairs = [(n * (n + 1) / 2, n) for row in data for n in row.seq_lengths.tolist()]
         visible = sum(pair[0] for pair in pairs) / sum(pair[1] for pair in pairs)
-        shape = read_shape(model)
+        shape = read_shape(ModelDirectory(model))
         print(
             f"{machine}: {shape.parameters:,} parameters, rows of {asked.length}, {asked.micro} at a time, bf16"
         )

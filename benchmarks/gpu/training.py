@@ -29,6 +29,7 @@ from llmforge.backends.common.trainable import parse
 from llmforge.backends.torch.engine import NativeEngine, Settings
 from llmforge.train.batches import Groups, make_micro_batch
 from llmforge.train.plan import read_shape
+from llmforge.weights.directory import ModelDirectory
 
 VOCABULARY, OLD_ROWS = 69_104, 32_000
 
@@ -85,7 +86,7 @@ def run_native(
     groups = Groups(("a",), OLD_ROWS)
     engine = NativeEngine(
         Settings(
-            model=model,
+            model=ModelDirectory(model),
             precision="bf16" if computes_in_bf16(device) else "fp32",
             trainable=parse("all"),
             old_rows=OLD_ROWS,
@@ -172,7 +173,7 @@ def main() -> None:
         data = rows(asked, asked.micro * 4)
         pairs = [(n * (n + 1) / 2, n) for row in data for n in row.seq_lengths.tolist()]
         visible = sum(pair[0] for pair in pairs) / sum(pair[1] for pair in pairs)
-        shape = read_shape(model)
+        shape = read_shape(ModelDirectory(model))
         print(f"{name}: {shape.parameters:,} parameters, rows of {asked.length}, {asked.micro} at a time")
         dtype = torch.bfloat16 if computes_in_bf16(device) else torch.float32
         runs: dict[str, tuple[Any, float]] = {}

@@ -14,6 +14,7 @@ from llmforge.backends.common import attention_check
 from llmforge.backends.common.attention import NAMES, Documents
 from llmforge.backends.common.model import load_model
 from llmforge.errors import UserError
+from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.modules import find_base
 
 WINDOW, LONGEST = 8, 40
@@ -206,7 +207,7 @@ def main() -> None:
         with TemporaryDirectory() as directory:
             reference = saved(Path(directory), kind, fields)
             try:
-                ours = load_model(Path(directory), NAMES["sdpa"]).eval()
+                ours = load_model(ModelDirectory(Path(directory)), NAMES["sdpa"]).eval()
                 sizes = (LONGEST,) if way_of(ours).state else SIZES
                 found[name] = largest_difference(ours, reference, sizes)
             except UserError as error:

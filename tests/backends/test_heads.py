@@ -15,6 +15,7 @@ from llmforge.errors import UserError
 from llmforge.train.plan import read_shape
 from llmforge.weights.architecture import check_supported
 from llmforge.weights.config import load_config, read_config
+from llmforge.weights.directory import ModelDirectory
 
 from .packed_rows import BASE, saved
 
@@ -38,7 +39,9 @@ def test_the_loss_is_that_of_transformers_own_logits(name: str, tmp_path: Path) 
     targets = torch.cat([ids[:, 1:], torch.tensor([[-100]])], 1)
     batch = MicroBatch(ids, targets, torch.arange(12)[None], torch.zeros_like(ids), ((12,),))
     with torch.no_grad():
-        _, mine = CausalLoss(load_model(tmp_path, NAMES["sdpa"]).eval(), torch.float32, 8, None)(batch)
+        _, mine = CausalLoss(
+            load_model(ModelDirectory(tmp_path), NAMES["sdpa"]).eval(), torch.float32, 8, None
+        )(batch)
         logits = reference(input_ids=ids, use_cache=False).logits[0, :-1].float()
     theirs = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
     torch.testing.assert_close(mine[:-1], theirs, atol=1e-4, rtol=1e-4)
@@ -78,7 +81,7 @@ def write(directory: Path, **fields: Any) -> Path:
     ],
 )
 def test_a_plan_counts_classes_whose_fields_lie_elsewhere(fields: dict[str, Any], tmp_path: Path) -> None:
-    shape = read_shape(write(tmp_path, **fields))
+    shape = read_shape(ModelDirectory(write(tmp_path, **fields)))
     assert (shape.layers, shape.heads, shape.head_width) == (2, 4, 16)
     assert shape.intermediate >= 96
 
@@ -101,7 +104,7 @@ def test_other_classes_are_refused_in_a_sentence_that_says_what_is_supported(
     fields: dict[str, Any], what: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=rf"{what}.*; supported are LLaMA"):
-        read_shape(write(tmp_path, **fields))
+        read_shape(ModelDirectory(write(tmp_path, **fields)))
 
 
 @pytest.mark.parametrize("infinity", ['{"__float__": "Infinity"}', "Infinity"])

@@ -12,11 +12,12 @@ from llmforge.backends.common.attention import SDPA
 from llmforge.backends.common.model import load_model
 from llmforge.errors import UserError
 from llmforge.weights.architecture import check_length
+from llmforge.weights.directory import ModelDirectory
 
 
 def test_the_token_that_a_model_pads_with_learns_like_others(tiny_model: Path) -> None:
     assert json.loads((tiny_model / "config.json").read_text())["pad_token_id"] == 0
-    embeddings = load_model(tiny_model, SDPA).get_input_embeddings()
+    embeddings = load_model(ModelDirectory(tiny_model), SDPA).get_input_embeddings()
     embeddings(torch.tensor([0])).sum().backward()
     assert bool((embeddings.weight.grad[0] == 1).all())
 
@@ -27,7 +28,7 @@ def test_weights_that_do_not_fit_their_configuration_are_refused(tiny_model: Pat
     about = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**about, "vocab_size": 448}))
     with pytest.raises(UserError, match=r"model.embed_tokens.weight has the shape \(320, 64\).*\(448, 64\)"):
-        load_model(model, SDPA)
+        load_model(ModelDirectory(model), SDPA)
 
 
 def test_a_model_that_lacks_a_tensor_is_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_a_model_that_lacks_a_tensor_is_refused(tiny_model: Path, tmp_path: Path
     del tensors[lost]
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=rf"lacks 1 tensors of its model \(the first is {lost}\)"):
-        load_model(model, SDPA)
+        load_model(ModelDirectory(model), SDPA)
 
 
 def test_a_truncated_model_is_named(tiny_model: Path, tmp_path: Path) -> None:
@@ -49,7 +50,7 @@ def test_a_truncated_model_is_named(tiny_model: Path, tmp_path: Path) -> None:
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"model.safetensors is damaged .*copy or download it again"):
-        load_model(model, SDPA)
+        load_model(ModelDirectory(model), SDPA)
 
 
 def test_models_with_other_parts_are_refused_with_what_is_supported(tiny_model: Path, tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_models_with_other_parts_are_refused_with_what_is_supported(tiny_model: 
     ):
         (tmp_path / "config.json").write_text(json.dumps({**about, **changes}))
         with pytest.raises(UserError, match=f"{said}.*supported are LLaMA"):
-            load_model(tmp_path, SDPA)
+            load_model(ModelDirectory(tmp_path), SDPA)
 
 
 def test_rows_longer_than_the_positions_of_a_model_are_refused(tmp_path: Path) -> None:
@@ -112,7 +113,9 @@ def test_checkpoints_hold_experts_as_other_readers_have_them(tmp_path: Path) -> 
     MixtralForCausalLM(
         MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, num_local_experts=3)
     ).save_pretrained(tmp_path / "model")
-    settings = Settings(tmp_path / "model", "fp32", parse("all"), old_rows=32, rows=32, groups=1, seed=0)
+    settings = Settings(
+        ModelDirectory(tmp_path / "model"), "fp32", parse("all"), old_rows=32, rows=32, groups=1, seed=0
+    )
     engine = NativeEngine(settings)
     (tmp_path / "saved").mkdir()
     engine.snapshot().write_model(tmp_path / "saved")

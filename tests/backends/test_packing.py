@@ -18,6 +18,7 @@ from llmforge.backends.common.attention import NAMES, Documents, Terms, by_flex,
 from llmforge.backends.common.model import load_model
 from llmforge.errors import UserError
 from llmforge.train.options import TrainOptions
+from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.vocabulary import Vocabulary
 
 from .packed_rows import BASE, ONE_BY_ONE, PACKED, SIZES, STATE, WINDOW, largest_difference, rows_of, saved
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", PACKED)
 def test_documents_in_a_row_have_the_values_of_transformers(name: str, tmp_path: Path) -> None:
     reference = saved(tmp_path, *PACKED[name])
-    ours = load_model(tmp_path, NAMES["sdpa"]).eval()
+    ours = load_model(ModelDirectory(tmp_path), NAMES["sdpa"]).eval()
     assert packing.way_of(ours).packed, packing.way_of(ours)
     assert largest_difference(ours, reference, SIZES) < 1e-4
 
@@ -36,14 +37,14 @@ def test_documents_in_a_row_have_the_values_of_transformers(name: str, tmp_path:
 @pytest.mark.parametrize("name", ONE_BY_ONE)
 def test_attention_that_is_not_ours_is_computed_by_transformers(name: str, tmp_path: Path) -> None:
     reference = saved(tmp_path, *ONE_BY_ONE[name])
-    ours = load_model(tmp_path, NAMES["sdpa"]).eval()
+    ours = load_model(ModelDirectory(tmp_path), NAMES["sdpa"]).eval()
     assert largest_difference(ours, reference, SIZES) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma 2", "gpt-oss", "stablelm"])
 def test_gradients_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     reference = saved(tmp_path, *{**PACKED, **ONE_BY_ONE}[name])
-    ours = load_model(tmp_path, NAMES["sdpa"]).eval()
+    ours = load_model(ModelDirectory(tmp_path), NAMES["sdpa"]).eval()
     ids, target = torch.randint(1, 100, (1, sum(SIZES))), torch.randn(1, sum(SIZES), BASE["hidden_size"])
     for hidden in rows_of(ours, reference, ids, SIZES):
         (hidden * target).sum().backward()
@@ -79,7 +80,7 @@ def test_every_kind_of_attention_in_transformers_4() -> None:
 @pytest.mark.parametrize("name", STATE)
 def test_a_model_with_state_takes_one_document_per_row_alone(name: str, tmp_path: Path) -> None:
     reference = saved(tmp_path, *STATE[name])
-    ours = load_model(tmp_path, NAMES["sdpa"]).eval()
+    ours = load_model(ModelDirectory(tmp_path), NAMES["sdpa"]).eval()
     with pytest.raises(UserError, match="--documents-per-row 1"):
         largest_difference(ours, reference, (20, 30))
     ids = torch.randint(1, 100, (2, 40))
@@ -97,7 +98,7 @@ def test_a_kernel_that_passes_over_the_window_is_found(monkeypatch: pytest.Monke
     attention.register()
     config = MistralConfig(**{**BASE, "sliding_window": WINDOW})
     assert attention_check.find_way(config, NAMES["sdpa"]).packed
-    attention_check._find_way.cache_clear()
+    attention_check._FOUND.clear()
     of = Terms.of
 
     def longer(*given: Any) -> Terms:
@@ -106,7 +107,7 @@ def test_a_kernel_that_passes_over_the_window_is_found(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Terms, "of", longer)
     way = attention_check.find_way(config, NAMES["sdpa"])
-    attention_check._find_way.cache_clear()
+    attention_check._FOUND.clear()
     assert not way.packed
     assert way.differs == "MistralAttention"
 
@@ -186,7 +187,7 @@ def test_a_training_says_which_class_takes_documents_one_at_a_time(
         flags = {"plugin": plugin, "mixed_precision": "fp32"}
         config = TrainOptions(model=tmp_path, data=[tmp_path], output=tmp_path / "run", **flags)
         world = World(0, processes, 0, processes)
-        build_engine(config, tmp_path, vocabulary, 2, CPU, world, 64, documents_per_row)
+        build_engine(config, ModelDirectory(tmp_path), vocabulary, 2, CPU, world, 64, documents_per_row)
         return capsys.readouterr().err
 
     warning = build("native", 5)

@@ -16,6 +16,7 @@ from llmforge.backends.common.model import empty_model, load_model
 from llmforge.backends.common.sharded_weights import read_shards, reads_as_it_is
 from llmforge.backends.common.storage import unique_state
 from llmforge.errors import UserError
+from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.read import open_weights
 from warm import TERMINAL, Warm
 
@@ -66,7 +67,7 @@ def logits(causal: Any) -> torch.Tensor:
 
 
 def filled(path: Path) -> Any:
-    causal = empty_model(path, "eager")
+    causal = empty_model(ModelDirectory(path), "eager")
     assert all(parameter.is_meta for parameter in causal.parameters())
     weights = open_weights(path)
     assert reads_as_it_is(causal, weights)
@@ -93,25 +94,25 @@ def test_a_model_filled_from_its_files_gives_the_logits_of_a_plain_load(
     kind: str, more: dict[str, Any], stored: torch.dtype, tmp_path: Path
 ) -> None:
     make_model(tmp_path, kind, stored, **more)
-    assert torch.equal(logits(filled(tmp_path)), logits(load_model(tmp_path, "eager")))
+    assert torch.equal(logits(filled(tmp_path)), logits(load_model(ModelDirectory(tmp_path), "eager")))
 
 
 def test_pickled_files_hold_a_tied_matrix_twice(tmp_path: Path) -> None:
     make_model(tmp_path, tie_word_embeddings=True)
     as_pickle(tmp_path, {"lm_head.weight": "model.embed_tokens.weight"})
-    assert torch.equal(logits(filled(tmp_path)), logits(load_model(tmp_path, "eager")))
+    assert torch.equal(logits(filled(tmp_path)), logits(load_model(ModelDirectory(tmp_path), "eager")))
 
 
 def test_tied_names_with_other_values_are_left_to_transformers(tmp_path: Path) -> None:
     make_model(tmp_path, tie_word_embeddings=False)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    assert not reads_as_it_is(empty_model(tmp_path, "eager"), open_weights(tmp_path))
+    assert not reads_as_it_is(empty_model(ModelDirectory(tmp_path), "eager"), open_weights(tmp_path))
 
 
 def test_experts_are_left_to_transformers_where_it_converts_them(tmp_path: Path) -> None:
     make_model(tmp_path, "mixtral", **EXPERTS)
-    causal, weights = empty_model(tmp_path, "eager"), open_weights(tmp_path)
+    causal, weights = empty_model(ModelDirectory(tmp_path), "eager"), open_weights(tmp_path)
     assert reads_as_it_is(causal, weights) == (unique_state(causal).keys() == weights.tensors.keys())
 
 
@@ -147,7 +148,9 @@ def make_engine(model: Path, trainable: str) -> Any:
     from llmforge.backends.common.trainable import parse
     from llmforge.backends.torch.parallel import FSDPEngine
 
-    settings = Settings(model, "fp32", parse(trainable), old_rows=90, rows=96, groups=1, seed=0)
+    settings = Settings(
+        ModelDirectory(model), "fp32", parse(trainable), old_rows=90, rows=96, groups=1, seed=0
+    )
     return FSDPEngine(settings, world_from_environment())
 
 
@@ -205,7 +208,10 @@ def test_weights_that_transformers_converts_are_dealt_out_by_rank_0(in_two: Any,
     in_two(save, model, tmp_path / "out")
     shutil.copy(model / "config.json", tmp_path / "out")
     assert open_weights(tmp_path / "out").tensors.keys() == open_weights(model).tensors.keys()
-    assert torch.equal(logits(load_model(tmp_path / "out", "eager")), logits(load_model(model, "eager")))
+    assert torch.equal(
+        logits(load_model(ModelDirectory(tmp_path / "out"), "eager")),
+        logits(load_model(ModelDirectory(model), "eager")),
+    )
 
 
 def refusal(rank: int, model: Path) -> str:

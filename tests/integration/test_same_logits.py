@@ -15,11 +15,14 @@ def test_the_export_gives_the_logits_of_the_training_process(tiny_model, tmp_pat
 import numpy as np, torch
 from pathlib import Path
 from llmforge.train.options import TrainOptions
+from llmforge.train.setup import Ranks, set_up
 from llmforge.train.trainer import Trainer
+from llmforge.weights.directory import ModelDirectory
 config = TrainOptions(model=Path({str(tiny_model)!r}), data=[Path({str(tmp_path / "data")!r})],
                      output=Path({str(tmp_path / "trained")!r}), max_steps=5, learning_rate=1e-2, mixed_precision="bf16")
-trainer = Trainer(config, config.model)
-assert trainer.run() is not None
+with Ranks.joined(config) as ranks:
+    trainer = Trainer(config, set_up(config, ModelDirectory(config.model), ranks), ranks)
+    assert trainer.run() is not None
 with torch.no_grad():
     logits = trainer.engine.causal.eval()(torch.arange(200)[None]).logits[0].float()
 np.save({str(tmp_path / "logits.npy")!r}, logits.numpy())

@@ -14,6 +14,7 @@ from llmforge.errors import UsageError, UserError
 from llmforge.train.options import TrainOptions
 from llmforge.train.plan import make_plan
 from llmforge.train.sampler import Sampler
+from llmforge.weights.directory import ModelDirectory
 
 MIX = {"en": 1.0, "zh": 3.0}
 
@@ -89,7 +90,9 @@ def test_a_resume_with_another_mixture_goes_on_in_each_category(
 def test_the_plan_counts_the_rows_of_the_mixture(prepared: Path, tiny_model: Path, tmp_path: Path) -> None:
     given = {"model": tiny_model, "data": [prepared], "output": tmp_path / "run"}
     data = PackedDataset([prepared])
-    plan = make_plan(TrainOptions(**{**given, "mix": "zh=1,en=0", "micro_batch_size": 1}), tiny_model)
+    plan = make_plan(
+        TrainOptions(**{**given, "mix": "zh=1,en=0", "micro_batch_size": 1}), ModelDirectory(tiny_model)
+    )
     zh = data.by_category["zh"]
     assert (plan.steps, plan.tokens) == (len(zh), zh.tokens)
 

@@ -19,6 +19,7 @@ from llmforge.errors import UsageError
 from llmforge.train.options import TrainOptions
 from llmforge.train.plan import activations, make_plan, read_shape
 from llmforge.train.roofline import floor_seconds, step_parts
+from llmforge.weights.directory import ModelDirectory
 
 
 def test_counts_are_those_of_the_run(
@@ -31,7 +32,7 @@ def test_counts_are_those_of_the_run(
     config = TrainOptions(
         model=tiny_model, data=[tiny_data], output=tmp_path, micro_batch_size=4, num_epochs=2
     )
-    plan = make_plan(config, tiny_model, KNOWN["h100"], processes=2)
+    plan = make_plan(config, ModelDirectory(tiny_model), KNOWN["h100"], processes=2)
     assert (plan.parameters, plan.trained_parameters) == (38_624, 38_624)
     assert (plan.rows_per_step, plan.steps) == (8, 12)
     assert plan.memory["optimizer"] == 8 * 38_624
@@ -52,7 +53,9 @@ def test_activations_are_what_autograd_keeps(
     config = LlamaConfig(**sizes, num_hidden_layers=6, num_attention_heads=heads, num_key_value_heads=groups)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     dtype = PRECISIONS[precision]
-    causal = load_model(tmp_path, attention.NAMES[attention.choose(torch.device("cpu"), dtype, "auto")])
+    causal = load_model(
+        ModelDirectory(tmp_path), attention.NAMES[attention.choose(torch.device("cpu"), dtype, "auto")]
+    )
     keep_less(causal)
     ids = torch.randint(0, 256, (2, 256))
     positions = torch.arange(256).repeat(2, 1)
@@ -72,14 +75,14 @@ def test_activations_are_what_autograd_keeps(
         torch.autocast("cpu", dtype, enabled=precision == "bf16"),
     ):
         CausalLoss(causal, dtype, 64, None)(batch)
-    shape = read_shape(tmp_path)
+    shape = read_shape(ModelDirectory(tmp_path))
     casts = low * shape.layers * shape.layer_parameters if low == 2 else 0
     found = sum(storage.nbytes() for storage in kept.values()) - casts
     assert activations(shape, ids.numel(), low, recomputed=False) == pytest.approx(found, rel=0.03)
 
 
 def test_the_floor_counts_the_operations_of_the_plan(tiny_model: Path, tiny_data: Path) -> None:
-    shape = read_shape(tiny_model)
+    shape = read_shape(ModelDirectory(tiny_model))
     parts = {part.name: part for part in step_parts(shape, 1000, 2, 50.0, low=2, chunk=512)}
     attention = parts["attention"].flops * 3 / 3.5  # which its backward pass computes once more
     counted = parts["products of the layers"].flops + attention + parts["head and loss"].flops
@@ -89,15 +92,15 @@ def test_the_floor_counts_the_operations_of_the_plan(tiny_model: Path, tiny_data
         list(parts.values()), KNOWN["h100"], "bf16"
     )
     config = TrainOptions(model=tiny_model, data=[tiny_data], output=Path("unused"))
-    plan = make_plan(config, tiny_model, KNOWN["h100"])
+    plan = make_plan(config, ModelDirectory(tiny_model), KNOWN["h100"])
     assert plan.floor_tokens_per_second
     assert "at most" in plan.render()
     some = TrainOptions(model=tiny_model, data=[tiny_data], output=Path("unused"), trainable="new-embeddings")
-    assert "at most" not in make_plan(some, tiny_model, KNOWN["h100"]).render()
+    assert "at most" not in make_plan(some, ModelDirectory(tiny_model), KNOWN["h100"]).render()
 
 
 def test_flops_of_what_is_frozen_are_not_counted(tiny_model: Path) -> None:
-    shape = read_shape(tiny_model)
+    shape = read_shape(ModelDirectory(tiny_model))
     everything = shape.flops_per_token("all", 10.0)
     forward = 2 * (3 * shape.layer_parameters + 336 * 32) + 4 * 3 * 32 * 10
     assert everything == pytest.approx(3 * forward)
@@ -145,7 +148,7 @@ def test_every_kind_is_counted_by_what_a_token_meets(
     }
     config = AutoConfig.for_model(kind, **given)
     config.save_pretrained(tmp_path)
-    shape, model = read_shape(tmp_path), AutoModelForCausalLM.from_config(config)
+    shape, model = read_shape(ModelDirectory(tmp_path)), AutoModelForCausalLM.from_config(config)
     assert (shape.parameters, shape.layers, shape.heads) == (model.num_parameters(), 2, 2)
     assert sum(shape.per_layer) - sum(shape.active_per_layer) == idle
     assert shape.trained("0") == shape.per_layer[0]

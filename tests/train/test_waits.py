@@ -16,6 +16,7 @@ from llmforge.backends.common.trainable import parse
 from llmforge.backends.torch.engine import NativeEngine
 from llmforge.dataset.packed import PackedDataset
 from llmforge.train.batches import Groups, make_micro_batch
+from llmforge.weights.directory import ModelDirectory
 
 # What makes the host wait for a GPU: reading a number, and results whose size depends on values.
 WAITING = {
@@ -59,7 +60,13 @@ def engine_of(model: Path, directory: Path, **more: Any) -> tuple[NativeEngine, 
     groups = Groups(tuple(data.categories), 300)
     chosen = {"precision": "fp32", "trainable": parse("all"), **more}
     settings = Settings(
-        model=model, old_rows=300, rows=330, groups=groups.count, seed=0, device="cpu", **chosen
+        model=ModelDirectory(model),
+        old_rows=300,
+        rows=330,
+        groups=groups.count,
+        seed=0,
+        device="cpu",
+        **chosen,
     )
     return NativeEngine(settings), [
         make_micro_batch(data.rows([2 * i, 2 * i + 1]), 2, data.max_length, groups, False) for i in range(4)

@@ -14,6 +14,7 @@ from llmforge.errors import UserError
 from llmforge.evaluate.models import load_model
 from llmforge.weights import delta
 from llmforge.weights.completeness import check_complete
+from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.export import FormatOptions, export
 
 
@@ -35,7 +36,7 @@ def configure(model: Path, **fields: Any) -> None:
 def train_load(model: Path) -> object:
     from llmforge.backends.common.model import load_model as load_for_training
 
-    return load_for_training(model, "sdpa")
+    return load_for_training(ModelDirectory(model), "sdpa")
 
 
 def lose_a_layer(tensors: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ torch: options are checked, and machines judged, before anything is loaded.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmforge.errors import UsageError
@@ -15,6 +14,7 @@ from llmforge.errors import UsageError
 if TYPE_CHECKING:
     from llmforge.backends.base import Engine, World
     from llmforge.backends.common.settings import Settings
+    from llmforge.weights.directory import ModelDirectory
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Backend(ABC):
         return None
 
     def check_model(  # noqa: B027 - most take any
-        self, options: Any, model: Path, processes: int, length: int | None = None
+        self, options: Any, model: "ModelDirectory", processes: int, length: int | None = None
     ) -> None:
         """Raises `UserError` for the model directory `model`, shared by so many processes, and for rows of `length`
         tokens where it is known. Reads the configuration alone.

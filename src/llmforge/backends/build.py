@@ -2,7 +2,6 @@
 
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,15 +9,15 @@ import torch
 from llmforge.backends import registry
 from llmforge.backends.base import Engine, World
 from llmforge.backends.common import attention, optimizers, packing
+from llmforge.backends.common.attention_check import find_way
 from llmforge.backends.common.devices import head_chunk
 from llmforge.backends.common.memory import free_memory
-from llmforge.backends.common.model import find_way
 from llmforge.backends.common.settings import PRECISIONS, Settings
 from llmforge.backends.common.trainable import parse
 from llmforge.console import say, warn
-from llmforge.weights.architecture import check_length, check_supported
-from llmforge.weights.config import load_config, read_config
-from llmforge.weights.read import open_weights
+from llmforge.weights.architecture import check_length
+from llmforge.weights.directory import ModelDirectory
+from llmforge.weights.read import Weights
 
 # Weights, gradients and the two moments of AdamW in float32 (weights alone under adapters), with a third more for
 # activations and the rest.
@@ -49,9 +48,9 @@ def device_memory(device: torch.device) -> int:
     return free_memory()
 
 
-def count_parameters(model: Path) -> int:
-    """The numbers in the weights of a model directory, whatever they are stored in."""
-    return sum(math.prod(tensor.shape) for tensor in open_weights(model).tensors.values())
+def count_parameters(weights: Weights) -> int:
+    """The numbers in the weights of a model, whatever they are stored in."""
+    return sum(math.prod(tensor.shape) for tensor in weights.tensors.values())
 
 
 def choose_plugin(wanted: str, world: World, device: torch.device, parameters: int, lora: bool) -> str:
@@ -75,18 +74,15 @@ def choose_attention(config: Any, device: torch.device, precision: str, is_main:
     return "flash" if "flash" in can else "auto"
 
 
-def check(config: Any, model: Path, world: World, length: int) -> None:
-    """Refuses what the plugin of `config` cannot do with the model directory `model` and rows of `length` tokens,
-    before anything is loaded.
-    """
-    check_supported(read_config(model), model)
-    check_length(load_config(model), model, length)
+def _check(config: Any, model: ModelDirectory, world: World, length: int) -> None:
+    """Refuses what the plugin of `config` cannot do with `model` and rows of `length` tokens."""
+    check_length(model.config, model.path, length)
     backend = registry.find(registry.resolved(config.plugin, world.size))
     backend.check_environment(config, torch.cuda.is_available())
     backend.check_model(config, model, world.size, length)
 
 
-def say_routers(config: Any, model: Path) -> None:
+def say_routers(config: Any, model: object) -> None:
     """Says where transformers would add to the loss what balances experts, which training does not."""
     if config.to_dict().get("output_router_logits"):
         warn(
@@ -97,7 +93,7 @@ def say_routers(config: Any, model: Path) -> None:
 
 def build_engine(
     config: Any,
-    model: Path,
+    model: ModelDirectory,
     vocabulary: Any,
     groups: int,
     device: torch.device,
@@ -106,10 +102,12 @@ def build_engine(
     documents_per_row: int,
 ) -> Engine:
     """The engine of `config` (a `TrainOptions`), with the weights of the model directory `model`, for rows of `length`
-    tokens and at most `documents_per_row` documents.
+    tokens and at most `documents_per_row` documents. `UserError` where the plugin of `config` cannot do that, before
+    anything is loaded.
     """
+    _check(config, model, world, length)
     plugin = choose_plugin(
-        config.plugin, world, device, count_parameters(model), lora=config.trainable == "lora"
+        config.plugin, world, device, count_parameters(model.weights), lora=config.trainable == "lora"
     )
     optimizers.find(config.optimizer).check_backend(plugin)
     backend, precision = registry.find(plugin), config.mixed_precision
@@ -139,7 +137,7 @@ def build_engine(
         device=str(device),
     )
     if world.is_main:
-        say_routers(load_config(model), model)
+        say_routers(model.config, model)
     kernel = attention.NAMES[attention.choose(device, PRECISIONS[precision], settings.attention)]
-    packing.check_rows(find_way(model, kernel), backend, length, documents_per_row, tell=world.is_main)
+    packing.check_rows(find_way(model.config, kernel), backend, length, documents_per_row, tell=world.is_main)
     return backend.build(config, settings, world)

@@ -81,7 +81,10 @@ def check_model(training: TrainOptions, processes: int) -> None:
     """Refuses what so many processes cannot do with the model, where it lies on this machine too."""
     from llmforge.backends import registry
     from llmforge.train.run import weights_to_start_from
+    from llmforge.weights.directory import ModelDirectory
 
     weights = weights_to_start_from(training)
     if (weights / "config.json").is_file():
-        registry.find(registry.resolved(training.plugin, processes)).check_model(training, weights, processes)
+        registry.find(registry.resolved(training.plugin, processes)).check_model(
+            training, ModelDirectory(weights), processes
+        )

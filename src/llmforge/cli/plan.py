@@ -12,8 +12,14 @@ def plan(options: PlanOptions, result: Result) -> None:
     from llmforge import hub
     from llmforge.backends.common.devices import by_name
     from llmforge.train.plan import make_plan
+    from llmforge.weights.directory import ModelDirectory
 
-    made = make_plan(options.training(), hub.local(options.model), by_name(options.device), options.processes)
+    made = make_plan(
+        options.training(),
+        ModelDirectory(hub.local(options.model)),
+        by_name(options.device),
+        options.processes,
+    )
     if result.json:
         show_json(made.to_json())
     else:

@@ -22,7 +22,8 @@ from llmforge.weights.architecture import (
     with_vocabulary_size,
 )
 from llmforge.weights.completeness import check_complete
-from llmforge.weights.config import needs_own_code, read_config, refuse_own_code, stating_tied
+from llmforge.weights.config import needs_own_code, refuse_own_code, stating_tied
+from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.files import copy_code, copy_legal_files, copy_tokenizer, write_configs
 from llmforge.weights.floats import Float32, from_float32
 from llmforge.weights.modules import empty_causal
@@ -82,10 +83,11 @@ def grow(
 def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
     growth, source, target = context.options, context.source, context.target
     source_dir = source.directory
-    config = read_config(source_dir)
+    model = ModelDirectory(source_dir)
+    config = model.stated
     check_supported(config, source_dir)
     if not needs_own_code(config):
-        empty_causal(source_dir)
+        empty_causal(model.config, source_dir)
     elif any(one.runs_model for one in growth.chosen().values()) and not context.trust_remote_code:
         refuse_own_code(source_dir)
     weights = check_complete(source_dir, context.trust_remote_code)
@@ -93,7 +95,7 @@ def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
     check_extends(source, target)
     vocabulary = _sizes(source_dir, tensors, source, target, growth)
     if growth.untie:
-        tensors = untied(source_dir, tensors)
+        tensors = untied(model, tensors)
         config = {**config, "tie_word_embeddings": False}
     if tensors.tied and growth.head_init != SAME:
         raise UsageError(
@@ -175,11 +177,11 @@ def _new_rows(context: InitContext) -> dict[str, NewRows]:
     return made
 
 
-def untied(source_dir: Path, tensors: VocabularyTensors) -> VocabularyTensors:
+def untied(model: ModelDirectory, tensors: VocabularyTensors) -> VocabularyTensors:
     """`tensors` of a tied model with a head of its own, whose old rows are those of the embedding."""
     if not tensors.tied:
-        raise UsageError(f"--untie: {source_dir} has a head of its own already; leave it out.")
-    causal = empty_causal(source_dir)
+        raise UsageError(f"--untie: {model} has a head of its own already; leave it out.")
+    causal = empty_causal(model.config, model.path)
     head = causal.get_output_embeddings()
     (name,) = (name for name, module in causal.named_modules() if module is head)
     copy = replace(tensors.embedding, name=f"{name}.weight")

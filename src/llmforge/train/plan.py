@@ -3,9 +3,9 @@
 Reads the configuration of the model and the manifest of the dataset alone. The formulas are in docs/training.md.
 """
 
+import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from llmforge.backends import registry
 from llmforge.backends.common import optimizers
 from llmforge.backends.common.devices import Device, head_chunk
 from llmforge.backends.common.trainable import Trainable, parse
+from llmforge.console import warn
 from llmforge.dataset.packed import PackedDataset
 from llmforge.train.options import TrainOptions
 from llmforge.train.roofline import floor_seconds, step_parts
@@ -24,8 +25,13 @@ from llmforge.weights.architecture import (
     head_widths,
     mlp_width,
 )
-from llmforge.weights.config import load_config
+from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.modules import decoder_layers, empty_causal
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmforge.backends.base import Engine
 
 ROWS_LOOKED_AT = 1000
 PYTHON_AND_TORCH = 600_000_000  # bytes of a process that has imported torch and transformers
@@ -98,9 +104,9 @@ class Shape:
         return {i for first, end in wanted.layers for i in range(self.layers)[first:end]}
 
 
-def read_shape(model: Path) -> Shape:
-    """The shape of the model in the directory `model`, of whose files only the configuration is read."""
-    causal = empty_causal(model)
+def read_shape(model: ModelDirectory) -> Shape:
+    """The shape of `model`, of whose files only the configuration is read."""
+    causal = empty_causal(model.config, model.path)
     config = causal.config
     embedding, head = causal.get_input_embeddings().weight, causal.get_output_embeddings().weight
     layers, share = decoder_layers(causal), experts_per_token(config)
@@ -169,10 +175,10 @@ def memory(
     if low == 2 and not sharing.low and sharing.weights == 1:
         casts = low * shape.layers * shape.layer_parameters
     tokens = config.micro_batch_size * length
+    kept = activations(shape, tokens, low, config.gradient_checkpointing) // sharing.activations
     chunk = min(config.head_chunk or head_chunk(shape.vocabulary, low, on_cpu), tokens)
     head = chunk * shape.vocabulary * (4 + 4 + low)
     head += shape.vocabulary * shape.width * (low + 4)
-    kept = activations(shape, tokens, low, config.gradient_checkpointing) // sharing.activations
     # The peak is in the head, when all activations are kept and only earlier micro-batches have left
     # gradients, or at the end of the backward pass, when all gradients are there and one layer's
     # activations.
@@ -191,6 +197,36 @@ def memory(
     if sharing.weights > 1:
         parts["gathered"] = 2 * low * max(shape.layer_parameters, shape.embedding_parameters)
     return parts
+
+
+def _check_free(needed: int, free: int) -> None:
+    if needed > free:
+        warn(
+            f"a step needs an estimated {needed / 1e9:.1f} GB more per process, and {free / 1e9:.1f} GB are free; "
+            "--gradient-checkpointing, a smaller --micro-batch-size or --plugin fsdp need less."
+        )
+
+
+def check_step_memory(
+    config: TrainOptions, shape: Shape, engine: "Engine", length: int, device: "torch.device"
+) -> None:
+    """Warns where the memory of `device` is too small for steps with rows of `length` tokens."""
+    from llmforge.backends.build import device_memory
+
+    on_cpu = device.type == "cpu"
+    needed = memory(
+        shape,
+        config,
+        length,
+        precision=engine.precision,
+        plugin=engine.name,
+        on_cpu=on_cpu,
+        processes=engine.world.size,
+    )
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else 1
+    # The engine has been made: its weights and its optimizer are in memory already.
+    rest = sum(size for part, size in needed.items() if part not in ("weights", "optimizer", "program"))
+    _check_free(rest, device_memory(device) // local)
 
 
 def activations(shape: Shape, tokens: int, low: int, recomputed: bool) -> int:
@@ -249,16 +285,18 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(config: TrainOptions, weights: Path, device: Device | None = None, processes: int = 1) -> Plan:
+def make_plan(
+    config: TrainOptions, source: ModelDirectory, device: Device | None = None, processes: int = 1
+) -> Plan:
     """The plan of `config`, on `processes` devices of kind `device` (this machine's where None)."""
     from llmforge.backends.common.devices import this_device
 
     device = device or this_device()
-    shape, data = read_shape(weights), PackedDataset(config.data)
-    check_length(load_config(weights), weights, data.max_length)
+    shape, data = read_shape(source), PackedDataset(config.data)
+    check_length(source.config, source.path, data.max_length)
     precision: str = config.mixed_precision
     backend = registry.find(registry.resolved(config.plugin, processes))
-    backend.check_model(config, weights, processes, data.max_length)
+    backend.check_model(config, source, processes, data.max_length)
     if precision == "auto":
         precision = backend.automatic_precision(device.bf16_is_fast)
     rows = (

@@ -1,18 +1,15 @@
 """What is checked before the first step, because it would only show hours later."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from llmforge.backends.base import Engine
 from llmforge.backends.build import device_memory
 from llmforge.backends.common.devices import gpu_device
 from llmforge.console import warn
 from llmforge.dataset.packed import PackedDataset
 from llmforge.errors import UsageError, UserError
-from llmforge.train import plan
 from llmforge.train.mixture import check_weights
 from llmforge.train.options import TrainOptions
 from llmforge.weights.vocabulary import Vocabulary
@@ -79,34 +76,6 @@ def check_embeddings(norms: torch.Tensor, vocabulary: Vocabulary, model: object)
         )
     if zero:
         warn(f"{model}: {len(zero)} old tokens (the first is {zero[0]}) have embeddings of zeros.")
-
-
-def _check_free(needed: int, free: int) -> None:
-    if needed > free:
-        warn(
-            f"a step needs an estimated {needed / 1e9:.1f} GB more per process, and {free / 1e9:.1f} GB are free; "
-            "--gradient-checkpointing, a smaller --micro-batch-size or --plugin fsdp need less."
-        )
-
-
-def check_step_memory(
-    config: TrainOptions, shape: plan.Shape, engine: Engine, length: int, device: torch.device
-) -> None:
-    """Warns where the memory of `device` is too small for steps with rows of `length` tokens."""
-    on_cpu = device.type == "cpu"
-    needed = plan.memory(
-        shape,
-        config,
-        length,
-        precision=engine.precision,
-        plugin=engine.name,
-        on_cpu=on_cpu,
-        processes=engine.world.size,
-    )
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else 1
-    # The engine has been made: its weights and its optimizer are in memory already.
-    rest = sum(size for part, size in needed.items() if part not in ("weights", "optimizer", "program"))
-    _check_free(rest, device_memory(device) // local)
 
 
 def peak_flops(precision: str, processes: int, device: torch.device) -> float | None:

@@ -28,18 +28,16 @@ class HasState(Protocol):
     def load_state_dict(self, state: Any) -> None: ...
 
 
-def find_resumed(
-    config: TrainOptions, processes: Processes, identity: Mapping[str, Any], origin: Path
-) -> Path | None:
+def find_resumed(config: TrainOptions, processes: Processes, identity: Mapping[str, Any]) -> Path | None:
     """Collective: the checkpoint that --load-checkpoint means; None where it means none, or where there is none yet.
 
-    `identity` is that of the run (dataset, tokenizer, seed), `origin` the model that it would begin with. `UserError`
-    where the checkpoint is of another run or another engine.
+    `identity` is that of the run (dataset, tokenizer, seed). `UserError` where the checkpoint is of another run or
+    another engine.
     """
     wanted = config.load_checkpoint
     if not wanted or is_modeling(Path(wanted)):
         return None
-    found = processes.from_main(lambda: _find(config, wanted, origin))
+    found = processes.from_main(lambda: _find(config, wanted))
     if found is None:
         return None
     states = read_states(found)
@@ -53,12 +51,12 @@ def find_resumed(
     return found
 
 
-def _find(config: TrainOptions, wanted: str, origin: Path) -> Path | None:
+def _find(config: TrainOptions, wanted: str) -> Path | None:
     if config.output.is_dir():
         branch.finish_setting_aside(config.output)
     found = branch.find_checkpoint(config.output, wanted, contents=config.verify)
     if found is None:
-        say(f"{config.output} has no complete checkpoint yet; starting from {origin}.")
+        say(f"{config.output} has no complete checkpoint yet; starting from {config.model}.")
     return found
 
 

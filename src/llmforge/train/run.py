@@ -109,11 +109,15 @@ def run_training(config: TrainOptions) -> Finished | Stopped | None:
         _check_places(config)
         if config.verify:
             require_whole(weights)
+    from llmforge.train.setup import Ranks, set_up
     from llmforge.train.trainer import Trainer
+    from llmforge.weights.directory import ModelDirectory
 
     with _naming(config.output), _locked(config, arguments) if is_main else _nothing():
-        trainer = Trainer(config, weights)
-        metrics = trainer.run()
+        with Ranks.joined(config) as ranks:
+            with ranks.processes.naming_the_lost():
+                trainer = Trainer(config, set_up(config, ModelDirectory(weights), ranks), ranks)
+            metrics = trainer.run()
         if not is_main:
             return None
         if metrics is None:
@@ -184,8 +188,9 @@ def _check_unfinished(config: TrainOptions, arguments: dict[str, Any]) -> None:
 
 def _show_plan(config: TrainOptions, weights: Path) -> None:
     from llmforge.train.plan import make_plan
+    from llmforge.weights.directory import ModelDirectory
 
-    show(make_plan(config, weights).render())
+    show(make_plan(config, ModelDirectory(weights)).render())
 
 
 @contextmanager

@@ -1,16 +1,17 @@
 """Everything a training needs before its first step: processes, data, engine, and the checks between them."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmforge import tokenizer
 from llmforge.backends import registry
 from llmforge.backends.base import Engine, World
-from llmforge.backends.build import build_engine, check, choose_device
+from llmforge.backends.build import build_engine, choose_device
 from llmforge.backends.common.heartbeats import Heartbeats
 from llmforge.backends.common.processes import Processes, join_processes
 from llmforge.console import say
@@ -27,28 +28,33 @@ from llmforge.train.resolved import write_config
 from llmforge.train.resume import find_resumed
 from llmforge.train.sampler import Sampler
 from llmforge.train.save_dir import MODELING
-from llmforge.weights.vocabulary import Vocabulary, vocabulary
+from llmforge.weights.directory import ModelDirectory
+from llmforge.weights.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run: the device of this one, who the others are, and the thread that watches them."""
+    """The processes of a run: the device of this one, and who the others are. `began` is `time.monotonic` of the start."""
 
     device: torch.device
     world: World
     processes: Processes
-    heartbeats: Heartbeats
+    began: float
 
     @staticmethod
-    def join(config: TrainOptions) -> "Ranks":
-        """Collective; the heartbeats have begun."""
-        device = choose_device(config.rehearse)
+    @contextmanager
+    def joined(config: TrainOptions) -> "Iterator[Ranks]":
+        """Collective: the processes watch each other's heartbeats inside."""
+        began, device = time.monotonic(), choose_device(config.rehearse)
         backend = registry.find(registry.resolved(config.plugin, 1))
         world = join_processes(device, backend.process_group)
         processes = Processes(world)
         heartbeats = Heartbeats(processes, config.rank_timeout)
         heartbeats.start()
-        return Ranks(device, world, processes, heartbeats)
+        try:
+            yield Ranks(device, world, processes, began)
+        finally:
+            heartbeats.stop()
 
 
 @dataclass(frozen=True)
@@ -75,24 +81,24 @@ class Setup:
     peak_flops: float | None
 
 
-def set_up(config: TrainOptions, weights: Path, ranks: Ranks) -> Setup:
+def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
     """Collective: reads the data, finds the checkpoint to resume, and makes the engine with the weights of the model
-    directory `weights`, or of that checkpoint. `UserError` where any of it does not go together.
+    `source`, or of that checkpoint. `UserError` where any of it does not go together.
     """
     world, processes, data = ranks.world, ranks.processes, PackedDataset(config.data)
-    words, loaded = vocabulary(weights), tokenizer.load(weights)
+    words, loaded = source.vocabulary, source.tokenizer
     # The source model may go away while the run continues.
-    model_files = hold_files(weights) if world.is_main else {}
+    model_files = hold_files(source.path) if world.is_main else {}
     identity = {"dataset": data.fingerprint, "tokenizer": loaded.fingerprint, "seed": config.seed}
-    refuse_disagreement(processes, facts(config, weights, identity))
+    mine = facts(config, source.path, identity)
+    refuse_disagreement(processes, mine)
     refuse_separate_directories(processes, config.output)
-    preflight.check_inputs(config, data, loaded.fingerprint, words, weights)
-    check(config, weights, world, data.max_length)
+    preflight.check_inputs(config, data, loaded.fingerprint, words, source.path)
     preflight.check_rows(data, words, config.data[0])
     holdout = Holdout(config.eval_data, loaded.fingerprint, words.source) if config.eval_data else None
-    resumed = find_resumed(config, processes, identity, weights)
+    resumed = find_resumed(config, processes, identity)
     # Adapters are part of the state, and belong to the weights that the run had started from.
-    start = resumed / MODELING if resumed and config.trainable != "lora" else weights
+    start = ModelDirectory(resumed / MODELING) if resumed and config.trainable != "lora" else source
     groups = Groups(tuple(data.categories), words.source)
     datasets = [data, *([holdout.data] if holdout else [])]
     engine = build_engine(
@@ -107,9 +113,10 @@ def set_up(config: TrainOptions, weights: Path, ranks: Ranks) -> Setup:
     )
     preflight.check_embeddings(engine.embedding_norms(), words, start)
     shape = plan.read_shape(start)
-    if world.is_main:
-        preflight.check_step_memory(config, shape, engine, data.max_length, ranks.device)
     visible = plan.visible_keys(data, config.cross_document_attention)
+    flops_per_token = shape.flops_per_token(config.trainable, visible)
+    if world.is_main:
+        plan.check_step_memory(config, shape, engine, data.max_length, ranks.device)
     return Setup(
         world=world,
         data=data,
@@ -122,7 +129,7 @@ def set_up(config: TrainOptions, weights: Path, ranks: Ranks) -> Setup:
         resumed=resumed,
         engine=engine,
         layers=shape.layers,
-        flops_per_token=shape.flops_per_token(config.trainable, visible),
+        flops_per_token=flops_per_token,
         peak_flops=preflight.peak_flops(engine.precision, world.size, ranks.device),
     )
 

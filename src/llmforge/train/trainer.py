@@ -20,27 +20,16 @@ from llmforge.train.resume import check_steps, keep_rows, load_callbacks, load_e
 from llmforge.train.sampler import Sampler
 from llmforge.train.save_dir import MODELING
 from llmforge.train.schedule import make_schedule
-from llmforge.train.setup import Ranks, announce, prepare_save_dir, set_up
+from llmforge.train.setup import Ranks, Setup, announce, prepare_save_dir
 from llmforge.train.states import COUNTERS, Position, states_text
 
 
 class Trainer:
     """One training, from its weights to its final model; `llmforge.train.callbacks.base.Run` to its callbacks."""
 
-    def __init__(self, config: TrainOptions, weights: Path) -> None:
-        self.config, self.started = config, time.monotonic()
-        self.ranks = Ranks.join(config)
-        try:
-            with self.ranks.processes.naming_the_lost():
-                self.setup = set_up(config, weights, self.ranks)
-                self._prepare()
-        except BaseException:
-            self.ranks.heartbeats.stop()
-            raise
-
-    def _prepare(self) -> None:
-        config, setup = self.config, self.setup
-        self.engine = setup.engine
+    def __init__(self, config: TrainOptions, setup: Setup, ranks: Ranks) -> None:
+        self.config, self.setup, self.ranks = config, setup, ranks
+        self.engine, self.started = setup.engine, ranks.began
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.asked_to_stop: str | None = None
         self.stopping: str | None = None
@@ -95,7 +84,6 @@ class Trainer:
                     raise better from error
             raise
         finally:
-            self.ranks.heartbeats.stop()
             self.batches.close()
             for callback in reversed(started):
                 callback.close()

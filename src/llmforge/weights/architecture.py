@@ -282,7 +282,7 @@ def check_length(config: Any, directory: Path, length: int) -> None:
         limit = config.max_position_embeddings
         if length > limit:
             raise UserError(
-                f"--data has rows of {length:,} tokens, and {directory} has positions for {limit:,}; "
+                f"--data or --eval-data has rows of {length:,} tokens, and {directory} has positions for {limit:,}; "
                 f"prepare the data with --max-length {limit} or less."
             )
     ropes = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -293,7 +293,7 @@ def check_length(config: Any, directory: Path, length: int) -> None:
         )
         if field and isinstance(limit, int) and length > limit:
             raise UserError(
-                f"--data has rows of {length:,} tokens, and from {limit:,} on the {how} positions of {directory} "
+                f"--data or --eval-data has rows of {length:,} tokens, and from {limit:,} on the {how} positions of {directory} "
                 "depend on the longest document of a micro-batch, so that documents packed with it would change; "
                 f"prepare the data with --max-length {limit} or less."
             )

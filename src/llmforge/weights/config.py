@@ -84,10 +84,14 @@ def load_config(directory: Path, trust_remote_code: bool = False) -> Any:
     Raises `UserError` where this version knows no such model, or cannot represent the configuration. Code of the
     directory (`auto_map`) is run only with `trust_remote_code`.
     """
+    return make_config(read_config(directory), directory, trust_remote_code)
+
+
+def make_config(config: dict[str, Any], directory: Path, trust_remote_code: bool = False) -> Any:
+    """The same from `config`, the `config.json` that was read already."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = read_config(directory)
     _check_sizes(config, directory / CONFIG)
     kind = config.get("model_type")
     if needs_own_code(config):

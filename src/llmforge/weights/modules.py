@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.errors import UserError
-from llmforge.weights.architecture import SUPPORTED, check_supported
-from llmforge.weights.config import CONFIG, load_config, read_config
+from llmforge.weights.architecture import SUPPORTED
+from llmforge.weights.config import CONFIG
 
 # Where the base model of a causal language model has its decoder layers.
 LAYERS = ("layers", "h", "decoder.layers", "blocks", "language_model.layers")
@@ -43,15 +43,13 @@ def possible_logits(config: Any) -> list[Logits]:
     return [Logits(scale, cap) for scale in scales for cap in caps]
 
 
-def empty_causal(directory: Path) -> Any:
-    """The causal model of `directory` without weights (on the meta device), of whose files only the configuration is
-    read, after making sure that its parts are where training looks for them. A `UserError` says what is supported.
+def empty_causal(config: Any, directory: Path) -> Any:
+    """The causal model of transformers' configuration `config` without weights (on the meta device), after making sure
+    that its parts are where training looks for them. A `UserError` about `directory` says what is supported.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    check_supported(read_config(directory), directory)
-    config = load_config(directory)
     try:
         with torch.device("meta"):
             causal = AutoModelForCausalLM.from_config(config, trust_remote_code=False)

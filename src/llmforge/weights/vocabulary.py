@@ -6,7 +6,7 @@ from pathlib import Path
 from llmforge.errors import UserError
 from llmforge.steps import manifest_path, read_manifest
 from llmforge.tokenizer import Tokenizer, load
-from llmforge.weights.architecture import find_vocabulary_tensors
+from llmforge.weights.architecture import VocabularyTensors, find_vocabulary_tensors
 from llmforge.weights.config import read_config
 from llmforge.weights.read import open_weights
 
@@ -31,10 +31,11 @@ def vocabulary(model_dir: Path) -> Vocabulary:
 
     Reads headers only. Raises `UserError` if the model has fewer rows than its tokenizer has ids.
     """
-    if recorded := _recorded(model_dir):
-        return recorded
-    size = load(model_dir).size
-    return _with_rows(model_dir, size)
+    return recorded(model_dir) or fitting(
+        model_dir,
+        load(model_dir).size,
+        find_vocabulary_tensors(open_weights(model_dir), read_config(model_dir)),
+    )
 
 
 def check_fits(model_dir: Path, tokenizer: Tokenizer) -> Vocabulary:
@@ -43,7 +44,7 @@ def check_fits(model_dir: Path, tokenizer: Tokenizer) -> Vocabulary:
     Raises `UserError` if the model was grown to another tokenizer, or has fewer rows than `tokenizer` has
     ids.
     """
-    own = read_manifest(model_dir).outputs.get("tokenizer") if _recorded(model_dir) else None
+    own = read_manifest(model_dir).outputs.get("tokenizer") if recorded(model_dir) else None
     if own is not None and own != tokenizer.fingerprint:
         raise UserError(
             f"the model {model_dir} has another tokenizer than {tokenizer.directory}; "
@@ -59,19 +60,19 @@ def check_fits(model_dir: Path, tokenizer: Tokenizer) -> Vocabulary:
     return vocabulary(model_dir)
 
 
-def _recorded(model_dir: Path) -> Vocabulary | None:
+def recorded(model_dir: Path) -> Vocabulary | None:
+    """The vocabulary of a model that llmforge wrote, from its manifest."""
     if not model_dir.is_dir() or not manifest_path(model_dir).is_file():
         return None
     values = read_manifest(model_dir).outputs.get("vocabulary")
     return Vocabulary(**values) if values else None
 
 
-def _with_rows(model_dir: Path, size: int) -> Vocabulary:
-    weights = open_weights(model_dir)
-    rows = find_vocabulary_tensors(weights, read_config(model_dir)).rows
-    if rows < size:
+def fitting(model_dir: Path, size: int, tensors: VocabularyTensors) -> Vocabulary:
+    """The vocabulary of another model, whose tokenizer has `size` ids; `UserError` if it has fewer rows."""
+    if tensors.rows < size:
         raise UserError(
-            f"{model_dir} has {rows:,} embedding rows, but its tokenizer has {size:,} ids; "
+            f"{model_dir} has {tensors.rows:,} embedding rows, but its tokenizer has {size:,} ids; "
             "it is not the tokenizer of this model, or the model was not resized for it; run llmforge init-model."
         )
-    return Vocabulary(size, size, rows)
+    return Vocabulary(size, size, tensors.rows)

@@ -10,6 +10,7 @@ from llmforge.backends import registry
 from llmforge.backends.colossalai import rules
 from llmforge.errors import UsageError, UserError
 from llmforge.train.options import TrainOptions
+from llmforge.weights.directory import ModelDirectory
 
 HYBRID = {"plugin": "3d", "gradient_accumulation_steps": 4}
 
@@ -118,7 +119,7 @@ def about(tmp_path: Path) -> Any:
 def test_models_that_do_not_fit_are_refused(about: Any, flags: Any, values: Any, words: str) -> None:
     config = configured(plugin="3d", gradient_accumulation_steps=8, **flags)
     with pytest.raises(UserError, match=words):
-        registry.find("3d").check_model(config, about(**values), 48, 50)
+        registry.find("3d").check_model(config, ModelDirectory(about(**values)), 48, 50)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_processes_that_cannot_be_divided_are_refused(about: Any, flags: Any, wo
     """Only factors that were given are named."""
     with pytest.raises(UsageError) as error:
         registry.find("3d").check_model(
-            configured(plugin="3d", gradient_accumulation_steps=4, **flags), about(), 6, 48
+            configured(plugin="3d", gradient_accumulation_steps=4, **flags), ModelDirectory(about()), 6, 48
         )
     assert str(error.value) == words
 

@@ -1,7 +1,6 @@
 """ColossalAI's plugins as backends. Nothing outside this folder imports ColossalAI, and this file does not either."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from llmforge.backends.backend import Backend, Sharding, Verdict, refuse_options_of_3d
@@ -12,6 +11,7 @@ from llmforge.errors import UsageError, UserError
 if TYPE_CHECKING:
     from llmforge.backends.base import Engine, World
     from llmforge.backends.common.settings import Settings
+    from llmforge.weights.directory import ModelDirectory
 
 VERSION = "0.5"
 INSTALL = "pip install 'llmforge[colossalai]' in a separate environment"
@@ -122,7 +122,9 @@ class HybridBackend(ColossalBackend):
         self._check_common(options)
         rules.check_3d(options)
 
-    def check_model(self, options: Any, model: Path, processes: int, length: int | None = None) -> None:
+    def check_model(
+        self, options: Any, model: "ModelDirectory", processes: int, length: int | None = None
+    ) -> None:
         rules.check_model_of_3d(options, model, processes, length)
 
     def data_processes(self, options: Any, processes: int) -> int:

@@ -127,7 +127,7 @@ class ColossalEngine(ABC):
         self.weights = Weights(self.names, self.parts, self.cut, self.world, self.host)
         self.scale = LossScale.for_precision(settings.precision)
         self.steps = 0
-        weights = storage.read_weights(settings.model)
+        weights = storage.read_weights(settings.model.path)
         self._read_masters(weights)
         self.untrained = self.weights.untrained(weights)
         self.frozen_norms = self._frozen_norms(weights)

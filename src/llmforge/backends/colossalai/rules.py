@@ -3,13 +3,14 @@
 This file imports neither torch nor ColossalAI: flags are checked before anything else happens.
 """
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmforge.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from llmforge.weights.directory import ModelDirectory
 
 TORCH_DDP, ZERO1, ZERO2, ZERO2_CPU = "torch_ddp", "zero1", "zero2", "zero2_cpu"
 GEMINI, GEMINI_AUTO, HYBRID = "gemini", "gemini_auto", "3d"
@@ -93,7 +94,9 @@ def missing_packages(plugin: str, versions: Mapping[str, str | None]) -> str | N
     return None
 
 
-def check_model_of_3d(config: Any, model: Path, processes: int, length: int | None = None) -> None:
+def check_model_of_3d(
+    config: Any, model: "ModelDirectory", processes: int, length: int | None = None
+) -> None:
     """The model directory `model` against the way that the flags share it, from its configuration alone; and rows of
     `length` tokens, where it is known.
     """
@@ -102,7 +105,7 @@ def check_model_of_3d(config: Any, model: Path, processes: int, length: int | No
         raise UsageError(
             f"{product(tp=tp, pp=pp, sp=sp)} needs a multiple of {tp * pp * sp} processes, but {processes} were started."
         )
-    about = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    about = model.stated
     kinds = about.get("architectures") or [about.get("model_type")]
     if "LlamaForCausalLM" not in kinds:
         raise UserError(f"--plugin 3d runs LLaMA models, and {model} is a {kinds[0]}; use zero2 or gemini.")

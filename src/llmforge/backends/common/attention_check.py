@@ -13,12 +13,11 @@ import copy
 import json
 import re
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 
-from llmforge.backends.common.attention import FLEX, NAMES, SDPA, Documents
+from llmforge.backends.common.attention import FLEX, NAMES, SDPA, Documents, register
 from llmforge.backends.common.head import apply_in_place
 from llmforge.backends.common.packing import Way
 from llmforge.backends.common.reduced import reduce
@@ -35,6 +34,7 @@ STATE = re.compile(
     r"(?i:mamba|rwkv|recurrent|lstm|delta_?net|delta_?attention|short_?conv|lightning|linear_?attention|hyena)|SSM",
 )
 CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.RNNBase)
+_FOUND: dict[tuple[str, str], Way] = {}  # by the text of the configuration and the kernel
 GROWING = ("dynamic", "longrope")  # rotary kinds whose frequencies depend on the longest position
 
 
@@ -45,26 +45,14 @@ def find_way(config: Any, name: str) -> Way:
     """
     if name not in NAMES.values():
         return Way(name)
-    text = json.dumps(config.to_dict(), default=str, sort_keys=True)
-    return _find_way(type(config).__name__ + text, _Held(config), name)
+    text = type(config).__name__ + json.dumps(config.to_dict(), default=str, sort_keys=True)
+    if (text, name) not in _FOUND:
+        _FOUND[text, name] = _find_way(config, name)
+    return _FOUND[text, name]
 
 
-class _Held:
-    """A configuration beside its text, which is what the cache below compares."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@lru_cache(maxsize=8)
-def _find_way(_text: str, held: _Held, name: str) -> Way:
-    config = held.config
+def _find_way(config: Any, name: str) -> Way:
+    register()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         reference = _reference(config)

@@ -1,52 +1,41 @@
 """Loading a causal model for training, and the module that computes a micro-batch's loss."""
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from llmforge.backends.base import MicroBatch
-from llmforge.backends.common import attention, attention_check, packing
+from llmforge.backends.common import attention, packing
+from llmforge.backends.common.attention_check import find_way
 from llmforge.backends.common.head import chunked_cross_entropy
 from llmforge.errors import UserError
-from llmforge.weights.architecture import check_supported
 from llmforge.weights.completeness import check_complete
-from llmforge.weights.config import load_config, read_config, refuse_own_code
+from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.modules import decoder_layers, find_base
 
 
-def load_model(directory: Path, attention_name: str, dtype: torch.dtype = torch.float32) -> Any:
-    """The causal model of a Hugging Face directory, in `dtype` on the CPU. No code of the directory is run."""
-    way = find_way(directory, attention_name)
-    model = _make(directory, way.name, dtype, "from_pretrained")
+def load_model(source: ModelDirectory, attention_name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The causal model of a directory, in `dtype` on the CPU. No code of the directory is run."""
+    way = find_way(source.config, attention_name)
+    model = _make(source, way.name, dtype, "from_pretrained")
     packing.install(model, way)
     return model
 
 
-def empty_model(directory: Path, attention_name: str) -> Any:
+def empty_model(source: ModelDirectory, attention_name: str) -> Any:
     """The same in float32 without weights: its parameters are on the meta device. Buffers, which are computed
     rather than loaded, have their values.
     """
-    way = find_way(directory, attention_name)
+    way = find_way(source.config, attention_name)
     with parameters_on_meta():
-        model = _make(directory, way.name, torch.float32, "from_config")
+        model = _make(source, way.name, torch.float32, "from_config")
     packing.install(model, way)
     return model
-
-
-def find_way(directory: Path, attention_name: str) -> packing.Way:
-    """How rows with several documents are computed, which is compared with transformers before any weight is read."""
-    attention.register()
-    check_supported(read_config(directory), directory)
-    try:
-        config = load_config(directory)
-    except (OSError, ValueError, KeyError):
-        return packing.Way(attention_name)  # what is wrong with the directory is said where it is loaded
-    return attention_check.find_way(config, attention_name)
 
 
 @contextmanager
@@ -65,7 +54,7 @@ def parameters_on_meta() -> Iterator[None]:
         hook.remove()
 
 
-def _make(directory: Path, attention_name: str, dtype: torch.dtype, how: str) -> Any:
+def _make(source: ModelDirectory, attention_name: str, dtype: torch.dtype, how: str) -> Any:
     import transformers
     from transformers.utils import logging
 
@@ -74,24 +63,21 @@ def _make(directory: Path, attention_name: str, dtype: torch.dtype, how: str) ->
     # transformers renamed the argument in 4.56.
     name = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
     options = {name: dtype, "attn_implementation": attention_name}
-    refuse_own_code(directory)
-    check_supported(read_config(directory), directory)
-    weights = check_complete(directory)
+    config, weights = copy.deepcopy(source.config), check_complete(source.path)
     try:
-        config = load_config(directory)
         if how == "from_config":
             model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
         else:
             for tensor in weights.tensors.values():
                 tensor.check_finite()
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(directory), config=config, local_files_only=True, trust_remote_code=False, **options
+                str(source), config=config, local_files_only=True, trust_remote_code=False, **options
             )
     except UserError:
         raise
     except Exception as error:  # what transformers raises over damaged files depends on the architecture
         raise UserError(
-            f"{directory} cannot be read as a causal language model: {' '.join(str(error).split())[:300]}"
+            f"{source} cannot be read as a causal language model: {' '.join(str(error).split())[:300]}"
         ) from error
     find_base(model)
     decoder_layers(model)

@@ -2,12 +2,12 @@
 """How an engine trains: what the configuration of a run comes down to."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from llmforge.backends.common.rates import Rates
 from llmforge.backends.common.trainable import Trainable
+from llmforge.weights.directory import ModelDirectory
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -18,7 +18,7 @@ class Settings:
     use.
     """
 
-    model: Path
+    model: ModelDirectory
     precision: str
     trainable: Trainable
     old_rows: int

@@ -35,6 +35,7 @@ from llmforge.backends.common.step import (
 from llmforge.backends.common.trainable import embedding_parameters, freeze
 from llmforge.backends.common.transfer import batch_to_device, to_host
 from llmforge.backends.torch.memory_saving import keep_less
+from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.modules import decoder_layers
 from llmforge.weights.read import open_weights
 
@@ -148,7 +149,7 @@ class NativeEngine:
 
     def _read_through_transformers(self, directory: Path) -> None:
         """The weights of files whose tensors transformers joins (experts)."""
-        whole = load_model(directory, attention.NAMES[self.attention]).state_dict()
+        whole = load_model(ModelDirectory(directory), attention.NAMES[self.attention]).state_dict()
         with torch.no_grad():
             for name, tensor in self._weights().items():
                 tensor.copy_(whole[name])

@@ -27,8 +27,8 @@ from llmforge.backends.common.sharded_weights import (
 from llmforge.backends.common.step import copy_to_cpu
 from llmforge.backends.torch.engine import NativeEngine, NativeSnapshot
 from llmforge.console import say
+from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.modules import decoder_layers
-from llmforge.weights.read import open_weights
 
 
 class _Distributed(NativeEngine):
@@ -110,7 +110,7 @@ class FSDPEngine(_Distributed):
 
     def _load(self) -> Any:
         causal = empty_model(self.settings.model, attention.NAMES[self.attention])
-        weights = open_weights(self.settings.model)
+        weights = self.settings.model.weights
         self.files = weights if reads_as_it_is(causal, weights) else None
         return causal
 
@@ -123,7 +123,7 @@ class FSDPEngine(_Distributed):
 
     def _read_through_transformers(self, directory: Path) -> None:
         def load() -> Any:
-            return load_model(directory, attention.NAMES[self.attention])
+            return load_model(ModelDirectory(directory), attention.NAMES[self.attention])
 
         send_shards(self._weights(), load, self.world, self._local)
 
