@@ -21,6 +21,7 @@ from llmforge.errors import UsageError, UserError
 from llmforge.options import make
 from llmforge.train.options import TrainOptions
 from llmforge.train.rates import RateOptions
+from llmforge.weights.directory import ModelDirectory
 
 Train = Callable[..., Any]
 OLD_ROWS, ROWS, PADDED = 300, 330, 336  # of the tiny model
@@ -71,7 +72,9 @@ def test_every_part_is_stepped_as_by_an_optimizer_of_its_own(
     torch.manual_seed(0)
     old, tiny = min(old, rows), Tiny(rows, layers, tied)
     rates = Rates(*factors)
-    options = Settings(*(Path(), "fp32", parse("all"), old, rows, 1, 0), decay_embeddings=decay, rates=rates)
+    options = Settings(
+        *(ModelDirectory(Path()), "fp32", parse("all"), old, rows, 1, 0), decay_embeddings=decay, rates=rates
+    )
     parameters = dict(tiny.named_parameters())
     made = optimizers.find(optimizer).make(tiny, parameters, options)
 
@@ -117,7 +120,16 @@ def test_training_is_that_of_a_plain_loop(tiny_model: Path) -> None:
     rates, length = Rates(0.5, 5.0, 0.8), 24
     engine = NativeEngine(
         Settings(
-            tiny_model, "fp32", parse("all"), OLD_ROWS, ROWS, 1, 0, attention="sdpa", rates=rates, clip=0.7
+            ModelDirectory(tiny_model),
+            "fp32",
+            parse("all"),
+            OLD_ROWS,
+            ROWS,
+            1,
+            0,
+            attention="sdpa",
+            rates=rates,
+            clip=0.7,
         )
     )
     model = LlamaForCausalLM.from_pretrained(tiny_model, attn_implementation="eager")

@@ -53,8 +53,10 @@ def _shape(options: LearnPiecesOptions) -> "Shape | None":
         return None
     from llmforge import hub
     from llmforge.train.plan import read_shape
+    from llmforge.weights.directory import ModelDirectory
 
-    return read_shape(hub.local(options.model, "model") if options.model else options.tokenizer)
+    model = hub.local(options.model, "model") if options.model else options.tokenizer
+    return read_shape(ModelDirectory(model))
 
 
 def _show_curve(options: LearnPiecesOptions, metrics: dict[str, Any], shape: "Shape | None") -> None:
