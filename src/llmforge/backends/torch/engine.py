@@ -16,7 +16,6 @@ from llmforge.backends.common.devices import keep_freed_memory
 from llmforge.backends.common.lora import Lora
 from llmforge.backends.common.model import (
     CausalLoss,
-    enable_recomputation,
     load_model,
     noise_hook,
     own_memory,
@@ -34,9 +33,9 @@ from llmforge.backends.common.step import (
 )
 from llmforge.backends.common.trainable import embedding_parameters, freeze
 from llmforge.backends.common.transfer import batch_to_device, to_host
+from llmforge.backends.torch.layers import prepare_layers
 from llmforge.backends.torch.memory_saving import keep_less
 from llmforge.weights.directory import ModelDirectory
-from llmforge.weights.modules import decoder_layers
 from llmforge.weights.read import open_weights
 
 
@@ -65,17 +64,13 @@ class NativeEngine:
         keep_less(self.causal)
         freeze(self.causal, settings.trainable)
         self.lora = Lora.of(self.causal, settings, tell=self.world.is_main)
-        if settings.gradient_checkpointing:
-            enable_recomputation(self.causal)
         if settings.noise:
             self.causal.get_input_embeddings().register_forward_hook(noise_hook(settings.noise))
         self.rows = settings.trained_rows
         self.loss = CausalLoss(self.causal, self.dtype, settings.head_chunk, self.rows)
         self.loss.train()
         self.module = self._distribute()
-        if settings.compile:
-            for layer in decoder_layers(self.causal):
-                layer.compile()
+        prepare_layers(self.causal, compiled=settings.compile, recomputed=settings.gradient_checkpointing)
         self.parameters = {n: p for n, p in self.causal.named_parameters() if p.requires_grad}
         self.masked = list(embedding_parameters(self.causal).values()) if self.rows else []
         self.optimizers = optimizers.find(settings.optimizer).make(self.causal, self.parameters, settings)

@@ -7,7 +7,8 @@ tensor in their precision; a gated MLP keeps gate and up and makes the activatio
 arXiv 2410.10989).
 """
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,19 +19,29 @@ NORMS = {"input_layernorm", "post_attention_layernorm"}
 
 
 def keep_less(causal: Any) -> int:
-    """Replaces `forward` of the norms and MLPs of `causal` that are known; returns how many."""
+    """Replaces `forward` of the norms and MLPs of `causal` that are known; returns how many.
+
+    By a class, not in each module: torch.compile tells functions of modules apart, and would compile every layer for itself
+    and those beyond its limit (8) not at all.
+    """
     if causal.config.model_type not in FAMILIES:
         return 0
     replaced = 0
     for name, module in causal.named_modules():
         if name.rpartition(".")[2] in NORMS and hasattr(module, "variance_epsilon"):
-            module.forward = partial(rms_norm, module)
+            module.__class__ = _with_forward(type(module), rms_norm)  # type: ignore[arg-type]
         elif isinstance(getattr(module, "act_fn", None), torch.nn.Module) and _is_gated(module):
-            module.forward = partial(gated_mlp, module)
+            module.__class__ = _with_forward(type(module), gated_mlp)  # type: ignore[arg-type]
         else:
             continue
         replaced += 1
     return replaced
+
+
+@cache
+def _with_forward(kind: type[torch.nn.Module], forward: Callable[..., torch.Tensor]) -> type[torch.nn.Module]:
+    """`kind` with another `forward`; the same class each time."""
+    return type(kind.__name__, (kind,), {"forward": forward})
 
 
 def _is_gated(module: Any) -> bool:
