@@ -13,6 +13,7 @@ from llmforge.backends.base import MicroBatch, StepResult
 from llmforge.backends.common.settings import Settings
 from llmforge.backends.common.trainable import parse
 from llmforge.backends.torch.engine import NativeEngine
+from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.modules import decoder_layers
 
 LAYERS, LENGTH = 10, 48  # more layers than torch.compile compiles one function for
@@ -38,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_engine(model: Path, **more: Any) -> NativeEngine:
     common = {"precision": "fp32", "trainable": parse("all"), "old_rows": 90, "rows": 96, "groups": 1}
-    return NativeEngine(Settings(model=model, seed=0, **common, **more))
+    return NativeEngine(Settings(model=ModelDirectory(model), seed=0, **common, **more))
 
 
 def step(engine: NativeEngine, lengths: tuple[int, ...]) -> StepResult:

@@ -3,6 +3,7 @@
 Reads the configuration of the model and the manifest of the dataset alone. The formulas are in docs/training.md.
 """
 
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -310,7 +311,8 @@ def make_plan(
     tokens = int(sampler.tokens * min(config.num_epochs, steps / per_epoch))
     visible = visible_keys(data, config.cross_document_attention)
     flops = shape.flops_per_token(config.trainable, visible)
-    speed = processes * device.attainable(precision) / flops
+    floor = _floor(shape, config, data.max_length, visible, device, precision, processes)
+    speed = min(processes * device.attainable(precision) / flops, floor or math.inf)
     return Plan(
         parameters=shape.parameters,
         trained_parameters=shape.trained(config.trainable),
@@ -334,7 +336,7 @@ def make_plan(
         tokens_per_second=speed,
         hours=tokens / speed / 3600,
         learning_rates=config.rates.factors().peaks(config.learning_rate, shape.layers),
-        floor_tokens_per_second=_floor(shape, config, data.max_length, visible, device, precision, processes),
+        floor_tokens_per_second=floor,
     )
 
 

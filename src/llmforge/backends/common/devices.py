@@ -40,11 +40,14 @@ class Device:
         return self.peak(precision) * (CPU_ATTAINED if self.is_cpu else ATTAINED)
 
 
-# From the vendors' data sheets, dense, without sparsity.
+# NVIDIA's data sheets of A100 (1758950), H100, H200, L40S and V100, its paper on the Ada architecture for the RTX 4090; dense,
+# without sparsity. A800 and H800 differ from A100 and H100 in their links (and float64) alone.
 KNOWN = {
     "a100-40gb": Device("a100-40gb", 312e12, 156e12, 40 * GB, 1.555e12),
     "a100-80gb": Device("a100-80gb", 312e12, 156e12, 80 * GB, 2.039e12),
+    "a100-80gb-pcie": Device("a100-80gb-pcie", 312e12, 156e12, 80 * GB, 1.935e12),
     "a800-80gb": Device("a800-80gb", 312e12, 156e12, 80 * GB, 2.039e12),
+    "a800-80gb-pcie": Device("a800-80gb-pcie", 312e12, 156e12, 80 * GB, 1.935e12),
     "h100": Device("h100", 989e12, 494e12, 80 * GB, 3.35e12),
     "h800": Device("h800", 989e12, 494e12, 80 * GB, 3.35e12),
     "h100-pcie": Device("h100-pcie", 756e12, 378e12, 80 * GB, 2.0e12),
@@ -60,9 +63,9 @@ CUDA_NAMES = {
     "A100-SXM4-40GB": "a100-40gb",
     "A100-PCIE-40GB": "a100-40gb",
     "A100-SXM4-80GB": "a100-80gb",
-    "A100 80GB PCIe": "a100-80gb",
+    "A100 80GB PCIe": "a100-80gb-pcie",
     "A800-SXM4-80GB": "a800-80gb",
-    "A800 80GB PCIe": "a800-80gb",
+    "A800 80GB PCIe": "a800-80gb-pcie",
     "H100 80GB HBM3": "h100",
     "H100 PCIe": "h100-pcie",
     "H100 NVL": "h100-nvl",
