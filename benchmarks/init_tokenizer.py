@@ -1,4 +1,4 @@
-"""init-tokenizer with 20,000 pieces and all gates: at most 10 s on two cores is the aim.
+"""init-tokenizer with 20,000 pieces and all checks: at most 10 s on two cores is the aim.
 
     python benchmarks/init_tokenizer.py PIECES_FOR_MISTRAL.jsonl PIECES_FOR_SMOLLM2.jsonl
 

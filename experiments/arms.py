@@ -64,7 +64,7 @@ class Arm:
         """The arms that differ in learning rates and seed alone: at each compute the best of them counts."""
         head = "" if self.head_init == "same" else f", head {self.head_init}"
         init = f", {self.init}{head}" if self.pieces else ""
-        size = f"grown by {self.pieces:,}" if self.pieces else "un-grown"
+        size = f"{self.pieces:,} new tokens" if self.pieces else "no new tokens"
         untied = ", untied" if self.untie else ""
         first = f", {self.first_trainable} first {self.first_parts}/{PARTS}" if self.first_parts else ""
         replay = "" if self.replay == 0.1 else f", replay {self.replay:.0%}"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-COLOURS = (
+COLORS = (
     "#0072b2",
     "#d55e00",
     "#009e73",
@@ -48,13 +48,13 @@ def svg(curves: Mapping[str, Sequence[tuple[float, float]]], across: str, up: st
         f'<text transform="translate(14 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">{escape(up)}</text>'
     )
     for number, (name, curve) in enumerate(curves.items()):
-        colour = COLOURS[number % len(COLOURS)]
-        dashes = ' stroke-dasharray="6 3"' if number >= len(COLOURS) else ""
+        color = COLORS[number % len(COLORS)]
+        dashes = ' stroke-dasharray="6 3"' if number >= len(COLORS) else ""
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in curve))
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"{dashes}/>')
         at = TOP + 14 + 18 * number
         parts.append(
-            f'<path d="M{WIDTH - RIGHT + 10} {at - 4}h18" stroke="{colour}" stroke-width="2"{dashes}/>'
+            f'<path d="M{WIDTH - RIGHT + 10} {at - 4}h18" stroke="{color}" stroke-width="2"{dashes}/>'
         )
         parts.append(f'<text x="{WIDTH - RIGHT + 34}" y="{at}">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>\n"])

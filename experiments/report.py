@@ -53,9 +53,9 @@ same budget of training FLOPs. A budget is cut into {PARTS} parts; held-out text
 - **Measured** are bits per byte of the first 160 characters of 32 documents of each held-out set. *Chinese* is the mean of the three Chinese
   sets. Brackets are 95 % intervals of {SAMPLES:,} bootstrap samples of documents. They say nothing of other seeds.
 - **Learning rates** are constant after 10 steps of warm-up, so that each point of a curve is a training of that length without
-  a decay. At each compute the best of a family's learning rates counts, the un-grown one's too; it is chosen on the
+  a decay. At each compute the best of a family's learning rates counts, that without new tokens included; it is chosen on the
   held-out sets.
-- **Break-even** is the compute from which the grown model's bits per byte stay below those of the un-grown one, to the end of the
+- **Break-even** is the compute from which the bits per byte of a model with new tokens stay below those without, to the end of the
   budget. `from the first point` says that it was below at the first measurement already.
 - **`colossal-llama`** is Colossal-LLaMA's way as far as llmforge can be told it: rows as the mean of all rows, embeddings first,
   one learning rate, documents of a row that attend to each other. Pieces of score 0 are of sentencepiece alone and these
@@ -82,7 +82,7 @@ def _section(base: str, tokens: int, budget: float, lines: Sequence[Line], plots
     documents = {label: len(held["bits"]) for label, held in lines[0]["held"].items()}
     drawn = weights(documents)
     found = families(lines)
-    plain = next((family for name, family in found.items() if name == "un-grown"), None)
+    plain = next((family for name, family in found.items() if name == "no new tokens"), None)
     start = next((arm[0] for arm in plain.arms.values() if not arm[0]["part"]), None) if plain else None
     plot = f"{base}-{tokens}-{budget:.0e}.svg"
     parts = [
@@ -98,7 +98,7 @@ def _section(base: str, tokens: int, budget: float, lines: Sequence[Line], plots
         _findings(ordered, plain, start, drawn),
         "### All families, best first\n",
         _summary(ordered, plain, drawn),
-        "`of the un-grown` compares both ends, each at its best learning rate. `FLOPs per character` is what a forward pass "
+        "`against no new tokens` compares both ends, each at its best learning rate. `FLOPs per character` is what a forward pass "
         "takes of the layers and the head for a Chinese character: the price at inference.\n",
         "### English and code after the training\n",
         _english(ordered, start, drawn),
@@ -136,7 +136,11 @@ def _findings(ordered: Sequence[Family], plain: Family | None, start: Line | Non
     for family in ordered[1:]:
         last = family.best(drawn)[-1]
         if family is plain or _recipe(last) == "colossal-llama":
-            name = "The un-grown model" if family is plain else "Colossal-LLaMA's way (`colossal-llama`)"
+            name = (
+                "The model without new tokens"
+                if family is plain
+                else "Colossal-LLaMA's way (`colossal-llama`)"
+            )
             above = interval(mean_bits(last, CHINESE, drawn) / lowest - 1)
             found.append(f"{name} ends {_percent(*above)} above it.")
     return "".join(f"- {sentence}\n" for sentence in found)
@@ -198,7 +202,7 @@ def _summary(ordered: Sequence[Family], plain: Family | None, drawn: Drawn) -> s
         "learning rate",
         "arms / seeds",
         "Chinese bits/byte",
-        "of the un-grown",
+        "against no new tokens",
         "break-even, FLOPs",
         "rows",
         "tokens/character",
@@ -236,7 +240,7 @@ def _inference(line: Line) -> float:
 
 def _english(ordered: Sequence[Family], start: Line | None, drawn: Drawn) -> str:
     if start is None:
-        return "The un-grown start is not measured yet.\n"
+        return "The start without new tokens is not measured yet.\n"
     rows = []
     for family in ordered:
         last = family.best(drawn)[-1]

@@ -153,8 +153,8 @@ def configuration(kind: str) -> Any:
 
 def refusal(kind: str, config: Any, work: Path) -> str:
     """What plan and init-model say of the configuration alone, if they refuse it; they must say the same."""
-    from llmforge.embedding.options import GrowthOptions
-    from llmforge.embedding.resize import grow
+    from llmforge.embedding.options import ResizeOptions
+    from llmforge.embedding.resize import resize
     from llmforge.errors import UserError
     from llmforge.train.plan import read_shape
     from llmforge.weights.directory import ModelDirectory
@@ -168,7 +168,7 @@ def refusal(kind: str, config: Any, work: Path) -> str:
     said = []
     for ask in (
         lambda: read_shape(ModelDirectory(directory)),
-        lambda: grow(directory, work / "new", work / f"{kind}-grown", GrowthOptions()),
+        lambda: resize(directory, work / "new", work / f"{kind}-grown", ResizeOptions()),
     ):
         try:
             ask()

@@ -101,12 +101,12 @@ class Trial:
         model.save_pretrained(self.source)
         for file in (self.tokenizers / "old").iterdir():
             (self.source / file.name).write_bytes(file.read_bytes())
-        from llmforge.embedding.options import GrowthOptions
-        from llmforge.embedding.resize import grow
+        from llmforge.embedding.options import ResizeOptions
+        from llmforge.embedding.resize import resize
         from llmforge.errors import UserError
 
         try:
-            grow(self.source, self.tokenizers / "new", self.grown, GrowthOptions())
+            resize(self.source, self.tokenizers / "new", self.grown, ResizeOptions())
         except UserError as error:
             self.refusal = str(error).replace(str(self.source), "MODEL")
 

@@ -17,7 +17,7 @@ from llmforge.cli.command import read_words
 from llmforge.cli.compat import SPELLINGS, spellings_of
 from llmforge.corpus.options import ReadOptions
 from llmforge.dataset.options import PrepareOptions
-from llmforge.embedding.options import GrowthOptions
+from llmforge.embedding.options import ResizeOptions
 from llmforge.errors import UsageError
 from llmforge.evaluate.options import ProtocolOptions, SamplingOptions
 from llmforge.options import convert, make, options_of
@@ -170,7 +170,7 @@ def test_manifests_have_the_arguments_of_version_0_1():
         "train": train.arguments(),
         "prepare-data": prepared,
         "reading": ReadOptions().arguments(),
-        "init-model": GrowthOptions().arguments(),
+        "init-model": ResizeOptions().arguments(),
         "evaluate": ProtocolOptions().arguments(),
         "generate": SamplingOptions().arguments(),
     }

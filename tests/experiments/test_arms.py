@@ -8,13 +8,15 @@ from experiments.arms import all_arms, read_arms
 from experiments import data
 
 
-def test_the_arms_of_the_repository_are_arms_and_include_the_un_grown_with_as_wide_a_sweep():
+def test_the_arms_of_the_repository_are_arms_and_include_one_without_new_tokens_with_as_wide_a_sweep():
     arms = all_arms()
     rates = {}
     for arm in arms.values():
         rates.setdefault((arm.base, arm.family), set()).add(arm.learning_rate)
     for base in {arm.base for arm in arms.values()}:
-        assert len(rates[base, "un-grown"]) >= max(len(own) for key, own in rates.items() if key[0] == base)
+        assert len(rates[base, "no new tokens"]) >= max(
+            len(own) for key, own in rates.items() if key[0] == base
+        )
 
 
 def test_lists_are_sweeps(tmp_path):

@@ -103,9 +103,9 @@ def test_the_page_has_losers_what_is_missing_and_a_plot(tmp_path):
     text = page(lines, {"later": Arm("later", "20M", 1e-3)}, tmp_path)
     summary = [line for line in text.splitlines() if "arms / seeds" in line or "1 / 1" in line]
     assert [line.split(" |")[0] for line in summary[1:]] == [
-        "| grown by 1,000, subtoken-mean",
-        "| un-grown",
-        "| grown by 1,000, mean",
+        "| 1,000 new tokens, subtoken-mean",
+        "| no new tokens",
+        "| 1,000 new tokens, mean",
     ]
     assert "-16.7%" in summary[1]
     assert "not reached" in summary[3]

@@ -19,7 +19,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmforge.corpus import Chunk, Reader, ReadOptions, find_chunks, labelled, read_blocks
+from llmforge.corpus import Chunk, Reader, ReadOptions, find_chunks, labeled, read_blocks
 from llmforge.dataset.forecast import forecast
 from llmforge.dataset.options import PrepareOptions
 from llmforge.dataset.prepare import prepare_data
@@ -296,8 +296,8 @@ def test_names_of_every_kind(prepare: Prepare, tmp_path: Path) -> None:
     assert prepare(place)["written"]["documents"] == len(names)
     for name in names:
         path = place / os.fsdecode(name)
-        assert labelled([str(path)]) == [(None, path)]
-        assert labelled([f"t={path}"]) == [("t", path)]
+        assert labeled([str(path)]) == [(None, path)]
+        assert labeled([f"t={path}"]) == [("t", path)]
         (corpus,) = load_corpora([str(path)], None, None)
         assert corpus.documents == ["the end"]
         corpus.label.encode()

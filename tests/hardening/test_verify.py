@@ -30,8 +30,8 @@ def outputs(llmforge: Run, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
     """One small output of every command, below one directory."""
     from llmforge.dataset.options import PrepareOptions
     from llmforge.dataset.prepare import prepare_data
-    from llmforge.embedding.options import GrowthOptions
-    from llmforge.embedding.resize import grow
+    from llmforge.embedding.options import ResizeOptions
+    from llmforge.embedding.resize import resize
     from llmforge.steps import write_report
     from llmforge.tokenizer.expand import init_tokenizer
     from llmforge.tokenizer.learn import learn_pieces
@@ -50,7 +50,7 @@ def outputs(llmforge: Run, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
     init_tokenizer(
         InitTokenizerOptions(tokenizer=tiny_model, output=out / "tokenizer", pieces=out / "pieces.jsonl")
     )
-    grow(tiny_model, out / "tokenizer", out / "grown", GrowthOptions())
+    resize(tiny_model, out / "tokenizer", out / "grown", ResizeOptions())
     prepare_data(PrepareOptions([corpus], out / "tokenizer", out / "data", max_length=64, bins=2, workers=1))
     llmforge(
         *("train", "--pretrained", out / "grown", "--dataset", out / "data", "--save-dir", out / "run"),

@@ -10,7 +10,7 @@ import pytest
 from llmforge.corpus import ReadOptions
 from llmforge.errors import UserError
 from llmforge.tokenizer import load
-from llmforge.tokenizer.compare import compare, labelled, short_names
+from llmforge.tokenizer.compare import compare, labeled, short_names
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -59,7 +59,7 @@ def test_every_format(
 
 def test_labels_and_names(tmp_path: Path) -> None:
     (tmp_path / "a=b.txt").write_text("x")
-    assert labelled([str(tmp_path / "a=b.txt"), "zh=/x", "zh=/y", "/data/news.jsonl.gz"]) == {
+    assert labeled([str(tmp_path / "a=b.txt"), "zh=/x", "zh=/y", "/data/news.jsonl.gz"]) == {
         "a=b": [tmp_path / "a=b.txt"],
         "zh": [Path("/x"), Path("/y")],
         "news": [Path("/data/news.jsonl.gz")],

@@ -83,7 +83,7 @@ def tekken(directory: Path, ranks: list[bytes], year: str) -> Path:
 
 @pytest.fixture(scope="module")
 def grown(ranks: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """By name, a source of each kind and what init-tokenizer made of it, with all gates."""
+    """By name, a source of each kind and what init-tokenizer made of it, with all checks."""
     work = tmp_path_factory.mktemp("grown")
     pieces = work / "pieces.jsonl"
     pieces.write_text("".join(json.dumps({"piece": piece}) + "\n" for piece in PIECES))

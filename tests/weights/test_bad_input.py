@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from llmforge.embedding.options import GrowthOptions
-from llmforge.embedding.resize import grow
+from llmforge.embedding.options import ResizeOptions
+from llmforge.embedding.resize import resize
 from llmforge.errors import UserError
 from llmforge.weights.export import FormatOptions, export
 
@@ -123,7 +123,7 @@ def test_damaged_models(
     source = tiny_model(shard_size="20KB")
     fault(source)
     with pytest.raises(UserError, match=FAULTS[fault]) as raised:
-        grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions())
+        resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions())
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match=FAULTS[fault]):
         export(source, tmp_path / "exported", FormatOptions())
@@ -136,11 +136,11 @@ def test_a_finished_target_survives_a_failure(
     tiny_model: Callable[..., Path], new_tokenizer: Path, tmp_path: Path
 ) -> None:
     source = tiny_model(shard_size="20KB")
-    grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions())
+    resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions())
     before = {file.name: file.read_bytes() for file in (tmp_path / "grown").iterdir()}
     truncated(source)
     with pytest.raises(UserError, match="damaged"):
-        grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions(), overwrite=True)
+        resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions(), overwrite=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "grown").iterdir()} == before
 
 
@@ -156,11 +156,11 @@ def test_pickled_code_is_not_run(
     source = tiny_model(pickled=True)
     torch.save({"weights": Evil()}, source / "pytorch_model.bin")
     with pytest.raises(UserError, match="more than weights"):
-        grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions())
+        resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions())
     assert not (tmp_path / "ran").exists()
     (source / "pytorch_model.bin").write_bytes(b"\x80\x02garbage")
     with pytest.raises(UserError, match=r"pytorch_model\.bin"):
-        grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions())
+        resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions())
 
 
 LIMITED = """

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from llmforge.embedding.options import GrowthOptions
-from llmforge.embedding.resize import grow
+from llmforge.embedding.options import ResizeOptions
+from llmforge.embedding.resize import resize
 from llmforge.errors import UserError
 from llmforge.evaluate.models import load_model
 from llmforge.weights import delta
@@ -72,7 +72,7 @@ def test_every_command_refuses_other_tensors_than_the_model_has(
         lambda: load_model(model),  # evaluate and generate
         lambda: train_load(model),
         lambda: export(model, out, FormatOptions()),
-        lambda: grow(model, new_tokenizer, out, GrowthOptions()),
+        lambda: resize(model, new_tokenizer, out, ResizeOptions()),
         lambda: delta.make(whole, model, out),
         lambda: delta.make(model, whole, out),
     ):
@@ -154,17 +154,17 @@ def test_tying_follows_class_and_configuration(
 ) -> None:
     silent = tiny_model("gemma", tied=True)
     configure(silent, tie_word_embeddings=...)
-    grow(silent, new_tokenizer, tmp_path / "gemma", GrowthOptions())  # tied by its class
+    resize(silent, new_tokenizer, tmp_path / "gemma", ResizeOptions())  # tied by its class
     assert json.loads((tmp_path / "gemma/config.json").read_text())["tie_word_embeddings"] is True
     equal = tiny_model(name="llama")  # not tied by its class, whatever its head is equal to
     change(equal, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
     configure(equal, tie_word_embeddings=...)
-    grown = grow(equal, new_tokenizer, tmp_path / "grown", GrowthOptions())
+    grown = resize(equal, new_tokenizer, tmp_path / "grown", ResizeOptions())
     assert grown.manifest.metrics["tied"] is False
     assert "lm_head.weight" in check_complete(tmp_path / "grown").tensors
     change(equal, lambda t: t.pop("lm_head.weight"))
     with pytest.raises(UserError, match=r"lacks 1 tensors .*lm_head"):
-        grow(equal, new_tokenizer, tmp_path / "headless", GrowthOptions())
+        resize(equal, new_tokenizer, tmp_path / "headless", ResizeOptions())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -179,7 +179,7 @@ def test_nan_and_infinity_are_refused_by_name_and_row(
         lambda: load_model(model),
         lambda: train_load(model),
         lambda: export(model, tmp_path / "out", FormatOptions()),
-        lambda: grow(model, new_tokenizer, tmp_path / "out", GrowthOptions()),
+        lambda: resize(model, new_tokenizer, tmp_path / "out", ResizeOptions()),
     ):
         with pytest.raises(UserError, match=r"up_proj.weight contains NaN or infinity in 1 of 48 rows \(5\)"):
             command()

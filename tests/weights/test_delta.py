@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from llmforge.embedding.options import GrowthOptions
-from llmforge.embedding.resize import grow
+from llmforge.embedding.options import ResizeOptions
+from llmforge.embedding.resize import resize
 from llmforge.errors import UserError
 from llmforge.weights import delta
 from llmforge.weights.read import open_weights
@@ -40,7 +40,7 @@ def test_there_and_back(
 ) -> None:
     base = tiny_model(dtype=dtype)
     tuned = tiny_model(dtype=dtype, name="other", seed=1)
-    grow(tuned, new_tokenizer, tmp_path / "tuned", GrowthOptions())
+    resize(tuned, new_tokenizer, tmp_path / "tuned", ResizeOptions())
     made = delta.make(base, tmp_path / "tuned", tmp_path / "delta")
     assert made.manifest.metrics["grown_tensors"] == 2
     assert made.manifest.metrics["whole_tensors"] == 0

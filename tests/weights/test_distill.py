@@ -12,8 +12,8 @@ from llmforge.corpus import Reader, ReadOptions
 from llmforge.embedding.distillation import both_sides, inputs, linear, outputs, snippets, state
 from llmforge.embedding.distillation.source_model import SourceModel
 from llmforge.embedding.initializers.distill import DistillOptions
-from llmforge.embedding.options import GrowthOptions, InitializerOptions
-from llmforge.embedding.resize import grow
+from llmforge.embedding.options import InitializerOptions, ResizeOptions
+from llmforge.embedding.resize import resize
 from llmforge.errors import UsageError, UserError
 from llmforge.steps import read_manifest
 from llmforge.tokenizer import load
@@ -34,10 +34,10 @@ def corpus(tmp_path: Path) -> Path:
     return file
 
 
-def distilling(growth: dict[str, Any] | None = None, **options: Any) -> GrowthOptions:
+def distilling(growth: dict[str, Any] | None = None, **options: Any) -> ResizeOptions:
     small: dict[str, Any] = {"distill_tokens": 300, "distill_epochs": 2, "distill_layers": 1}
     methods = InitializerOptions(distill=DistillOptions(**{**small, **options}))
-    return GrowthOptions(init="distill", methods=methods, **(growth or {}))
+    return ResizeOptions(init="distill", methods=methods, **(growth or {}))
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_distilling_moves_new_rows_alone(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     source = tiny_model(architecture, tied=tied, dtype=dtype)
-    grow(source, new_tokenizer, tmp_path / "means", GrowthOptions(untie=untie))
-    grow(source, new_tokenizer, tmp_path / "grown", distilling({"untie": untie}), corpus=[corpus])
+    resize(source, new_tokenizer, tmp_path / "means", ResizeOptions(untie=untie))
+    resize(source, new_tokenizer, tmp_path / "grown", distilling({"untie": untie}), corpus=[corpus])
     assert ("is tied: one matrix" in capfd.readouterr().err) is (tied and not untie)
     old, means, grown = (tensors(path) for path in (source, tmp_path / "means", tmp_path / "grown"))
     assert grown.keys() == means.keys()
@@ -200,7 +200,7 @@ def test_a_killed_distillation_goes_on_to_the_same_bytes(
     source = tiny_model(tied=True)
     for name in ("BATCH_TOKENS", "RUNNING_BATCH_TOKENS", "RUNNING_LENGTH"):
         monkeypatch.setattr(both_sides, name, 60)
-    grow(source, new_tokenizer, tmp_path / "whole", distilling(), corpus=[corpus])
+    resize(source, new_tokenizer, tmp_path / "whole", distilling(), corpus=[corpus])
     monkeypatch.setattr(state, "SECONDS", 0.0)
     save, calls = state.Saved.save, 0
 
@@ -213,9 +213,9 @@ def test_a_killed_distillation_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(state.Saved, "save", dies)
     with pytest.raises(_KilledError):
-        grow(source, new_tokenizer, tmp_path / "killed", distilling(), corpus=[corpus])
+        resize(source, new_tokenizer, tmp_path / "killed", distilling(), corpus=[corpus])
     assert not (tmp_path / "killed").exists()
-    grow(source, new_tokenizer, tmp_path / "killed", distilling(), corpus=[corpus])
+    resize(source, new_tokenizer, tmp_path / "killed", distilling(), corpus=[corpus])
     file = "model.safetensors"
     assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert not (tmp_path / "killed" / ".work").exists()
@@ -227,8 +227,8 @@ def test_tokens_that_the_text_lacks_are_counted_and_made_from_their_subtokens(
     source, file = tiny_model(), tmp_path / "english.jsonl"
     file.write_text(json.dumps({"text": TEXTS[1]}) + "\n")
     lacks = np.setdiff1d(np.arange(OLD_SIZE, NEW_SIZE), load(new_tokenizer).encode([TEXTS[1]])[0])
-    grow(source, new_tokenizer, tmp_path / "means", GrowthOptions())
-    grow(source, new_tokenizer, tmp_path / "grown", distilling(), corpus=[file])
+    resize(source, new_tokenizer, tmp_path / "means", ResizeOptions())
+    resize(source, new_tokenizer, tmp_path / "grown", distilling(), corpus=[file])
     counts = read_manifest(tmp_path / "grown").metrics["new_rows_by_subtokens_instead"]
     assert counts["embedding"] >= len(lacks) > 0
     means, grown = tensors(tmp_path / "means"), tensors(tmp_path / "grown")
@@ -240,10 +240,10 @@ def test_one_side_alone_leaves_the_other_to_the_subtokens(
     tiny_model: Callable[..., Path], new_tokenizer: Path, corpus: Path, tmp_path: Path
 ) -> None:
     source = tiny_model()
-    grow(source, new_tokenizer, tmp_path / "means", GrowthOptions())
+    resize(source, new_tokenizer, tmp_path / "means", ResizeOptions())
     means = tensors(tmp_path / "means")
     for side, name in (("input", "lm_head.weight"), ("output", "model.embed_tokens.weight")):
-        grow(source, new_tokenizer, tmp_path / side, distilling(distill_sides=side), corpus=[corpus])
+        resize(source, new_tokenizer, tmp_path / side, distilling(distill_sides=side), corpus=[corpus])
         made = tensors(tmp_path / side)
         assert [key for key in made if not np.array_equal(made[key], means[key])] == [
             other for other in ("model.embed_tokens.weight", "lm_head.weight") if other != name
@@ -256,11 +256,11 @@ def test_what_cannot_be_distilled_is_refused_in_a_sentence(
     source, plain = tiny_model(), tmp_path / "plain.jsonl"
     plain.write_text(json.dumps({"text": "z q z q"}) + "\n")
     with pytest.raises(UserError, match="holds none of the 69 new tokens"):
-        grow(source, new_tokenizer, tmp_path / "grown", distilling(), corpus=[plain])
+        resize(source, new_tokenizer, tmp_path / "grown", distilling(), corpus=[plain])
     with pytest.raises(UsageError, match="--distill-layers 9 is more than the 2 layers"):
-        grow(source, new_tokenizer, tmp_path / "grown", distilling(distill_layers=9), corpus=[corpus])
+        resize(source, new_tokenizer, tmp_path / "grown", distilling(distill_layers=9), corpus=[corpus])
     with pytest.raises(UsageError, match="--data are the texts"):
-        grow(source, new_tokenizer, tmp_path / "grown", distilling())
+        resize(source, new_tokenizer, tmp_path / "grown", distilling())
     with pytest.raises(UsageError, match="--distill-tokens 0: must be at least 1"):
         DistillOptions(distill_tokens=0)
     other = tiny_model(name="other")
@@ -270,10 +270,10 @@ def test_what_cannot_be_distilled_is_refused_in_a_sentence(
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (other / "tokenizer.json").write_text(json.dumps(changed))
     with pytest.raises(UserError, match="does not extend"):
-        grow(other, new_tokenizer, tmp_path / "grown", distilling(), corpus=[corpus])
+        resize(other, new_tokenizer, tmp_path / "grown", distilling(), corpus=[corpus])
     assert not (tmp_path / "grown").exists()
     with pytest.raises(UsageError, match=r"--untie: .* has a head of its own already"):
-        grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions(untie=True))
+        resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions(untie=True))
 
 
 def test_the_ridge_finds_a_linear_map() -> None:
@@ -300,7 +300,7 @@ def test_linear_rows_come_from_split_old_tokens(
     for i, ids in parts.items():
         assert 2 <= len(ids) <= linear.MOST_PARTS
         assert b"".join(spelled[part] for part in ids) == spelled[i]
-    grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions(init="linear"))
+    resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions(init="linear"))
     grown = tensors(tmp_path / "grown")
     embedding = next(value for name, value in grown.items() if "embed_tokens" in name or "wte" in name)
     assert np.isfinite(embedding).all()
@@ -318,8 +318,8 @@ def test_an_untied_model_computes_what_the_tied_one_did(
     from transformers import AutoModelForCausalLM
 
     source = tiny_model(architecture, tied=True)
-    growth = GrowthOptions(untie=True, head_init="first-subtoken")
-    grow(source, new_tokenizer, tmp_path / "grown", growth)
+    growth = ResizeOptions(untie=True, head_init="first-subtoken")
+    resize(source, new_tokenizer, tmp_path / "grown", growth)
     assert json.loads((tmp_path / "grown" / "config.json").read_text())["tie_word_embeddings"] is False
     models = [AutoModelForCausalLM.from_pretrained(path).eval() for path in (source, tmp_path / "grown")]
     embedding, head = models[1].get_input_embeddings().weight, models[1].get_output_embeddings().weight

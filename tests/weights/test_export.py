@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmforge.embedding.options import GrowthOptions
-from llmforge.embedding.resize import grow
+from llmforge.embedding.options import ResizeOptions
+from llmforge.embedding.resize import resize
 from llmforge.errors import UsageError, UserError
 from llmforge.steps import Input, Manifest, read_manifest, write_manifest
 from llmforge.tokenizer import load
@@ -23,7 +23,7 @@ from .test_grow import tensors
 def checkpoint(tiny_model: Callable[..., Path], new_tokenizer: Path, tmp_path: Path) -> Path:
     """A grown model in the place that a training gives it."""
     (tmp_path / "run" / "epoch-0_step-5").mkdir(parents=True)
-    grow(tiny_model(), new_tokenizer, tmp_path / "run" / "epoch-0_step-5" / "modeling", GrowthOptions())
+    resize(tiny_model(), new_tokenizer, tmp_path / "run" / "epoch-0_step-5" / "modeling", ResizeOptions())
     shutil.copytree(tmp_path / "run" / "epoch-0_step-5" / "modeling", tmp_path / "run" / "modeling")
     return tmp_path / "run" / "epoch-0_step-5"
 
@@ -147,7 +147,7 @@ def test_the_card_tells_the_lineage(
     tiny_model: Callable[..., Path], new_tokenizer: Path, tmp_path: Path
 ) -> None:
     source = tiny_model()
-    grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions())
+    resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions())
     # A training as it leaves itself behind: its model names no inputs, the training does.
     run = tmp_path / "run"
     shutil.copytree(tmp_path / "grown", run / "modeling")

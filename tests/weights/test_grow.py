@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from llmforge.embedding.options import GrowthOptions
-from llmforge.embedding.resize import grow
+from llmforge.embedding.options import ResizeOptions
+from llmforge.embedding.resize import resize
 from llmforge.embedding.subtokens import spellings
 from llmforge.errors import UsageError, UserError
 from llmforge.tokenizer import load
@@ -40,7 +40,7 @@ def test_every_architecture_grows(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = tiny_model(architecture, tied=tied)
-    finished = grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions())
+    finished = resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions())
     assert finished.manifest.outputs["vocabulary"] == {"source": OLD_SIZE, "size": NEW_SIZE, "padded": 384}
     assert finished.manifest.metrics["tied"] is tied
 
@@ -65,7 +65,7 @@ def test_rows_are_the_mean_of_their_subtokens(
     import torch
 
     source = tiny_model(dtype=dtype)
-    grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions())
+    resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions())
     old_tokenizer, target = load(source), load(new_tokenizer)
     text = target.token_bytes()
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -89,7 +89,7 @@ def test_other_tensors_are_copied_bit_for_bit(
     source = tiny_model(
         "gpt2", tied=True, pickled=layout == "pickled", shard_size="20KB" if layout == "shards" else "5GB"
     )
-    grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions())
+    resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions())
     new = tensors(tmp_path / "grown")
     if layout == "pickled":
         import torch
@@ -114,7 +114,7 @@ def test_new_ids_in_old_padding_rows_are_initialized(
     tiny_model: Callable[..., Path], new_tokenizer: Path, tmp_path: Path
 ) -> None:
     source = tiny_model(rows=448)
-    grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions())
+    resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions())
     old, new = tensors(source)["lm_head.weight"], tensors(tmp_path / "grown")["lm_head.weight"]
     assert new.shape == old.shape == (448, 32)
     assert model.vocabulary(tmp_path / "grown") == model.Vocabulary(OLD_SIZE, NEW_SIZE, 448)
@@ -128,7 +128,7 @@ def test_new_ids_in_old_padding_rows_are_initialized(
 def test_padding_is_for_tensor_parallel_sizes(
     tiny_model: Callable[..., Path], new_tokenizer: Path, tmp_path: Path
 ) -> None:
-    grow(tiny_model(), new_tokenizer, tmp_path / "grown", GrowthOptions(pad_to_multiple_of=100, tp=4))
+    resize(tiny_model(), new_tokenizer, tmp_path / "grown", ResizeOptions(pad_to_multiple_of=100, tp=4))
     assert model.vocabulary(tmp_path / "grown").padded == 400
 
 
@@ -138,7 +138,7 @@ def test_statistical_rows(
 ) -> None:
     source = tiny_model()
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
-        grow(source, new_tokenizer, tmp_path / name, GrowthOptions(init=init, seed=seed))
+        resize(source, new_tokenizer, tmp_path / name, ResizeOptions(init=init, seed=seed))
     old, one = tensors(source), tensors(tmp_path / "one")
     same = (tmp_path / "one/model.safetensors").read_bytes()
     assert (tmp_path / "again/model.safetensors").read_bytes() == same
@@ -157,7 +157,7 @@ def test_heads_of_their_own(
     head_init: str, tiny_model: Callable[..., Path], new_tokenizer: Path, tmp_path: Path
 ) -> None:
     source = tiny_model()
-    grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions(head_init=head_init))
+    resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions(head_init=head_init))
     old, new = tensors(source), tensors(tmp_path / "grown")
     spelled = spellings(load(source), load(new_tokenizer))
     for row, ids in enumerate(spelled, start=OLD_SIZE):
@@ -172,13 +172,13 @@ def test_a_tied_model_has_one_rule(
     tiny_model: Callable[..., Path], new_tokenizer: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="--head-init"):
-        grow(tiny_model(tied=True), new_tokenizer, tmp_path / "grown", GrowthOptions(head_init="mean"))
+        resize(tiny_model(tied=True), new_tokenizer, tmp_path / "grown", ResizeOptions(head_init="mean"))
     assert not (tmp_path / "grown").exists()
 
 
 def test_norm_correction(tiny_model: Callable[..., Path], new_tokenizer: Path, tmp_path: Path) -> None:
     source = tiny_model()
-    grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions(norm_correction=True))
+    resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions(norm_correction=True))
     old, new = (tensors(where)["lm_head.weight"] for where in (source, tmp_path / "grown"))
     norms = np.linalg.norm(new[OLD_SIZE:NEW_SIZE], axis=1)
     np.testing.assert_allclose(norms, np.median(np.linalg.norm(old, axis=1)), rtol=1e-4)
@@ -196,9 +196,11 @@ def test_odd_rows_are_reported_and_left_out(
     head[used[0]], head[used[1]], head[used[2]] = np.nan, 0, head[used[3]]
     head[used[4]] *= 0.001
     save_file(values, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"lm_head\.weight contains NaN .* in 1 of 301 rows .*--mend-rows"):
-        grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions())
-    finished = grow(source, new_tokenizer, tmp_path / "grown", GrowthOptions(mend_rows=True))
+    with pytest.raises(
+        UserError, match=r"lm_head\.weight contains NaN .* in 1 of 301 rows .*--replace-nan-rows"
+    ):
+        resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions())
+    finished = resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions(replace_nan_rows=True))
     report = finished.manifest.metrics["preflight"]["head"]
     assert (report["not_finite"], report["zero"], report["untrained"]) == (1, 1, 3)
     said = capsys.readouterr().err
@@ -223,15 +225,15 @@ def test_a_tokenizer_that_is_no_extension(
     (other / "tokenizer.json").write_text(json.dumps(definition))
     (other / "tokenizer_config.json").write_text((new_tokenizer / "tokenizer_config.json").read_text())
     with pytest.raises(UserError, match=r"does not extend .* id 290 "):
-        grow(tiny_model(), other, tmp_path / "grown", GrowthOptions())
+        resize(tiny_model(), other, tmp_path / "grown", ResizeOptions())
     assert not (tmp_path / "grown").exists()
-    grow(tmp_path / "source", new_tokenizer, tmp_path / "grown", GrowthOptions())
+    resize(tmp_path / "source", new_tokenizer, tmp_path / "grown", ResizeOptions())
     with pytest.raises(UserError, match="fewer than"):
-        grow(tmp_path / "grown", load(tmp_path / "source").directory, tmp_path / "smaller", GrowthOptions())
+        resize(tmp_path / "grown", load(tmp_path / "source").directory, tmp_path / "smaller", ResizeOptions())
 
 
 def test_fewer_rows_than_ids(tiny_model: Callable[..., Path], new_tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"256 embedding rows.*301 ids"):
-        grow(tiny_model(rows=256), new_tokenizer, tmp_path / "grown", GrowthOptions())
+        resize(tiny_model(rows=256), new_tokenizer, tmp_path / "grown", ResizeOptions())
     with pytest.raises(UserError, match=r"256 embedding rows.*301 ids"):
         model.vocabulary(tmp_path / "source")

@@ -14,8 +14,8 @@ import pytest
 
 import llmforge
 from llmforge.embedding.initializers import initializers
-from llmforge.embedding.options import GrowthOptions
-from llmforge.embedding.resize import grow
+from llmforge.embedding.options import ResizeOptions
+from llmforge.embedding.resize import resize
 from llmforge.errors import UsageError
 from llmforge.tokenizer import load
 
@@ -121,7 +121,7 @@ def test_one_file_adds_an_initialization(
     }
     assert f"embedding: {(~known).sum()} new tokens are unknown to counted-rows" in done.stderr
     old, new = tensors(source), tensors(tmp_path / "grown")
-    grow(source, new_tokenizer, tmp_path / "plain", GrowthOptions())
+    resize(source, new_tokenizer, tmp_path / "plain", ResizeOptions())
     plain = tensors(tmp_path / "plain")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         rows = new[name][OLD_SIZE:NEW_SIZE]
@@ -147,7 +147,7 @@ def test_head_and_embedding_by_rules_of_their_own(
     made = {}
     for name, head in (("mean", "subtoken-mean"), ("subtoken-mean", "mean"), ("mean", "same")):
         output = tmp_path / f"{name}-{head}"
-        grow(source, new_tokenizer, output, GrowthOptions(init=name, head_init=head))
+        resize(source, new_tokenizer, output, ResizeOptions(init=name, head_init=head))
         made[name, head] = tensors(output)
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"
     assert (made["mean", "subtoken-mean"][embedding] == made["mean", "same"][embedding]).all()
@@ -167,13 +167,13 @@ def test_what_is_chosen_decides_which_inputs_and_options_there_are(tmp_path: Pat
         "mean",
         "subtoken-mean",
     ]
-    GrowthOptions(head_init="align").check_inputs([tmp_path], None)
+    ResizeOptions(head_init="align").check_inputs([tmp_path], None)
     with pytest.raises(
         UsageError,
         match="--data are the texts that --init align and --init distill and --init focus learn from",
     ):
-        GrowthOptions(head_init="align").check_inputs([], None)
+        ResizeOptions(head_init="align").check_inputs([], None)
     with pytest.raises(UsageError, match="--donor is the model that --init donor learns from; give both"):
-        GrowthOptions().check_inputs([], tmp_path)
+        ResizeOptions().check_inputs([], tmp_path)
     with pytest.raises(UsageError, match="--init first-subtoken: must be one of align, distill, donor"):
-        GrowthOptions(init="first-subtoken")
+        ResizeOptions(init="first-subtoken")

@@ -11,8 +11,8 @@ from llmforge.corpus import Reader, ReadOptions
 from llmforge.embedding.initializers.align import align
 from llmforge.embedding.initializers.donor import pursue
 from llmforge.embedding.initializers.focus import CANDIDATES, cooccurrence_embedding, focus, sparsemax
-from llmforge.embedding.options import GrowthOptions
-from llmforge.embedding.resize import grow
+from llmforge.embedding.options import ResizeOptions
+from llmforge.embedding.resize import resize
 from llmforge.embedding.rows import Mixture
 from llmforge.errors import UsageError, UserError
 from llmforge.tokenizer import load
@@ -112,7 +112,7 @@ def test_donor_carries_its_combinations_over(
     from safetensors.numpy import load_file, save_file
 
     source = tiny_model(tied=tied)
-    grow(source, new_tokenizer, tmp_path / "donor", GrowthOptions())
+    resize(source, new_tokenizer, tmp_path / "donor", ResizeOptions())
     file = tmp_path / "donor" / "model.safetensors"
     values = load_file(file)
     for value in values.values():  # another model, in which each new token is twice one old token
@@ -121,8 +121,8 @@ def test_donor_carries_its_combinations_over(
             value[OLD_SIZE:NEW_SIZE] = 2 * value[100 : 100 + NEW_SIZE - OLD_SIZE]
     save_file(values, file, metadata={"format": "pt"})
     (tmp_path / "donor" / "llmforge.json").unlink()
-    grown = grow(
-        source, new_tokenizer, tmp_path / "grown", GrowthOptions(init="donor"), donor=tmp_path / "donor"
+    grown = resize(
+        source, new_tokenizer, tmp_path / "grown", ResizeOptions(init="donor"), donor=tmp_path / "donor"
     )
     assert set(grown.manifest.metrics["new_rows_by_subtokens_instead"].values()) == {0}
     old, new = tensors(source), tensors(tmp_path / "grown")
@@ -137,12 +137,12 @@ def test_what_the_corpus_lacks_comes_from_subtokens(
 ) -> None:
     source = tiny_model()
     for name in ("one", "two"):
-        grown = grow(source, new_tokenizer, tmp_path / name, GrowthOptions(init=init), corpus=[corpus])
+        grown = resize(source, new_tokenizer, tmp_path / name, ResizeOptions(init=init), corpus=[corpus])
     assert 0 < grown.manifest.metrics["new_rows_by_subtokens_instead"]["embedding"] < NEW_SIZE - OLD_SIZE
     assert (tmp_path / "one/model.safetensors").read_bytes() == (
         tmp_path / "two/model.safetensors"
     ).read_bytes()
-    grow(source, new_tokenizer, tmp_path / "plain", GrowthOptions())
+    resize(source, new_tokenizer, tmp_path / "plain", ResizeOptions())
     plain, new = (tensors(tmp_path / name)["lm_head.weight"][OLD_SIZE:NEW_SIZE] for name in ("plain", "one"))
     same = np.isclose(plain, new, atol=1e-6).all(axis=1)
     # BPE training that goes on merges whole old tokens: then what `align` finds in texts is the spelling again.
@@ -152,15 +152,15 @@ def test_what_the_corpus_lacks_comes_from_subtokens(
 
 def test_inputs_belong_to_their_strategy(tmp_path: Path, corpus: Path) -> None:
     for growth, given in (
-        (GrowthOptions(init="align"), {}),
-        (GrowthOptions(), {"corpus": [corpus]}),
-        (GrowthOptions(init="donor"), {}),
-        (GrowthOptions(), {"donor": tmp_path}),
+        (ResizeOptions(init="align"), {}),
+        (ResizeOptions(), {"corpus": [corpus]}),
+        (ResizeOptions(init="donor"), {}),
+        (ResizeOptions(), {"donor": tmp_path}),
     ):
         with pytest.raises(UsageError, match=r"--data|--donor"):
-            grow(tmp_path, tmp_path, tmp_path / "grown", growth, **given)
+            resize(tmp_path, tmp_path, tmp_path / "grown", growth, **given)
     with pytest.raises(UsageError, match="--init"):
-        GrowthOptions(init="other")
+        ResizeOptions(init="other")
 
 
 @pytest.mark.parametrize(
@@ -173,15 +173,15 @@ def test_broken_corpora(
     file = tmp_path / "broken.jsonl"
     file.write_bytes(b'{"target": "text"}\n' + line.encode("latin-1") + b"\n")
     with pytest.raises(UserError, match=problem):
-        grow(tiny_model(), new_tokenizer, tmp_path / "grown", GrowthOptions(init="align"), corpus=[file])
+        resize(tiny_model(), new_tokenizer, tmp_path / "grown", ResizeOptions(init="align"), corpus=[file])
     assert not (tmp_path / "grown").exists()
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match=r"no documents? (found|with text)"):
-        grow(
+        resize(
             tmp_path / "source",
             new_tokenizer,
             tmp_path / "grown",
-            GrowthOptions(init="align"),
+            ResizeOptions(init="align"),
             corpus=[tmp_path / "empty.jsonl"],
         )
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import llmforge
-from llmforge.embedding.options import GrowthOptions
-from llmforge.embedding.resize import grow
+from llmforge.embedding.options import ResizeOptions
+from llmforge.embedding.resize import resize
 from llmforge.weights.export import FormatOptions, export
 
 from .conftest import ARCHITECTURES, NEW_SIZE, OLD_SIZE, SPECIAL_IDS
@@ -67,7 +67,7 @@ def test_every_architecture_in_transformers_4(
         source = Path(directory)
         for file in old_tokenizer.iterdir():
             (source / file.name).write_bytes(file.read_bytes())
-        grown = grow(source, new_tokenizer, tmp_path / "grown" / name, GrowthOptions())
+        grown = resize(source, new_tokenizer, tmp_path / "grown" / name, ResizeOptions())
         export(tmp_path / "grown" / name, tmp_path / "exported" / name, FormatOptions())
         assert grown.manifest.outputs["vocabulary"]["padded"] == 384
         for kind in ("grown", "exported"):

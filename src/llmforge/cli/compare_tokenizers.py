@@ -1,7 +1,7 @@
 """`llmforge compare-tokenizers`."""
 
 from llmforge.cli.command import example
-from llmforge.cli.results import labelled_texts
+from llmforge.cli.results import labeled_texts
 from llmforge.console import show_json, show_table
 from llmforge.options import Result
 from llmforge.tokenizer.options import CompareTokenizersOptions
@@ -19,7 +19,7 @@ def compare_tokenizers(options: CompareTokenizersOptions, result: Result) -> Non
     outputs = [compare_report.check_output(file) for file in options.output]
     rows = compare.compare(
         [hub.local(path, "tokenizer") for path in options.tokenizer],
-        compare.labelled(labelled_texts(options.data)),
+        compare.labeled(labeled_texts(options.data)),
         options.max_documents,
         options.tokenizer_scheme,
         options.reading,

@@ -31,6 +31,7 @@ SPELLINGS: dict[str, dict[str, str]] = {
         "target-model-path": "output",
         "corpus": "data",
         "verify-corpus": "verify-data",
+        "mend-rows": "replace-nan-rows",
     },
     "prepare-data": {
         "data-input-dirs": "data",

@@ -1,7 +1,7 @@
 """`llmforge evaluate`."""
 
 from llmforge.cli.command import example
-from llmforge.cli.results import labelled_texts
+from llmforge.cli.results import labeled_texts
 from llmforge.console import show_json, show_table
 from llmforge.evaluate.options import EvaluateOptions
 from llmforge.options import Result
@@ -19,7 +19,7 @@ def evaluate(options: EvaluateOptions, result: Result) -> None:
     from llmforge import hub
     from llmforge.evaluate.compare import compare, compare_to_file, tables
 
-    models, sources = [hub.local(path) for path in options.model], labelled_texts(options.data)
+    models, sources = [hub.local(path) for path in options.model], labeled_texts(options.data)
     if options.output is None:
         results = compare(
             models, sources, options.protocol, options.trust_remote_code, options.tasks, options.asking

@@ -1,7 +1,7 @@
 """`llmforge init-model`."""
 
 from llmforge.cli.command import example
-from llmforge.cli.results import labelled_texts, show_finished, texts
+from llmforge.cli.results import labeled_texts, show_finished, texts
 from llmforge.embedding.options import InitModelOptions
 from llmforge.options import Result
 
@@ -14,7 +14,7 @@ def init_model(options: InitModelOptions, result: Result) -> None:
     bit, and rows of new tokens are initialized. All other tensors are copied.
     """
     from llmforge import hub
-    from llmforge.embedding.resize import grow
+    from llmforge.embedding.resize import resize
     from llmforge.evaluate.compare import compare, markdown
     from llmforge.evaluate.options import ProtocolOptions
     from llmforge.evaluate.texts import load_corpora
@@ -23,15 +23,15 @@ def init_model(options: InitModelOptions, result: Result) -> None:
     protocol = ProtocolOptions(
         max_documents=50, max_characters=2000, by_category=True, reading=options.reading
     )
-    heldout = labelled_texts(options.verify_data)
+    heldout = labeled_texts(options.verify_data)
     if heldout:  # a mistake in them should show before the work begins
         load_corpora(heldout, protocol.max_documents, protocol.max_characters, reading=options.reading)
     source = hub.local(options.model)
-    finished = grow(
+    finished = resize(
         source,
         hub.local(options.tokenizer, "tokenizer"),
         options.output,
-        options.growth,
+        options.resize,
         corpus=texts(options.data),
         donor=hub.local(options.donor) if options.donor else None,
         reading=options.reading,
@@ -41,7 +41,7 @@ def init_model(options: InitModelOptions, result: Result) -> None:
     rows = finished.manifest.outputs["vocabulary"]
     summary = (
         f"{rows['source']:,} ids -> {rows['size']:,} ids in {rows['padded']:,} rows, "
-        f"new rows by {options.growth.init}"
+        f"new rows by {options.resize.init}"
     )
     if heldout:
         step_0 = compare([source, options.output], heldout, protocol, options.trust_remote_code)

@@ -43,13 +43,13 @@ def _text(word: str) -> Path:
     return local_path(word)
 
 
-def labelled_texts(values: Sequence[str]) -> list[str]:
+def labeled_texts(values: Sequence[str]) -> list[str]:
     """The same for `[LABEL=]PATH` words."""
-    from llmforge.corpus import labelled
+    from llmforge.corpus import labeled
     from llmforge.corpus.hub import local_path, own_name
 
     found = []
-    for label, path in labelled(values):
+    for label, path in labeled(values):
         local = local_path(str(path))
         label = label or (own_name(str(path)) if local != path else None)
         found.append(f"{label}={local}" if label else str(local))

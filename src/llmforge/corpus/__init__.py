@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from llmforge.corpus.document import Document, Place, Segment
     from llmforge.corpus.options import ReadOptions
     from llmforge.corpus.reader import Account, Reader, SourceNames, read_blocks
-    from llmforge.corpus.sources import default_categories, find_chunks, labelled
+    from llmforge.corpus.sources import default_categories, find_chunks, labeled
     from llmforge.corpus.spans import Spans
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "Spans",
     "default_categories",
     "find_chunks",
-    "labelled",
+    "labeled",
     "read_blocks",
 ]
 
@@ -39,7 +39,7 @@ _FILES = {
     "options": ("ReadOptions",),
     "reader": ("Account", "Reader", "SourceNames", "read_blocks"),
     "spans": ("Spans",),
-    "sources": ("default_categories", "find_chunks", "labelled"),
+    "sources": ("default_categories", "find_chunks", "labeled"),
 }
 _FILE_OF = {name: file for file, names in _FILES.items() for name in names}
 

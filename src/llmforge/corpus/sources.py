@@ -89,7 +89,7 @@ def _own_name(directory: Path) -> str:
     return directory.name
 
 
-def labelled(words: Sequence[str]) -> list[tuple[str | None, Path]]:
+def labeled(words: Sequence[str]) -> list[tuple[str | None, Path]]:
     """`[LABEL=]PATH` words as (label or None, path); a word that is a path as a whole has no label."""
     found: list[tuple[str | None, Path]] = []
     for word in words:

@@ -32,11 +32,11 @@ ALWAYS_RECORDED = frozenset({"donor_terms"})
 
 
 @dataclass(frozen=True)
-class GrowthOptions(Options):
+class ResizeOptions(Options):
     """How new rows are made.
 
     The rows are padded to a multiple of `pad_to_multiple_of * tp`, the tensor-parallel size. `norm_correction` scales every
-    new row to the median norm of the old ones. `mend_rows` makes old rows that hold NaN or infinity the mean of the others;
+    new row to the median norm of the old ones. `replace_nan_rows` makes old rows that hold NaN or infinity the mean of the others;
     without it they are refused. `methods` has the options of each initialization.
     """
 
@@ -62,9 +62,10 @@ class GrowthOptions(Options):
     )
     methods: Any = group(InitializerOptions)
     seed: int = option(SEED, 42)
-    mend_rows: bool = option(
+    replace_nan_rows: bool = option(
         "Replace old rows with NaN or infinity by the mean of the others; without this they are refused.",
         False,
+        argument="mend_rows",
     )
 
     def __post_init__(self) -> None:
@@ -124,7 +125,7 @@ class InitModelOptions(Options):
     model: Path = option("Model to resize, a Hugging Face directory with its tokenizer.", reads="source")
     tokenizer: Path = option("The extended tokenizer, from init-tokenizer.", reads="tokenizer")
     output: Path = option("Model directory to write.", writes="model")
-    growth: GrowthOptions = group(GrowthOptions)
+    resize: ResizeOptions = group(ResizeOptions)
     data: list[str] = option(f"For --init {' and '.join(READ_DATA)}: texts to learn from: {TEXTS_HELP}.", [])
     donor: Path | None = option(
         f"For --init {' and '.join(READ_DONOR)}: a model directory whose tokenizer has the new tokens.",
@@ -142,4 +143,4 @@ class InitModelOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.growth.check_inputs(self.data, self.donor)
+        self.resize.check_inputs(self.data, self.donor)

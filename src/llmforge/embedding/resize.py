@@ -1,4 +1,4 @@
-"""Growing a model to a larger tokenizer: only the embedding and the head are computed with."""
+"""Resizing a model for a larger tokenizer: only the embedding and the head are computed with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ import numpy as np
 from llmforge.console import say, warn
 from llmforge.corpus import ReadOptions
 from llmforge.embedding.initializers.base import InitContext
-from llmforge.embedding.options import SAME, GrowthOptions
+from llmforge.embedding.options import SAME, ResizeOptions
 from llmforge.embedding.rows import Filler, NewRows, OldRows, look_at, with_median_norm
 from llmforge.errors import UsageError, UserError
 from llmforge.steps import Finished, Outcome, Step, remove_tree, run_step
@@ -36,11 +36,11 @@ WORK = ".work"
 WRITTEN_ROWS = 1024
 
 
-def grow(
+def resize(
     source_dir: Path,
     tokenizer_dir: Path,
     output: Path,
-    growth: GrowthOptions,
+    options: ResizeOptions,
     *,
     corpus: Sequence[Path] = (),
     donor: Path | None = None,
@@ -48,24 +48,24 @@ def grow(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> Finished:
-    """Writes the model of `source_dir`, grown to the tokenizer of `tokenizer_dir`, as the step directory `output`.
+    """Writes the model of `source_dir`, resized for the tokenizer of `tokenizer_dir`, as the step directory `output`.
 
     `corpus` are the texts, and `donor` is the model directory, that initializations may learn from. `trust_remote_code`
     lets the code that lies beside the source run, which tells whether its weights are complete.
     """
-    growth.check_inputs(corpus, donor)
+    options.check_inputs(corpus, donor)
     step = Step(
         STEP,
         output,
-        arguments={**growth.arguments(), **({"reading": reading.arguments()} if corpus and reading else {})},
+        arguments={**options.arguments(), **({"reading": reading.arguments()} if corpus and reading else {})},
         inputs=[source_dir, tokenizer_dir, *corpus, *([donor] if donor else [])],
         overwrite=overwrite,
-        resumable=any(one.resumable for one in growth.chosen().values()),
+        resumable=any(one.resumable for one in options.chosen().values()),
     )
 
     def build(partial: Path) -> Outcome:
         context = InitContext(
-            options=growth,
+            options=options,
             source=load(source_dir),
             target=load(tokenizer_dir),
             old={},
@@ -81,23 +81,23 @@ def grow(
 
 
 def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
-    growth, source, target = context.options, context.source, context.target
+    options, source, target = context.options, context.source, context.target
     source_dir = source.directory
     model = ModelDirectory(source_dir)
     config = model.stated
     check_supported(config, source_dir)
     if not needs_own_code(config):
         empty_causal(model.config, source_dir)
-    elif any(one.runs_model for one in growth.chosen().values()) and not context.trust_remote_code:
+    elif any(one.runs_model for one in options.chosen().values()) and not context.trust_remote_code:
         refuse_own_code(source_dir)
     weights = check_complete(source_dir, context.trust_remote_code)
     tensors = find_vocabulary_tensors(weights, config, context.trust_remote_code)
     check_extends(source, target)
-    vocabulary = _sizes(source_dir, tensors, source, target, growth)
-    if growth.untie:
+    vocabulary = _sizes(source_dir, tensors, source, target, options)
+    if options.untie:
         tensors = untied(model, tensors)
         config = {**config, "tie_word_embeddings": False}
-    if tensors.tied and growth.head_init != SAME:
+    if tensors.tied and options.head_init != SAME:
         raise UsageError(
             f"{source_dir} is a tied model: its embedding is also its head. "
             "Leave out --head-init; --init applies to both. Or give --untie."
@@ -108,29 +108,29 @@ def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
     for role, tensor in tensors.by_role().items():
         name = tensor.name
         old = context.old[role] = look_at(tensor, source.size)
-        if len(old.not_finite) and not growth.mend_rows:
+        if len(old.not_finite) and not options.replace_nan_rows:
             raise UserError(
                 f"{tensor.path}: {name} contains NaN or infinity in {len(old.not_finite):,} of "
-                f"{source.size:,} rows ({_named(old.not_finite.tolist(), source)}); --mend-rows replaces them by the mean of "
+                f"{source.size:,} rows ({_named(old.not_finite.tolist(), source)}); --replace-nan-rows replaces them by the mean of "
                 "the others; or download the model again."
             )
         if role != "head_bias":
             reports[role] = _report(name, old, source)
     new = _new_rows(context)
-    grown = {name: _grown(context.old[role], vocabulary, new[role].fill) for role, name in names.items()}
+    resized = {name: _resized(context.old[role], vocabulary, new[role].fill) for role, name in names.items()}
     if tensors.tied:
-        say(f"{source_dir} is tied: new rows are shared by embedding and head ({growth.init})")
+        say(f"{source_dir} is tied: new rows are shared by embedding and head ({options.init})")
 
     shards = [
         [
-            grown.get(name) or NewTensor.copy(weights.tensors[name])
+            resized.get(name) or NewTensor.copy(weights.tensors[name])
             for name in shard
             if name not in tensors.aliases
         ]
         for shard in weights.shards
     ]
-    if growth.untie:
-        shards[-1].append(grown[names["head"]])
+    if options.untie:
+        shards[-1].append(resized[names["head"]])
     with room_for(output, sum(tensor.size for shard in shards for tensor in shard)):
         write_weights(partial, shards, STEP)
         write_configs(
@@ -158,11 +158,11 @@ def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
 
 def _new_rows(context: InitContext) -> dict[str, NewRows]:
     """The new rows of each role, by the initialization that is chosen for it."""
-    growth = context.options
+    options = context.options
     context.work.mkdir(exist_ok=True)
     made: dict[str, NewRows] = {}
-    for name, initializer in growth.chosen().items():
-        roles = [role for role in context.old if growth.name_for(role) == name]
+    for name, initializer in options.chosen().items():
+        roles = [role for role in context.old if options.name_for(role) == name]
         made |= initializer.make(context, [role for role in roles if role in initializer.makes])
         for role in roles:
             if role not in made:
@@ -171,7 +171,7 @@ def _new_rows(context: InitContext) -> dict[str, NewRows]:
                 )
             if count := made[role].by_subtokens:
                 say(f"{role}: {count:,} new tokens are unknown to {name} and made from their sub-tokens")
-    if growth.norm_correction:
+    if options.norm_correction:
         for role in made.keys() - {"head_bias"}:
             made[role] = replace(made[role], fill=with_median_norm(made[role].fill, context.old[role]))
     return made
@@ -205,19 +205,19 @@ def check_extends(source: Tokenizer, target: Tokenizer) -> None:
 
 
 def _sizes(
-    source_dir: Path, tensors: VocabularyTensors, source: Tokenizer, target: Tokenizer, growth: GrowthOptions
+    source_dir: Path, tensors: VocabularyTensors, source: Tokenizer, target: Tokenizer, options: ResizeOptions
 ) -> Vocabulary:
     if tensors.rows < source.size:
         raise UserError(
             f"{source_dir} has {tensors.rows:,} embedding rows, but its tokenizer has {source.size:,} ids; "
             "it is not the tokenizer of this model."
         )
-    multiple = growth.pad_to_multiple_of * growth.tp
+    multiple = options.pad_to_multiple_of * options.tp
     padded = -(-max(target.size, tensors.rows) // multiple) * multiple
     return Vocabulary(source.size, target.size, padded)
 
 
-def _grown(old: OldRows, vocabulary: Vocabulary, filler: Filler) -> NewTensor:
+def _resized(old: OldRows, vocabulary: Vocabulary, filler: Filler) -> NewTensor:
     """The tensor of `old` with its old rows as they are, then new rows by `filler`, then padding rows of the
     mean.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.console import progress
-from llmforge.corpus import labelled
+from llmforge.corpus import labeled
 from llmforge.corpus.sources import own_label
 from llmforge.errors import UsageError
 from llmforge.evaluate.options import ProtocolOptions, TaskOptions
@@ -95,8 +95,8 @@ def compare_to_file(
     if output.suffix not in SUFFIXES:
         raise UsageError(f"--output {output}: the file name must end in {' or '.join(SUFFIXES)}.")
     asking = asking or TaskOptions()
-    given = labelled(data)
-    files = labelled(tasks)
+    given = labeled(data)
+    files = labeled(tasks)
 
     def build(path: Path) -> Outcome:
         results = compare(models, data, protocol, trust_remote_code, tasks, asking)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmforge.corpus import Reader, ReadOptions, labelled
+from llmforge.corpus import Reader, ReadOptions, labeled
 from llmforge.corpus.sources import own_label, printable
 from llmforge.errors import UserError
 
@@ -39,7 +39,7 @@ def load_corpora(
     white space alone is no document here.
     """
     documents: dict[str, list[str]] = {}
-    for label, path in labelled(sources):
+    for label, path in labeled(sources):
         own = label or own_label(path)
         reader = Reader([path], reading or ReadOptions(), category=own)
         found = False

@@ -75,7 +75,7 @@ _REJECTED = {**_COUNTED, "reasons": Each(_COUNTED)}
 _LEDGER = {"read": _COUNTED, "written": _COUNTED, "rejected": _REJECTED}
 _ENCODER = {"backend": text, "reason": text, "documents": count, "bytes": count}
 _PART = dict.fromkeys(("tokens", "valid_tokens", "bytes"), count)
-_GATES = {
+_CHECKS = {
     "documents": count,
     "characters": count,
     "reachability": {
@@ -99,7 +99,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
         "outputs.source_size": count,
         "outputs.size": count,
         "metrics.pieces": dict.fromkeys(("added", "closure", "already_present"), count),
-        "metrics.gates": _GATES,
+        "metrics.gates": _CHECKS,
     },
     "init-model": {**_MODEL, "outputs.vocabulary": rows},
     "prepare-data": {

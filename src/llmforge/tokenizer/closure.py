@@ -28,7 +28,7 @@ class Additions:
     unreachable: dict[str, str] = field(default_factory=dict)
 
 
-class Growing(Protocol):
+class Model(Protocol):
     """A tokenizer model that grows piece by piece."""
 
     def has(self, piece: str) -> bool:
@@ -120,7 +120,7 @@ class ByList:
                 self.ranks.setdefault((piece[:i], piece[i:]), float(len(self.ranks)))
 
 
-def close(wanted: Sequence[str], model: Growing, closure: bool = True) -> Additions:
+def close(wanted: Sequence[str], model: Model, closure: bool = True) -> Additions:
     """What to add to `model`, which grows meanwhile, so that it produces every piece of `wanted`.
 
     With `closure` false these are the pieces of `wanted` and no others, in that order; which of them are produced
@@ -156,7 +156,7 @@ def merge_lowest(parts: list[str], rank: Callable[[str, str], float | None]) -> 
     return parts
 
 
-def _steps(piece: str, model: Growing, asked: set[str]) -> Iterator[tuple[str, Pair | None]]:
+def _steps(piece: str, model: Model, asked: set[str]) -> Iterator[tuple[str, Pair | None]]:
     """Adds to `model` what `piece` needs, and `piece`; yields each with its pair."""
     for character in dict.fromkeys(model.needed(piece)):
         if character != piece:
@@ -164,7 +164,7 @@ def _steps(piece: str, model: Growing, asked: set[str]) -> Iterator[tuple[str, P
     yield from _fold(piece, model, asked)
 
 
-def _fold(piece: str, model: Growing, asked: set[str]) -> Iterator[tuple[str, Pair | None]]:
+def _fold(piece: str, model: Model, asked: set[str]) -> Iterator[tuple[str, Pair | None]]:
     parts = model.encode(piece)
     if len(parts) == 1 and not model.has(piece):
         model.add(piece, None)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.corpus import Reader, ReadOptions
-from llmforge.corpus import labelled as split_labels
+from llmforge.corpus import labeled as split_labels
 from llmforge.corpus.sources import own_label
 from llmforge.errors import UserError
 from llmforge.hub import name_of, title
@@ -71,7 +71,7 @@ def compare(
     return [rows[i, label] for i in range(len(tokenizers)) for label in corpora]
 
 
-def labelled(words: Sequence[str]) -> dict[str, list[Path]]:
+def labeled(words: Sequence[str]) -> dict[str, list[Path]]:
     """`[LABEL=]PATH` words as paths by label; without a label it is the name of the file or directory."""
     result: dict[str, list[Path]] = {}
     for label, path in split_labels(words):

@@ -32,7 +32,7 @@ UNIGRAM_MARGIN = 1e-2  # more than the float32 sums of sentencepiece lose in a t
 
 @dataclass(frozen=True)
 class Expanded:
-    """The grown tokenizer, what was cleaned from the pieces and what was added."""
+    """The extended tokenizer, what was cleaned from the pieces and what was added."""
 
     tokenizer: Tokenizer
     cleaned: Cleaned
@@ -43,8 +43,8 @@ def init_tokenizer(options: InitTokenizerOptions) -> Finished:
     """Writes the tokenizer directory `options.output`: the tokenizer and the pieces, verified on `verify_data`, which are
     files and directories.
 
-    The manifest has `outputs.source_size` and `outputs.size` (highest id + 1 before and after) and the gates'
-    figures in `metrics`. Raises `UserError` for a damaged input, and where a gate that must hold does not.
+    The manifest has `outputs.source_size` and `outputs.size` (highest id + 1 before and after) and the checks'
+    figures in `metrics`. Raises `UserError` for a damaged input, and where a check that must hold fails.
     """
     before = load(options.tokenizer, options.tokenizer_scheme)
     texts = [Path(text) for text in options.verify_data]
@@ -59,12 +59,12 @@ def _build(path: Path, before: Tokenizer, options: InitTokenizerOptions, texts: 
     after = load(path)
     assert after.fingerprint == expanded.tokenizer.fingerprint, "what was written reads as another tokenizer"
     wanted = [*expanded.cleaned.pieces]
-    gates = verify(before, after, wanted, expanded.additions.unreachable, texts, options.reading)
+    checks = verify(before, after, wanted, expanded.additions.unreachable, texts, options.reading)
     added = after.size - before.size
     metrics = {
         "pieces": {**expanded.cleaned.counts, "added": added, "closure": len(expanded.additions.closure)},
         "closure_examples": expanded.additions.closure[:20],
-        "gates": gates,
+        "gates": checks,
     }
     outputs = {"source_size": before.size, "size": after.size, "tokenizer": after.fingerprint}
     return Outcome(
@@ -77,26 +77,26 @@ def expand(before: Tokenizer, pieces_file: Path, closure: bool = True) -> Expand
     cleaned = read_pieces(pieces_file, Inside(before))
     definition = before.definition
     if definition.model is not None:
-        grown, additions = _grow_model(before, cleaned.pieces, closure)
+        extended, additions = _extend_model(before, cleaned.pieces, closure)
     else:
-        grown, additions = _grow_json(before, cleaned.pieces, closure)
+        extended, additions = _extend_json(before, cleaned.pieces, closure)
     if not additions.made:
         piece, reason = next(iter(additions.unreachable.items()))
         raise UserError(f"{pieces_file}: none of its pieces can be used ({piece}: {reason}); correct them.")
-    return Expanded(from_definition(grown), cleaned, additions)
+    return Expanded(from_definition(extended), cleaned, additions)
 
 
-def _grow_json(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tuple[Definition, Additions]:
+def _extend_json(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tuple[Definition, Additions]:
     definition = before.definition
     if before.family == "sentencepiece-unigram":
         return _grow_unigram_json(before, wanted)
     model = fill_unused(definition.json)
-    growing = ByList(model["vocab"], model["merges"], before.family == "byte-level-bpe")
-    listed = len(growing.ranks)
-    additions = close(wanted, growing, closure)
+    known = ByList(model["vocab"], model["merges"], before.family == "byte-level-bpe")
+    listed = len(known.ranks)
+    additions = close(wanted, known, closure)
     new = {piece: before.size + i for i, (piece, _) in enumerate(additions.made)}
     model["vocab"] = {**model["vocab"], **new}
-    model["merges"] = [*model["merges"], *list(growing.ranks)[listed:]]
+    model["merges"] = [*model["merges"], *list(known.ranks)[listed:]]
     return replace(definition, json={**definition.json, "model": model}), additions
 
 
@@ -112,7 +112,7 @@ def _grow_unigram_json(before: Tokenizer, wanted: Sequence[str]) -> tuple[Defini
     return replace(definition, json={**definition.json, "model": model}), additions
 
 
-def _grow_model(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tuple[Definition, Additions]:
+def _extend_model(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tuple[Definition, Additions]:
     definition = before.definition
     model = copy.deepcopy(definition.model)
     _fill(model, before)
@@ -130,8 +130,8 @@ def _grow_model(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tupl
         made = before.family == "sentencepiece-unigram" or alone.issuperset(piece)
         model.pieces.add(piece=piece, score=score, type=spm.NORMAL if made else spm.UNUSED)
     model.trainer_spec.vocab_size = len(model.pieces)
-    grown = {**definition.json, "model": {**definition.json["model"], **spm.model_json(model)}}
-    return replace(definition, json=grown, model=model), additions
+    extended = {**definition.json, "model": {**definition.json["model"], **spm.model_json(model)}}
+    return replace(definition, json=extended, model=model), additions
 
 
 def bpe_scores(number: int, last: float) -> list[float]:
@@ -152,11 +152,13 @@ def unigram_scores(wanted: Sequence[str], scores: Mapping[str, float]) -> list[f
     piece wins over other new ones as well. No text without a new piece changes, whatever the scores of new ones are.
     Needing no other pieces, a unigram piece needs no closure. Source: Kudo, arXiv 1804.10959.
     """
-    grown = dict(scores)
+    extended = dict(scores)
     last = min(scores.values())
     for i in sorted(range(len(wanted)), key=lambda i: len(wanted[i])):
-        grown[wanted[i]] = max(last - UNIGRAM_STEP * (i + 1), _best_parts(wanted[i], grown) + UNIGRAM_MARGIN)
-    return [grown[piece] for piece in wanted]
+        extended[wanted[i]] = max(
+            last - UNIGRAM_STEP * (i + 1), _best_parts(wanted[i], extended) + UNIGRAM_MARGIN
+        )
+    return [extended[piece] for piece in wanted]
 
 
 def _best_parts(piece: str, scores: Mapping[str, float]) -> float:

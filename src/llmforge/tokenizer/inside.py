@@ -1,6 +1,6 @@
 """A tokenizer as it works in the middle of a text: nothing is put before a piece, and special tokens are text.
 
-`learn-pieces` asks it what may become a piece, `init-tokenizer` what it may be given, and the gates what a piece is
+`learn-pieces` asks it what may become a piece, `init-tokenizer` what it may be given, and the checks what a piece is
 encoded as. So the three agree.
 """
 

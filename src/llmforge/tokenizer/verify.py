@@ -1,4 +1,4 @@
-"""The gates of `init-tokenizer`: what an expanded tokenizer has to prove on every run.
+"""The checks of `init-tokenizer`, made on every expanded tokenizer.
 
     reachability   every new piece encodes to its own id, or is listed with the reason; no old piece is lost
     parity         sentencepiece gives the ids of tokenizer.json, on every document
@@ -59,13 +59,13 @@ def verify(
     corpora: Sequence[Path],
     reading: ReadOptions | None = None,
 ) -> dict[str, Any]:
-    """The figures of all gates; a `UserError` where one that must hold does not."""
+    """The figures of all checks; a `UserError` where one that must hold does not."""
     documents = sample(before, after, wanted, corpora, reading)
     ids, offsets = after.encode(documents)
     old_ids, old_offsets = before.encode(documents)
     rows = [ids[a:b] for a, b in pairwise(offsets.tolist())]
     old_rows = [old_ids[a:b] for a, b in pairwise(old_offsets.tolist())]
-    gates = {
+    figures = {
         "documents": len(documents),
         "characters": sum(map(len, documents)),
         "reachability": reachability(before, after, wanted, left_out),
@@ -73,8 +73,8 @@ def verify(
         "round_trip": round_trip(before, after, documents, rows, old_rows),
         "drift": drift(before, after, wanted, documents, rows, old_rows),
     }
-    _insist(gates)
-    return gates
+    _insist(figures)
+    return figures
 
 
 def sample(
@@ -84,7 +84,7 @@ def sample(
     corpora: Sequence[Path],
     reading: ReadOptions | None = None,
 ) -> list[str]:
-    """The texts of the gates: the built-in ones, and the corpora's or else the pieces themselves."""
+    """The texts of the checks: the built-in ones, and the corpora's or else the pieces themselves."""
     documents = list(SAMPLE)
     if not corpora:
         new = after.pieces()[before.size :]
@@ -222,11 +222,13 @@ def sentencepiece_ids(tokenizer: Tokenizer, documents: Sequence[str]) -> list[li
     return result
 
 
-def summary(gates: Mapping[str, Any]) -> str:
+def summary(figures: Mapping[str, Any]) -> str:
     """The checks in a few lines, for the terminal."""
-    reach, parity_, trip, moved = (gates[name] for name in ("reachability", "parity", "round_trip", "drift"))
+    reach, parity_, trip, moved = (
+        figures[name] for name in ("reachability", "parity", "round_trip", "drift")
+    )
     lines = [
-        f"checks on {gates['documents']:,} documents, {gates['characters']:,} characters:",
+        f"checks on {figures['documents']:,} documents, {figures['characters']:,} characters:",
         f"  reachability  {reach['new'] - reach['unreachable']:,} of {reach['new']:,} new tokens; "
         f"{reach['source_lost']:,} old tokens lost ({reach['source_unreachable']:,} were unreachable before)",
         f"  round trip    {trip['failures']:,} failures ({trip['inherited']:,} in the source as well)",
@@ -242,27 +244,27 @@ def summary(gates: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _insist(gates: Mapping[str, Any]) -> None:
+def _insist(figures: Mapping[str, Any]) -> None:
     checks = (
         ("parity", "mismatches", "documents get other ids from sentencepiece than from tokenizer.json"),
         ("round_trip", "failures", "documents are not restored by decoding their ids"),
     )
-    for gate, figure, what in checks:
-        if gates[gate] is not None and gates[gate][figure]:
-            example = gates[gate]["examples"][0]
+    for name, figure, what in checks:
+        if figures[name] is not None and figures[name][figure]:
+            example = figures[name]["examples"][0]
             raise UserError(
-                f"the {gate.replace('_', ' ')} check failed: {gates[gate][figure]} {what}, for example "
+                f"the {name.replace('_', ' ')} check failed: {figures[name][figure]} {what}, for example "
                 f"{example!r}; "
                 "nothing was written. Please report it with the file of --pieces."
             )
-    drift_ = gates["drift"]
+    drift_ = figures["drift"]
     if drift_["changed_without_new_pieces"] and not drift_["not_enforced"]:
         raise UserError(
             f"the drift check failed: the tokens of {drift_['changed_without_new_pieces']} documents changed without "
             f"a new piece, for example {drift_['examples_without_new_pieces'][0]!r}; nothing was written. Please "
             "report it with the file of --pieces."
         )
-    lost = gates["reachability"]["source_lost"]
+    lost = figures["reachability"]["source_lost"]
     if lost:
         console.warn(
             f"{lost} tokens of the source are no longer reachable; llmforge.json lists some of them."

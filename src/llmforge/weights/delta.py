@@ -4,7 +4,7 @@
 
 Differences of floating-point numbers cannot be undone exactly: b + (t - b) is rounded twice. So the difference is taken
 of their w bits as integers, which is exact whatever they are. `convert` brings the base to the dtype of the tuned
-tensor. Rows that only the tuned model has (a grown vocabulary) travel whole, as do tensors that the base lacks.
+tensor. Rows that only the tuned model has (new tokens) travel whole, as do tensors that the base lacks.
 """
 
 import json
@@ -88,10 +88,10 @@ def write_delta(partial: Path, output: Path, base: Weights, target: Weights) -> 
         }
         (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     whole = [name for name, entry in entries.items() if entry.rows == 0]
-    grown = [name for name, entry in entries.items() if 0 < entry.rows < target.tensors[name].rows]
+    extended = [name for name, entry in entries.items() if 0 < entry.rows < target.tensors[name].rows]
     return Outcome(
         outputs={"base": record["base"]},
-        metrics={"tensors": len(entries), "grown_tensors": len(grown), "whole_tensors": len(whole)},
+        metrics={"tensors": len(entries), "grown_tensors": len(extended), "whole_tensors": len(whole)},
     )
 
 

@@ -41,7 +41,7 @@ def vocabulary(model_dir: Path) -> Vocabulary:
 def check_fits(model_dir: Path, tokenizer: Tokenizer) -> Vocabulary:
     """The vocabulary of `model_dir`, after making sure that `tokenizer` is the one that it was made for.
 
-    Raises `UserError` if the model was grown to another tokenizer, or has fewer rows than `tokenizer` has
+    Raises `UserError` if the model was resized for another tokenizer, or has fewer rows than `tokenizer` has
     ids.
     """
     own = read_manifest(model_dir).outputs.get("tokenizer") if recorded(model_dir) else None

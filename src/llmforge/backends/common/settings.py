@@ -14,7 +14,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. Ids below `old_rows` were there before the model was grown, ids below `rows` are in
+    """How to train. Ids below `old_rows` were there before the model was resized, ids below `rows` are in
     use.
     """
 

@@ -26,7 +26,7 @@ def distill(context: "InitContext", roles: Sequence[str], options: "DistillOptio
     """New rows of the embedding, of the head, or of the one matrix of a tied model.
 
     1. Embedding: hidden states equal to those of the source (`inputs.distill_inputs`).
-    2. Head: what comes next in running text is most probable, behind the states that the grown model has with the rows of
+    2. Head: what comes next in running text is most probable, behind the states that the resized model has with the rows of
        1 (`outputs.fit`). The source's share in it is the old logits and the start.
     3. Tied: the rows of 2, held to those of 1 as far as the layers look (`outputs.Anchor`).
 

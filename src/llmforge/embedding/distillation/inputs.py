@@ -37,7 +37,7 @@ def distill_inputs(
 ) -> tuple[torch.Tensor, list[float]]:
     """`rows` [new tokens, width] float32, trained; and the mean distance of the states by epoch.
 
-    With x the grown model's state after `layers` layers at the end of a token, y the source's at the same place in the text,
+    With x the resized model's state after `layers` layers at the end of a token, y the source's at the same place in the text,
     and v their variance in each dimension over the places of the first batch, what falls is the mean of (x - y)^2 / v
     (Dobler et al., "Token Distillation", arXiv 2505.20133, take the mean of (x - y)^2; but the variance of some dimensions is
     a thousand times that of others). Compared are all places from the first new token of a snippet on. The states y are

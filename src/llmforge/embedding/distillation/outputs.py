@@ -47,7 +47,7 @@ class States:
 def collect(
     model: SourceModel, batches: Sequence[Batch], rows: torch.Tensor, logits_are: Logits, work: Path
 ) -> States:
-    """The states of the grown model with the new embedding rows `rows`, before each token of running text.
+    """The states of the resized model with the new embedding rows `rows`, before each token of running text.
 
     The old logits do not depend on new rows of the head, so their sum is all that is kept of them. Goes on from what an
     earlier call left in `work`.

@@ -47,10 +47,10 @@ class GrownEmbedding(torch.nn.Module):
         made: torch.Tensor = self.old(torch.where(new, 0, ids))
         if self.rows is None:
             return made
-        grown = torch.func.functional_call(
+        resized = torch.func.functional_call(
             self.old, {"weight": self.rows}, (torch.where(new, ids - self.size, 0),)
         )
-        return torch.where(new[..., None], grown.to(made.dtype), made)
+        return torch.where(new[..., None], resized.to(made.dtype), made)
 
 
 class SourceModel:

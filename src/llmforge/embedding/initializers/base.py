@@ -11,7 +11,7 @@ from llmforge.options import Options
 
 if TYPE_CHECKING:
     from llmforge.corpus import Reader, ReadOptions
-    from llmforge.embedding.options import GrowthOptions
+    from llmforge.embedding.options import ResizeOptions
     from llmforge.embedding.rows import Bool, Mixture, NewRows, OldRows
     from llmforge.tokenizer import Tokenizer
     from llmforge.weights.floats import Float32
@@ -54,7 +54,7 @@ class InitContext:
     `work` is a directory for its own files, kept after a kill if it is `resumable`, and deleted once the model is written.
     """
 
-    options: "GrowthOptions"
+    options: "ResizeOptions"
     source: "Tokenizer"
     target: "Tokenizer"
     old: "dict[str, OldRows]"

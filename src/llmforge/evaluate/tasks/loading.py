@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmforge.console import warn
-from llmforge.corpus.sources import labelled, own_label, printable
+from llmforge.corpus.sources import labeled, own_label, printable
 from llmforge.errors import UsageError, UserError
 from llmforge.evaluate.tasks import find, names
 from llmforge.evaluate.tasks.layout import Layout
@@ -30,7 +30,7 @@ def load_tasks(
     that are passed over. `max_questions` keeps the first ones of each subject.
     """
     tasks = []
-    for label, path in labelled(words):
+    for label, path in labeled(words):
         if not path.exists():
             known = f" ({', '.join(names())})" if label is None else ""
             raise UserError(
