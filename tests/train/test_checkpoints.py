@@ -395,3 +395,8 @@ def test_overwrite_never_empties_the_directory_of_its_own_inputs(
 def test_overwrite_replaces_a_training_with_its_checkpoints(train: Train, unfinished: Path) -> None:
     train(overwrite=True, max_steps=2, learning_rate=1e-3)
     assert names(unfinished) == ["epoch-0_step-2"]
+    train(overwrite=True, max_steps=3, learning_rate=1e-3)  # now it is finished
+    assert names(unfinished) == ["epoch-0_step-3"]
+    (unfinished / "epoch-0_step-3" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"did not write \(epoch-0_step-3/notes\.txt\); move it away"):
+        train(overwrite=True, max_steps=2)

@@ -93,10 +93,10 @@ def run_training(config: TrainOptions) -> Finished | Stopped | None:
         )
         inputs = read_inputs(step)
         ours = is_training(config.output)
-        if (finished or not ours) and (done := find_finished(step, inputs)):
-            return done
         if ours and config.overwrite:
-            refuse_foreign(config.output)
+            refuse_foreign(config.output)  # no manifest of a training lists its checkpoints
+        elif (finished or not ours) and (done := find_finished(step, inputs)):
+            return done
         if ours and not finished and not config.overwrite:
             _check_unfinished(config, arguments)
     elif finished and not config.overwrite:
