@@ -128,6 +128,10 @@ class Engine(Protocol):
         """Replaces the weights by those of a model directory with the same tensors."""
         ...
 
+    def load_average(self, directory: Path) -> None:
+        """Restores the moving average that `Snapshot.write_average` wrote, if the engine keeps one."""
+        ...
+
     def describe(self) -> str:
         """Collective: what runs where, and what it trains, in a line for the user."""
         ...
@@ -158,6 +162,11 @@ class Engine(Protocol):
 class Snapshot(Protocol):
     """State frozen at one step. All calls may run in a background thread while training continues."""
 
+    @property
+    def averaged(self) -> bool:
+        """Whether it has a moving average of the weights."""
+        ...
+
     def agree(self, fine: bool) -> bool:
         """Collective: whether all ranks are fine."""
         ...
@@ -168,6 +177,10 @@ class Snapshot(Protocol):
 
     def write_model(self, directory: Path) -> None:
         """Collective: weights as Hugging Face safetensors shards with their index, which the main rank writes."""
+        ...
+
+    def write_average(self, directory: Path) -> None:
+        """Collective: the same of the moving average of the weights."""
         ...
 
     def write_state(self, directory: Path) -> None:

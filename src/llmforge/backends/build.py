@@ -134,6 +134,7 @@ def build_engine(
         noise=config.neft_alpha if config.use_neft else 0.0,
         optimizer=config.optimizer,
         rates=config.rates.factors(),
+        ema=config.retention.ema,
         device=str(device),
     )
     if world.is_main:

@@ -1,6 +1,6 @@
 """Checkpoints: written into a hidden sibling, completed by their manifest, and published in one rename.
 
-OUTPUT/epoch-0_step-100/{modeling/, optimizer/, lr_scheduler/, running_states.json, llmforge.json}
+OUTPUT/epoch-0_step-100/{modeling/, ema/ (with --ema), optimizer/, lr_scheduler/, running_states.json, llmforge.json}
 """
 
 import json
@@ -24,7 +24,7 @@ from llmforge.steps import (
 )
 from llmforge.steps.checksums import checksum
 from llmforge.train.branch import STEP
-from llmforge.train.save_dir import MODELING
+from llmforge.train.save_dir import AVERAGE, MODELING
 from llmforge.train.schedule import Schedule
 from llmforge.train.states import SCHEDULE, STATES
 from llmforge.weights.config import portable, read_config
@@ -63,8 +63,9 @@ def write_checkpoint(path: Path, snapshot: Snapshot, contents: Contents, is_main
     """
     partial = path.with_name(f".{path.name}.partial")
     stages: tuple[tuple[bool, Callable[[], None]], ...] = (
-        (is_main, lambda: _prepare(partial)),
+        (is_main, lambda: _prepare(partial, snapshot.averaged)),
         (True, lambda: snapshot.write_model(partial / MODELING)),
+        *([(True, lambda: snapshot.write_average(partial / AVERAGE))] if snapshot.averaged else []),
         (True, lambda: snapshot.write_state(partial / "optimizer")),
         (is_main, lambda: _complete(partial, path, contents)),
     )
@@ -87,15 +88,17 @@ def write_checkpoint(path: Path, snapshot: Snapshot, contents: Contents, is_main
             ) from problem
 
 
-def _prepare(partial: Path) -> None:
+def _prepare(partial: Path, averaged: bool) -> None:
     _clear(partial)
     partial.mkdir()
-    for name in (MODELING, "optimizer", "lr_scheduler"):
+    for name in (MODELING, *([AVERAGE] if averaged else []), "optimizer", "lr_scheduler"):
         (partial / name).mkdir()
 
 
 def _complete(partial: Path, path: Path, contents: Contents) -> None:
-    finish_model(partial / MODELING, contents.files, contents.identity)
+    for name in (MODELING, AVERAGE):
+        if (partial / name).is_dir():
+            finish_model(partial / name, contents.files, contents.identity)
     (partial / SCHEDULE).write_text(json.dumps(asdict(contents.schedule), indent=2) + "\n")
     (partial / STATES).write_text(contents.states)
     for file in sorted(partial.rglob("*")):
@@ -124,18 +127,16 @@ def finish_model(directory: Path, files: Mapping[str, bytes], identity: Mapping[
     write_manifest(manifest_path(directory), Manifest(MODEL_STEP, {}, outputs=outputs))
 
 
-def link_model(checkpoint: Path, target: Path) -> None:
-    """Makes `target` of the `modeling` folder of a checkpoint, sharing the files where the file system
-    can.
-    """
+def link_model(model: Path, target: Path) -> None:
+    """Makes `target` of the model directory `model` of a checkpoint, sharing the files where the file system can."""
     partial = target.with_name(f".{target.name}.partial")
     _clear(partial)
     try:
-        shutil.copytree(checkpoint / MODELING, partial, copy_function=os.link)
+        shutil.copytree(model, partial, copy_function=os.link)
     except OSError:
         _clear(partial)
         partial.mkdir()
-        files = sorted((checkpoint / MODELING).iterdir())
+        files = sorted(model.iterdir())
         with room_for(target, sum(file.stat().st_size for file in files)):
             for file in files:
                 shutil.copyfile(file, partial / file.name)

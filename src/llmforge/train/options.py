@@ -16,6 +16,7 @@ from llmforge.dataset.options import parse_mix
 from llmforge.errors import UsageError
 from llmforge.options import SEED, Options, Result, group, option, options_of, value_of
 from llmforge.train.rates import RateOptions
+from llmforge.train.retention import RetentionOptions
 from llmforge.train.schedule import SCHEDULES
 
 RUN, BATCHES, OPTIMIZER, MODEL, ENGINE, GUARDS, SAVING, WATCHING, COLOSSAL_LLAMA = (
@@ -109,6 +110,7 @@ class TrainOptions(Options):
         panel=MODEL,
     )
     lora_rank: int | None = option("Rank of the adapters of --trainable lora.", None, panel=MODEL, least=1)
+    retention: RetentionOptions = group(RetentionOptions)
     use_neft: bool = option("Add NEFTune noise to the embeddings.", False, panel=MODEL)
     neft_alpha: float = option("Scale of the NEFTune noise.", 5.0, panel=MODEL, least=0)
 
@@ -308,9 +310,10 @@ class TrainOptions(Options):
             )
         backend = registry.find(registry.resolved(self.plugin, 1))
         backend.check_options(self)
-        backend.refuse_more(list(self.rates.arguments()))
+        backend.refuse_more([*self.rates.arguments(), *self.retention.arguments()])
         optimizers.find(self.optimizer).check(self)
         self.rates.check(self.trainable, self.optimizer)
+        self.retention.check(self.trainable)
 
     def weights(self) -> dict[str, float]:
         """`--mix` as category to weight; empty where it is not given."""

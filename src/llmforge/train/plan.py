@@ -195,6 +195,8 @@ def memory(
         "casts": casts,
         "program": PYTHON_AND_TORCH if on_cpu else CUDA_CONTEXT,
     }
+    if config.retention.ema is not None:
+        parts["average"] = 4 * trained // sharing.model // sharing.weights
     if sharing.weights > 1:
         parts["gathered"] = 2 * low * max(shape.layer_parameters, shape.embedding_parameters)
     return parts
@@ -226,7 +228,9 @@ def check_step_memory(
     )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else 1
     # The engine has been made: its weights and its optimizer are in memory already.
-    rest = sum(size for part, size in needed.items() if part not in ("weights", "optimizer", "program"))
+    rest = sum(
+        size for part, size in needed.items() if part not in ("weights", "optimizer", "average", "program")
+    )
     _check_free(rest, device_memory(device) // local)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from llmforge.options import Options, group, option, same_as
 from llmforge.train.options import TrainOptions
 from llmforge.train.rates import RateOptions
+from llmforge.train.retention import RetentionOptions
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class PlanOptions(Options):
     max_steps: int | None = same_as(TrainOptions, "max_steps")
     learning_rate: float = same_as(TrainOptions, "learning_rate")
     rates: RateOptions = group(RateOptions)
+    retention: RetentionOptions = group(RetentionOptions)
     head_chunk: int | None = same_as(TrainOptions, "head_chunk")
     tp: int = same_as(TrainOptions, "tp")
     pp: int = same_as(TrainOptions, "pp")

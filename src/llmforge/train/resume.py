@@ -14,7 +14,7 @@ from llmforge.train import branch
 from llmforge.train.batches import MicroBatches
 from llmforge.train.options import TrainOptions
 from llmforge.train.sampler import Sampler
-from llmforge.train.save_dir import MODELING, is_modeling
+from llmforge.train.save_dir import AVERAGE, MODELING, is_modeling
 from llmforge.train.schedule import Schedule
 from llmforge.train.states import STATES, RunStates, damaged, read_schedule, read_states
 
@@ -48,6 +48,11 @@ def find_resumed(config: TrainOptions, processes: Processes, identity: Mapping[s
                 "--allow-changes resumes anyway."
             )
     check_engine(found, states, config, processes.world)
+    if config.retention.ema is not None and not (found / AVERAGE).is_dir():
+        raise UserError(
+            f"{found} has no moving average, as its run had no --ema, and one cannot begin in the middle of a run; leave "
+            f"out --ema, or start a new stage with --load-checkpoint {found / MODELING}."
+        )
     return found
 
 
@@ -118,6 +123,8 @@ def load_engine(engine: Engine, path: Path, say: Callable[[str], None]) -> RunSt
     """Collective: gives the engine the optimizer and the counters of the checkpoint `path`, and returns its states."""
     states = read_states(path)
     engine.load_state(path / "optimizer")
+    if (path / AVERAGE).is_dir():
+        engine.load_average(path / AVERAGE)
     engine.restore(states.engine)
     before, now = states.engine.get("description"), engine.describe()
     if before and before != now:

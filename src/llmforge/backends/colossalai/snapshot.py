@@ -23,6 +23,7 @@ class ColossalSnapshot:
     state: dict[str, torch.Tensor] | None
     rank: int
     group: Any
+    averaged: bool = False
 
     def agree(self, fine: bool) -> bool:
         return agree(fine, self.group)
@@ -33,6 +34,9 @@ class ColossalSnapshot:
     def write_model(self, directory: Path) -> None:
         if self.weights:
             storage.write_weights(self.weights, directory)
+
+    def write_average(self, directory: Path) -> None:
+        raise AssertionError("ColossalAI's engines keep no average")
 
     def write_state(self, directory: Path) -> None:
         from safetensors.torch import save_file

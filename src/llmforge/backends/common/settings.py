@@ -38,6 +38,7 @@ class Settings:
     noise: float = 0.0
     optimizer: str = "adamw"
     rates: Rates = Rates()
+    ema: float | None = None
     device: str = "cpu"
 
     @property

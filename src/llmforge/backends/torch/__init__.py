@@ -16,7 +16,7 @@ class TorchBackend(Backend):
 
     family = "native"
     exchanges_state = True
-    takes = frozenset(("embedding_lr", "new_embedding_lr", "layer_lr_decay"))
+    takes = frozenset(("embedding_lr", "new_embedding_lr", "layer_lr_decay", "ema"))
     process_group = "cpu:gloo,cuda:nccl"  # tensors of the host, too
 
     def __init__(self, name: str, *, several: bool, shared: bool = False) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from llmforge.backends.common.step import (
 )
 from llmforge.backends.common.trainable import embedding_parameters, freeze
 from llmforge.backends.common.transfer import batch_to_device, to_host
+from llmforge.backends.torch.average import Average
 from llmforge.backends.torch.layers import prepare_layers
 from llmforge.backends.torch.memory_saving import keep_less
 from llmforge.weights.directory import ModelDirectory
@@ -74,6 +75,9 @@ class NativeEngine:
         self.parameters = {n: p for n, p in self.causal.named_parameters() if p.requires_grad}
         self.masked = list(embedding_parameters(self.causal).values()) if self.rows else []
         self.optimizers = optimizers.find(settings.optimizer).make(self.causal, self.parameters, settings)
+        self.average: Average | None = None
+        if settings.ema is not None:
+            self.average = Average(self.parameters, settings.ema, self._local)
         self.scale = LossScale.for_precision(settings.precision)
         self.steps = 0
 
@@ -126,9 +130,13 @@ class NativeEngine:
 
     def snapshot(self) -> "NativeSnapshot":
         weights: dict[str, torch.Tensor] = {}
+        average: dict[str, torch.Tensor] = {}
         if self.world.is_main:
             weights = storage.named_as_in_files(self.causal, self._copied_weights())
-        return NativeSnapshot(weights, self._copied_state(), self._background_group())
+            average = storage.named_as_in_files(self.causal, self._copied_average())
+        return NativeSnapshot(
+            weights, self._copied_state(), self._background_group(), average, self.average is not None
+        )
 
     def load_state(self, directory: Path) -> None:
         storage.load_sharded(self._state_tensors(), directory)
@@ -136,17 +144,25 @@ class NativeEngine:
     def load_weights(self, directory: Path) -> None:
         if self.lora:
             return  # the base never changes, and the adapters are part of the state
-        weights, state = open_weights(directory), self._weights()
+        self._read(self._weights(), directory)
+
+    def load_average(self, directory: Path) -> None:
+        if self.average:  # with it, what is not trained, which has not changed
+            self._read({**self._weights(), **self.average.values}, directory)
+
+    def _read(self, state: dict[str, torch.Tensor], directory: Path) -> None:
+        """Fills `state`, which has the names of `_weights`, from a model directory."""
+        weights = open_weights(directory)
         if state.keys() <= weights.tensors.keys():
             read_shards(state, weights, self._local)
             return
-        self._read_through_transformers(directory)
+        self._read_through_transformers(state, directory)
 
-    def _read_through_transformers(self, directory: Path) -> None:
-        """The weights of files whose tensors transformers joins (experts)."""
+    def _read_through_transformers(self, state: dict[str, torch.Tensor], directory: Path) -> None:
+        """The same of files whose tensors transformers joins (experts)."""
         whole = load_model(ModelDirectory(directory), attention.NAMES[self.attention]).state_dict()
         with torch.no_grad():
-            for name, tensor in self._weights().items():
+            for name, tensor in state.items():
                 tensor.copy_(whole[name])
 
     def state(self) -> dict[str, Any]:
@@ -217,6 +233,14 @@ class NativeEngine:
         rows = {name: self._local(tensor)[0] for name, tensor in self._weights().items()}
         return {n: copy_to_cpu(t) if n in self.parameters else t.detach().cpu() for n, t in rows.items()}
 
+    def _copied_average(self) -> dict[str, torch.Tensor]:
+        """The same with the moving average in the place of trained weights; nothing where there is none."""
+        if self.average is None:
+            return {}
+        averaged = {name: self._local(tensor)[0] for name, tensor in self.average.values.items()}
+        rows = {name: self._local(tensor)[0] for name, tensor in self._weights().items()}
+        return {n: copy_to_cpu(averaged[n]) if n in averaged else t.detach().cpu() for n, t in rows.items()}
+
     def _copied_state(self) -> dict[str, torch.Tensor]:
         return {name: self._copy(tensor) for name, tensor in self._state_tensors().items()}
 
@@ -236,6 +260,8 @@ class NativeEngine:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group.get("factor", 1.0)
             optimizer.step()
+        if self.average:
+            self.average.update()
 
     def _gradient_norm(self) -> torch.Tensor:
         """L2 norm over what of this rank is trained, (1,) float32, the loss scale included; rows that are not trained
@@ -266,23 +292,29 @@ class NativeEngine:
 
 @dataclass(frozen=True)
 class NativeSnapshot:
-    """Copies on the CPU: of the weights (on the main rank), and of this rank's share of the state."""
+    """Copies on the CPU: of the weights and their `average` (on the main rank), and of this rank's share of the state."""
 
     weights: dict[str, torch.Tensor]
     state: dict[str, torch.Tensor]
     group: Any = None
+    average: dict[str, torch.Tensor] = field(default_factory=dict)
+    averaged: bool = False
 
     def agree(self, fine: bool) -> bool:
         return fine if self.group is None else agree(fine, self.group)
 
     def bytes(self) -> int:
         # Every rank has all of the state, and the main rank the weights too.
-        mine = storage.bytes_of(self.weights, self.state)
+        mine = storage.bytes_of(self.weights, self.average, self.state)
         return mine if self.group is None else over_ranks(mine, dist.ReduceOp.MAX, self.group)
 
     def write_model(self, directory: Path) -> None:
         if self.weights:
             storage.write_weights(self.weights, directory)
+
+    def write_average(self, directory: Path) -> None:
+        if self.average:
+            storage.write_weights(self.average, directory)
 
     def write_state(self, directory: Path) -> None:
         storage.save_sharded(self.state, directory, self.group)

@@ -116,16 +116,22 @@ class FSDPEngine(_Distributed):
 
     def snapshot(self) -> NativeSnapshot:
         shapes = {name: tuple(tensor.shape) for name, tensor in self._weights().items()}
-        weights, state = self._copied_weights(), self._copied_state()
         return SharedSnapshot(
-            weights, state, self._background_group(), shapes=shapes, world=self.world, causal=self.causal
+            self._copied_weights(),
+            self._copied_state(),
+            self._background_group(),
+            self._copied_average(),
+            self.average is not None,
+            shapes=shapes,
+            world=self.world,
+            causal=self.causal,
         )
 
-    def _read_through_transformers(self, directory: Path) -> None:
+    def _read_through_transformers(self, state: dict[str, torch.Tensor], directory: Path) -> None:
         def load() -> Any:
             return load_model(ModelDirectory(directory), attention.NAMES[self.attention])
 
-        send_shards(self._weights(), load, self.world, self._local)
+        send_shards(state, load, self.world, self._local)
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, enabled=False)  # the policy above sets the dtype
@@ -175,9 +181,16 @@ class SharedSnapshot(NativeSnapshot):
     causal: Any  # for the names of its files alone
 
     def bytes(self) -> int:
-        return over_ranks(storage.bytes_of(self.weights, self.state), dist.ReduceOp.SUM, self.group)
+        mine = storage.bytes_of(self.weights, self.average, self.state)
+        return over_ranks(mine, dist.ReduceOp.SUM, self.group)
 
     def write_model(self, directory: Path) -> None:
-        write_shards(self.weights, self.shapes, directory, self.world, self.group)
+        self._write(self.weights, directory)
+
+    def write_average(self, directory: Path) -> None:
+        self._write(self.average, directory)
+
+    def _write(self, weights: dict[str, torch.Tensor], directory: Path) -> None:
+        write_shards(weights, self.shapes, directory, self.world, self.group)
         if self.world.is_main:
             rewrite_as_in_files(self.causal, directory)
