@@ -91,6 +91,8 @@ def test_every_part_is_stepped_as_by_an_optimizer_of_its_own(
         if "layers" in name:
             depth = layers - 1 - int(name.split(".")[2])
             expected[name] = [alone(name, p, rates.layer_decay**depth)]
+        elif rates.embeddings == rates.new_embeddings:  # torch rounds the end of a tensor in another way
+            expected[name] = [alone(name, p, rates.embeddings)]
         else:
             expected[name] = [
                 alone(name, p[:old], rates.embeddings),
