@@ -13,7 +13,7 @@ from llmforge.errors import UserError
 from llmforge.evaluate.chat import Conversation
 from llmforge.evaluate.models import load_model
 from llmforge.evaluate.options import SamplingOptions
-from llmforge.evaluate.templates import ChatTemplate
+from llmforge.tokenizer.chat_template import ChatTemplate
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>\n{% endfor %}"
@@ -73,9 +73,9 @@ def test_a_broken_template_is_named(loaded, tmp_path, text, sentence):
 
 
 def test_a_model_without_a_template_says_what_to_do(loaded, tmp_path):
-    with pytest.raises(UserError, match=r"has no chat template .* give one by --chat-template FILE"):
+    with pytest.raises(UserError, match=r"has no chat template .* give one by --chat-template \(a file"):
         ChatTemplate(loaded.tokenizer)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="does not exist; give a file, or one of chatml"):
         ChatTemplate(loaded.tokenizer, tmp_path / "nowhere.jinja")
 
 

@@ -29,7 +29,7 @@ def chat(options: ChatOptions, _: Debug) -> None:
     directory = hub.local(options.model)
     from llmforge.evaluate.chat import Conversation
     from llmforge.evaluate.models import load_model
-    from llmforge.evaluate.templates import ChatTemplate
+    from llmforge.tokenizer.chat_template import ChatTemplate
 
     loaded = load_model(directory, options.sampling.dtype, options.trust_remote_code)
     template = ChatTemplate(loaded.tokenizer, options.chat_template)

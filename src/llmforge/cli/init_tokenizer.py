@@ -25,11 +25,15 @@ def init_tokenizer(options: InitTokenizerOptions, result: Result) -> None:
         replace(
             options,
             tokenizer=hub.local(options.tokenizer, "tokenizer"),
-            pieces=hub.local(options.pieces, "tokenizer"),
+            pieces=hub.local(options.pieces, "tokenizer") if options.pieces else None,
             verify_data=[str(path) for path in texts(options.verify_data)],
         )
     )
     outputs, counts = finished.manifest.outputs, finished.manifest.metrics["pieces"]
     sizes = f"{outputs['source_size']:,} -> {outputs['size']:,} ids: {counts['added']:,} tokens added"
-    extra = f"{counts['closure']:,} of them characters and intermediate tokens; {counts['already_present']:,} existed already"
+    extra = f"{counts['closure']:,} of them characters and intermediate tokens"
+    if "already_present" in counts:
+        extra += f"; {counts['already_present']:,} existed already"
+    if counts.get("special"):
+        extra += f"; {counts['special']:,} special tokens"
     show_finished(finished, result.json, f"{sizes}, {extra}\n{summary(finished.manifest.metrics['gates'])}")

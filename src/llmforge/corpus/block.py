@@ -25,7 +25,8 @@ class Block:
 
     `text` has all segments of each document, UTF-8; `untrained` the bytes of those that are not trained; `category` a
     dictionary array of names; `line` (n,) int64, 1-based in the chunk. `lines` counts the lines of the block,
-    blank ones too, and `size` the bytes on disk that it took.
+    blank ones too, and `size` the bytes on disk that it took. `conversations` has the messages of documents that are
+    conversations, as JSON, and null for others; their `text` is what the messages say.
     """
 
     text: pa.StringArray
@@ -35,6 +36,7 @@ class Block:
     rejected: list[Rejection] = field(default_factory=list)
     lines: int = 0
     size: int = 0
+    conversations: pa.StringArray | None = None
 
     def __len__(self) -> int:
         return len(self.text)
@@ -58,8 +60,14 @@ class Block:
         """The documents with these numbers, in this order."""
         rows = pa.array(order)
         text, category = self.text.take(rows), self.category.take(rows)
+        conversations = None if self.conversations is None else self.conversations.take(rows)
         return replace(
-            self, text=text, untrained=self.untrained.take(order), category=category, line=self.line[order]
+            self,
+            text=text,
+            untrained=self.untrained.take(order),
+            category=category,
+            line=self.line[order],
+            conversations=conversations,
         )
 
     def head(self, n: int) -> "Block":

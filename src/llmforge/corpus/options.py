@@ -9,6 +9,7 @@ from llmforge.options import Options, option
 MAX_DOCUMENT_BYTES = 256 << 20
 LARGEST_DOCUMENT_BYTES = 1 << 30  # Arrow's offsets of a block of texts have 31 bits
 PANEL = "Texts"
+CONVERSATION = "\0conversation"
 
 
 def parse_size(flag: str, text: str) -> int:
@@ -26,7 +27,8 @@ class ReadOptions(Options):
 
     `text_field` replaces `target` (or `text`) where it is given; `source_field` and `category_field` may be empty:
     none. `lines`: a line of a text file is a document, rather than the file. A document, or the line of JSON it
-    stands in, of more than `max_document_bytes` is rejected.
+    stands in, of more than `max_document_bytes` is rejected. `conversations`: records may be conversations of this layout
+    (conversations.py), which have their messages in the field CONVERSATION; set by commands that can use them.
     """
 
     text_field: str | None = option(
@@ -51,6 +53,7 @@ class ReadOptions(Options):
         metavar="SIZE",
         shown="256M",
     )
+    conversations: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +76,7 @@ class ReadOptions(Options):
     def names(self) -> list[str]:
         """All fields that are read."""
         fields = [self.source_field, *self.texts, self.category_field]
-        return [name for name in dict.fromkeys(fields) if name]
+        return [name for name in dict.fromkeys(fields) if name] + [CONVERSATION] * bool(self.conversations)
 
     @property
     def too_long(self) -> str:

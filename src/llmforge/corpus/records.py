@@ -7,7 +7,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from llmforge.corpus.block import Block, Rejection
-from llmforge.corpus.options import ReadOptions
+from llmforge.corpus.conversations import contents, conversation_of
+from llmforge.corpus.options import CONVERSATION, ReadOptions
 from llmforge.corpus.spans import Spans
 
 Numbers = npt.NDArray[np.int64]
@@ -23,7 +24,18 @@ def text_fields(record: Any, options: ReadOptions) -> dict[str, str | None]:
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     found: dict[str, str | None] = {}
+    if options.conversations:
+        found = dict.fromkeys(options.names)
+        conversation = conversation_of(record, options.conversations)
+        if conversation is not None:
+            found |= {CONVERSATION: conversation, options.texts[0]: contents(conversation)}
+            category = lookup(record, options.category_field) if options.category_field else None
+            if isinstance(category, str):
+                found[options.category_field] = category
+            return found
     for name in options.names:
+        if name == CONVERSATION:
+            continue
         value = lookup(record, name)
         if value is not None and not isinstance(value, str):
             raise ValueError(not_text(name, options))
@@ -78,12 +90,14 @@ def to_block(
     if source is not None:
         whole = length + np.asarray(pc.fill_null(pc.binary_length(source), 0)).astype(np.int64)
     keep = (length > 0) & (whole <= options.max_document_bytes)
-    named = column.get(options.category_field)
+    named, conversations = column.get(options.category_field), column.get(CONVERSATION)
     if not keep.all():
         for row in np.flatnonzero(~keep).tolist():
             reason = options.too_long
             if length[row] <= 0:
                 missing = f"no {' or '.join(repr(name) for name in options.texts)}"
+                if options.conversations:
+                    missing += ", and no conversation"
                 reason = "empty text" if length[row] == 0 else missing
             rejected.append(Rejection(int(numbers[row]), reason))
         rejected.sort(key=lambda entry: entry.line)
@@ -91,6 +105,7 @@ def to_block(
         target, numbers = target.filter(mask), numbers[keep]
         source = None if source is None else source.filter(mask)
         named = None if named is None else named.filter(mask)
+        conversations = None if conversations is None else conversations.filter(mask)
     untrained = Spans.none(len(target))
     if source is not None and source.null_count < len(target):
         source = pc.fill_null(source, "")
@@ -100,7 +115,7 @@ def to_block(
         named = pa.nulls(len(target), pa.string())
     named = pc.fill_null(named, "")
     categories = pc.dictionary_encode(pc.if_else(pc.equal(named, ""), category, named))
-    return Block(target, untrained, categories, numbers, rejected, lines, size)
+    return Block(target, untrained, categories, numbers, rejected, lines, size, conversations)
 
 
 def _flat(values: Any) -> Any:

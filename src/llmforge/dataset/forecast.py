@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmforge.corpus import SourceNames, find_chunks, read_blocks
+from llmforge.dataset.conversations import ChatEncoder
 from llmforge.dataset.encoding import choose_backend, save_framed, save_reference
 from llmforge.dataset.options import PrepareOptions
 from llmforge.dataset.packing import splice
@@ -42,6 +43,7 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
         _ = tokenizer.backend  # refuses what does not make a tokenizer
         choice = choose_backend(attempt_sample(directory, chunks, options.reading), tokenizer)
         encoder = open_encoder(directory, choice.backend)  # the same one, where that is gigatoken
+        chat = ChatEncoder(options.chat, encoder) if options.chat else None
         for i in range(count):
             began = time.monotonic()
             block = next(read_blocks(chunks[i * len(chunks) // count], options.reading), None)
@@ -53,7 +55,7 @@ def forecast(options: PrepareOptions) -> dict[str, Any]:
             )
             seconds += (time.monotonic() - began) * len(sample) / len(block)
             began = time.monotonic()
-            encoded = encoder.encode(sample)
+            encoded = chat.encode(sample := chat.render(sample)) if chat else encoder.encode(sample)
             seconds += time.monotonic() - began
             documents = np.diff(encoded.offsets)
             lengths.append(documents)

@@ -39,8 +39,10 @@ def write_holdout(
                         files[category] = (directory / f"{file_name(category)}.jsonl").open(
                             "w", encoding="utf-8"
                         )
-                    line = json.dumps(record(block.segments(i), category), ensure_ascii=False)
-                    files[category].write(line + "\n")
+                    fields = record(block.segments(i), category)
+                    if block.conversations is not None and (messages := block.conversations[i].as_py()):
+                        fields |= json.loads(messages)
+                    files[category].write(json.dumps(fields, ensure_ascii=False) + "\n")
     finally:
         for file in files.values():
             file.close()
@@ -48,7 +50,8 @@ def write_holdout(
 
 def record(segments: Sequence[Segment], category: str) -> dict[str, Any]:
     """{"source", "target", "category"}, `source` only where there is one. A document of other segments (a conversation)
-    has its whole text as `target`, which is what `evaluate` measures, and {"text", "trained"} of each in `segments`.
+    has its whole text as `target`, which is what `evaluate` measures, and {"text", "trained"} of each in `segments`. Beside
+    that, a conversation has its `messages`.
     """
     if [segment.trained for segment in segments] in ([True], [False, True]):
         fields: dict[str, Any] = {"target" if one.trained else "source": one.text for one in segments}

@@ -3,17 +3,21 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmforge.corpus.options import ReadOptions
 from llmforge.errors import UsageError
 from llmforge.options import OVERWRITE, SEED, TEXTS_HELP, Options, group, option
 from llmforge.tokenizer.options import SCHEME
 
+if TYPE_CHECKING:
+    from llmforge.dataset.conversations import ChatSettings
+
 Packing = Literal["best-fit", "greedy", "concat"]
 ONE = "one"  # how rows are made with --documents-per-row 1
+CHAT = "Conversations"
 QUALITY, MACHINES, OUTPUTS = "Quality (off by default)", "Several machines", "Other outputs"
 
 
@@ -107,6 +111,22 @@ class PrepareOptions(Options):
     )
     tokenizer_scheme: str | None = option(SCHEME, None, decides=False)
     reading: ReadOptions = group(ReadOptions)
+    format: Literal["text", "chat", "messages", "sharegpt", "alpaca", "prompt-completion"] = option(
+        "What records are: texts; or conversations, told apart by their fields (chat) or all of one layout. With chat, records that "
+        "are none are texts.",
+        "text",
+        panel=CHAT,
+        decides=False,
+    )
+    chat_template: Path | None = option(
+        "Chat template in place of the tokenizer's own: a Jinja file, or chatml, llama3 or ziya.",
+        None,
+        panel=CHAT,
+        decides=False,
+    )
+    train_on: Literal["all", "last"] = option(
+        "Answers of the assistant that are trained: all, or the last one.", "all", panel=CHAT, decides=False
+    )
     mix: dict[str, float] = option(
         "Proportions of tokens, such as zh=0.7,en=0.3; no document is repeated, so the scarcest category limits the rest.",
         {},
@@ -202,6 +222,12 @@ class PrepareOptions(Options):
             raise UsageError(
                 f"--packing {self.packing} puts several documents into a row, and --documents-per-row 1 does not; give one of them."
             )
+        if self.format == "text" and (self.chat_template or self.train_on != "all"):
+            raise UsageError(
+                "--chat-template and --train-on are for conversations; give --format chat as well."
+            )
+        if self.format != "text":
+            object.__setattr__(self, "reading", replace(self.reading, conversations=self.format))
 
     @property
     def flat(self) -> bool:
@@ -213,8 +239,19 @@ class PrepareOptions(Options):
         """How `packing` makes rows."""
         return ONE if self.documents_per_row else self.packing
 
-    def identity(self, tokenizer_fingerprint: str) -> dict[str, Any]:
-        """What decides the bytes of the dataset, besides its inputs."""
+    @property
+    def chat(self) -> "ChatSettings | None":
+        """How conversations are encoded; None without `format`."""
+        from llmforge.dataset.conversations import ChatSettings
+
+        if self.format == "text":
+            return None
+        return ChatSettings(
+            self.tokenizer, self.tokenizer_scheme, self.chat_template, self.train_on == "last"
+        )
+
+    def identity(self, tokenizer_fingerprint: str, template: str = "") -> dict[str, Any]:
+        """What decides the bytes of the dataset, besides its inputs; `template` is the text of the chat template."""
         from llmforge.corpus import default_categories
         from llmforge.steps import fingerprint, fingerprint_json
 
@@ -227,6 +264,15 @@ class PrepareOptions(Options):
             "blocklist": fingerprint(self.blocklist) if self.blocklist else "",
             **({"tokenizer_scheme": self.tokenizer_scheme} if self.tokenizer_scheme else {}),
             "decontaminate": fingerprint_json(leaked) if leaked else "",
+            **(
+                {
+                    "format": self.format,
+                    "chat_template": fingerprint_json(template),
+                    "train_on": self.train_on,
+                }
+                if self.format != "text"
+                else {}
+            ),
         }
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from llmforge.console import progress, say, warn
 from llmforge.corpus import Chunk, SourceNames, find_chunks
 from llmforge.dataset.assemble import Assembly, lines_before, remove
+from llmforge.dataset.conversations import check_template
 from llmforge.dataset.dedup import minhash_library
 from llmforge.dataset.encoding import Choice, choose_backend, save_framed, save_reference
 from llmforge.dataset.options import PrepareOptions
@@ -55,10 +56,11 @@ def prepare_data(options: PrepareOptions) -> Finished:
     tokenizer = open_tokenizer(options)
     if options.dedup == "near":
         minhash_library()
-    arguments = options.identity(tokenizer.fingerprint)
+    template = check_template(options.chat) if options.chat else ""
+    arguments = options.identity(tokenizer.fingerprint, template)
 
     def build(partial: Path) -> Outcome:
-        preparation = _Preparation(options, tokenizer, chunks, partial, workers)
+        preparation = _Preparation(options, tokenizer, arguments, chunks, partial, workers)
         try:
             return preparation.make_shards() if options.shard else preparation.make_dataset()
         except UserError as error:
@@ -102,9 +104,16 @@ class _Preparation:
     """One run, in the hidden directory `partial`."""
 
     def __init__(
-        self, options: PrepareOptions, tokenizer: Tokenizer, chunks: list[Chunk], partial: Path, workers: int
+        self,
+        options: PrepareOptions,
+        tokenizer: Tokenizer,
+        arguments: dict[str, Any],
+        chunks: list[Chunk],
+        partial: Path,
+        workers: int,
     ) -> None:
         self.options, self.tokenizer, self.chunks, self.workers = options, tokenizer, chunks, workers
+        self.arguments = arguments
         self.partial = partial.resolve()
         self.work = self.partial / ".work"
         self.shards, self.encoder = self.work / "shards", self.work / "encoder"
@@ -244,6 +253,7 @@ class _Preparation:
                 read_blocklist(options.blocklist) if options.blocklist else (),
                 contaminants,
             ),
+            chat=options.chat,
         )
 
     def _collect(self, chunks: Sequence[Chunk], shards: Iterator[Summary]) -> list[Summary]:
@@ -276,9 +286,12 @@ class _Preparation:
         if read == 0 and rejected == 0:
             raise UserError(f"{inputs}: no documents found.")
         if rejected > self.options.max_rejected * (read + rejected):
+            first = _first_bad(chunks, summaries)
+            asked = self.options.format == "text" and ": no '" in first
+            hint = " If its records are conversations, give --format chat." if asked else ""
             raise UserError(
                 f"{rejected:,} of {read + rejected:,} documents cannot be used, more than --max-rejected "
-                f"{self.options.max_rejected:.3%} allows; the first is {_first_bad(chunks, summaries)}."
+                f"{self.options.max_rejected:.3%} allows; the first is {first}.{hint}"
             )
         if read == 0:
             raise UserError(f"{inputs}: none of the documents can be used.")
@@ -294,7 +307,6 @@ class _Preparation:
             what = f"shards of {' and of '.join(sorted(counts))}" if counts else "no shard"
             raise UserError(f"{root} contains {what}; run --shard 0/N to --shard N-1/N, with the same N.")
         count = int(counts.pop())
-        arguments = self.options.identity(self.tokenizer.fingerprint)
         inputs = [fingerprint(path) for path in inputs_of(self.options)]
         choices = []
         for number in range(count):
@@ -302,7 +314,7 @@ class _Preparation:
             if not directory.exists():
                 raise UserError(f"{directory} is missing; run --shard {number}/{count}, then --merge.")
             manifest = read_manifest(directory, SHARD_STEP, ["metrics.encoder"])
-            for key, value in arguments.items():
+            for key, value in self.arguments.items():
                 if json.loads(json.dumps(value)) != manifest.arguments.get(key):
                     raise UserError(
                         f"{directory} was made with {key} = {manifest.arguments.get(key)}, not {value}; "

@@ -27,6 +27,7 @@ import numpy.typing as npt
 import xxhash
 
 from llmforge.corpus import Block, Chunk, ReadOptions, SourceNames, read_blocks
+from llmforge.dataset.conversations import ChatEncoder, ChatSettings
 from llmforge.dataset.dedup import signatures
 from llmforge.dataset.encoding import Attempt, Encoder
 from llmforge.dataset.quality import Judge, QualitySettings
@@ -63,6 +64,7 @@ class ShardSettings:
     hashes: bool = False
     minhash: bool = False
     quality: QualitySettings = field(default_factory=QualitySettings)
+    chat: ChatSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
     if done := read_summary(directory, chunk.number):
         return done
     encoder, judge = open_encoder(settings.encoder, settings.backend), _judge(settings.quality)
+    chat = ChatEncoder(settings.chat, encoder) if settings.chat else None
     categories: dict[str, int] = {}
     verdicts: dict[str, int] = {}
     start = documents = size = lines = rejected = stretches = 0
@@ -116,6 +119,8 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
         paths["rejected"].open("w", encoding="utf-8") as rejects,
     ):
         for block in read_blocks(chunk, settings.reading):
+            if chat:
+                block = chat.render(block)
             lines += block.lines
             for one in block.rejected:
                 entry = {"line": one.line, "reason": one.reason, "documents": one.documents}
@@ -126,7 +131,7 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
                 continue
             names.see(block)
             block, key = _in_key_order(block, settings.seed, chunk.number)
-            encoded = encoder.encode(block)
+            encoded = chat.encode(block) if chat else encoder.encode(block)
             table = np.zeros(len(block), RECORD)
             table["start"] = start + encoded.offsets[:-1]
             table["tokens"] = np.diff(encoded.offsets)

@@ -11,7 +11,7 @@ from llmforge.evaluate.generation import continue_ids, end_ids
 from llmforge.evaluate.models import Loaded
 from llmforge.evaluate.options import SamplingOptions
 from llmforge.evaluate.streaming import TextStream
-from llmforge.evaluate.templates import ChatTemplate
+from llmforge.tokenizer.chat_template import ChatTemplate
 from llmforge.weights.architecture import positions
 
 

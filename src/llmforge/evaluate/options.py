@@ -177,6 +177,8 @@ class ChatOptions(Options):
 
     model: Path = option("Model directory.", reads="model")
     system: str = option("System prompt: what the model is told before the conversation.", "")
-    chat_template: Path | None = option("Jinja template of conversations, in place of the model's own.", None)
+    chat_template: Path | None = option(
+        "Chat template in place of the model's own: a Jinja file, or chatml, llama3 or ziya.", None
+    )
     sampling: SamplingOptions = group(SamplingOptions, temperature=0.7, max_new_tokens=512)
     trust_remote_code: bool = option(TRUST_REMOTE_CODE, False, decides=False)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from llmforge.errors import UserError
 from llmforge.steps import Finished, Outcome, Step, run_step
+from llmforge.tokenizer.chat_template import ChatTemplate
 from llmforge.tokenizer.closure import Additions, ByList, ByScore, close
 from llmforge.tokenizer.definition import Definition
 from llmforge.tokenizer.files import tokenizer_files
@@ -23,6 +23,7 @@ from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.loading import Tokenizer, from_definition, load
 from llmforge.tokenizer.options import InitTokenizerOptions
 from llmforge.tokenizer.pieces import Cleaned, read_pieces
+from llmforge.tokenizer.special import with_special_tokens
 from llmforge.tokenizer.verify import verify
 
 BPE_STEP = np.float32(1)
@@ -47,22 +48,34 @@ def init_tokenizer(options: InitTokenizerOptions) -> Finished:
     figures in `metrics`. Raises `UserError` for a damaged input, and where a check that must hold fails.
     """
     before = load(options.tokenizer, options.tokenizer_scheme)
+    if options.chat_template:
+        before = _with_template(before, options.chat_template)
     texts = [Path(text) for text in options.verify_data]
-    inputs = [*tokenizer_files(options.tokenizer), options.pieces, *texts]
+    inputs = [*tokenizer_files(options.tokenizer), *([options.pieces] if options.pieces else []), *texts]
     step = Step("init-tokenizer", options.output, options.arguments(), inputs, options.overwrite)
     return run_step(step, lambda path: _build(path, before, options, texts))
 
 
 def _build(path: Path, before: Tokenizer, options: InitTokenizerOptions, texts: Sequence[Path]) -> Outcome:
-    expanded = expand(before, options.pieces, options.closure)
+    base = with_special_tokens(before, options.special_tokens)
+    expanded = (
+        expand(base, options.pieces, options.closure)
+        if options.pieces
+        else Expanded(base, Cleaned([], {}), Additions())
+    )
     write_tokenizer(expanded.tokenizer.definition, path)
     after = load(path)
     assert after.fingerprint == expanded.tokenizer.fingerprint, "what was written reads as another tokenizer"
     wanted = [*expanded.cleaned.pieces]
-    checks = verify(before, after, wanted, expanded.additions.unreachable, texts, options.reading)
+    checks = verify(base, after, wanted, expanded.additions.unreachable, texts, options.reading)
     added = after.size - before.size
     metrics = {
-        "pieces": {**expanded.cleaned.counts, "added": added, "closure": len(expanded.additions.closure)},
+        "pieces": {
+            **expanded.cleaned.counts,
+            "added": added,
+            "special": base.size - before.size,
+            "closure": len(expanded.additions.closure),
+        },
         "closure_examples": expanded.additions.closure[:20],
         "gates": checks,
     }
@@ -70,6 +83,13 @@ def _build(path: Path, before: Tokenizer, options: InitTokenizerOptions, texts: 
     return Outcome(
         outputs={**outputs, "source_tokenizer": before.fingerprint, "family": after.family}, metrics=metrics
     )
+
+
+def _with_template(before: Tokenizer, source: Path) -> Tokenizer:
+    """`before` with a chat template, which stands in the configuration, where all versions of transformers find it."""
+    text = ChatTemplate(before, source).text
+    config = {**before.definition.config, "chat_template": text}
+    return replace(before, definition=replace(before.definition, config=config))
 
 
 def expand(before: Tokenizer, pieces_file: Path, closure: bool = True) -> Expanded:
@@ -115,7 +135,7 @@ def _grow_unigram_json(before: Tokenizer, wanted: Sequence[str]) -> tuple[Defini
 def _extend_model(before: Tokenizer, wanted: Sequence[str], closure: bool) -> tuple[Definition, Additions]:
     definition = before.definition
     model = copy.deepcopy(definition.model)
-    _fill(model, before)
+    spm.fill(model, before.size, definition.json["added_tokens"])
     scores = {p.piece: p.score for p in model.pieces if p.type == spm.NORMAL}
     if before.family == "sentencepiece-unigram":
         additions = Additions([(piece, None) for piece in wanted])
@@ -170,15 +190,6 @@ def _best_parts(piece: str, scores: Mapping[str, float]) -> float:
             if score is not None:
                 best[end] = max(best[end], best[start] + score)
     return best[-1]
-
-
-def _fill(model: Any, before: Tokenizer) -> None:
-    """Gives added tokens behind the sentencepiece vocabulary their places, unused ids a placeholder."""
-    added = {token["id"]: token for token in before.definition.json["added_tokens"]}
-    for i in range(len(model.pieces), before.size):
-        token = added.get(i, {"content": f"<unused_{i}>", "special": True})
-        kind = spm.CONTROL if token["special"] else spm.USER_DEFINED
-        model.pieces.add(piece=token["content"], score=0.0, type=kind)
 
 
 def write_tokenizer(definition: Definition, path: Path) -> None:

@@ -72,13 +72,20 @@ class InitTokenizerOptions(Options):
     """`closure`: also add what the new pieces are merged from."""
 
     tokenizer: Path = option("Tokenizer (or model) directory to extend.", reads="source", decides=False)
-    pieces: Path = option(
+    output: Path = option("Tokenizer directory to write.", writes="tokenizer", decides=False)
+    pieces: Path | None = option(
         'New tokens: jsonl of {"piece": "..."}, .txt with one per line, a sentencepiece .model or .vocab, or a '
         "tokenizer directory.",
+        None,
         reads="pieces",
         decides=False,
     )
-    output: Path = option("Tokenizer directory to write.", writes="tokenizer", decides=False)
+    special_tokens: list[str] = option(
+        "Special tokens to add before them, such as those of a chat template: '<|im_start|>,<|im_end|>'.", []
+    )
+    chat_template: Path | None = option(
+        "Chat template of the new tokenizer: a Jinja file, or chatml, llama3 or ziya.", None, decides=False
+    )
     closure: bool = option(
         "Also add the characters and intermediate tokens that new tokens need to be reachable.", True
     )
@@ -94,7 +101,19 @@ class InitTokenizerOptions(Options):
         values = super().arguments()
         if not self.verify_data:
             del values["reading"]
+        if not self.special_tokens:  # as in the manifests of earlier versions
+            del values["special_tokens"]
+        if self.chat_template:
+            from llmforge.steps import fingerprint
+
+            file = self.chat_template
+            values["chat_template"] = fingerprint(file) if file.exists() else str(file)
         return values
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.pieces or self.special_tokens or self.chat_template):
+            raise UsageError("nothing to add: give --pieces, --special-tokens or --chat-template.")
 
 
 @dataclass(frozen=True)

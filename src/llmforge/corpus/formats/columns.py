@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from llmforge.corpus import conversations
 from llmforge.corpus.block import Rejection
 from llmforge.corpus.options import ReadOptions
-from llmforge.corpus.records import not_text, schema_of
+from llmforge.corpus.records import not_text, schema_of, text_fields
 
 Numbers = npt.NDArray[np.int64]
 
@@ -21,6 +22,8 @@ def unusable(schema: pa.Schema, options: ReadOptions, what: str) -> str:
             kinds[name] = _kind(schema, name)
         except KeyError:
             return f"{what} has two columns '{name}'"
+    if options.conversations and any(name in schema.names for name in conversations.FIELDS):
+        return ""
     if all(kinds[name] is None for name in options.texts):
         columns = f" (it has {', '.join(schema.names[:8])})" if schema.names else ""
         return f"{what} has no column {' or '.join(repr(name) for name in options.texts)}{columns}"
@@ -33,13 +36,16 @@ def unusable(schema: pa.Schema, options: ReadOptions, what: str) -> str:
 def columns_of(schema: pa.Schema, options: ReadOptions) -> list[str]:
     """The columns at the top of the table in which the fields lie."""
     tops = [name if name in schema.names else name.split(".")[0] for name in options.names]
+    tops += conversations.FIELDS if options.conversations else ()
     return [name for name in dict.fromkeys(tops) if name in schema.names]
 
 
 def as_text(
     batch: pa.RecordBatch, numbers: Numbers, options: ReadOptions
 ) -> tuple[pa.Table, Numbers, list[Rejection]]:
-    """The fields of the batch as strings, their rows' numbers, and the rows that are not UTF-8."""
+    """The fields of the batch as strings, their rows' numbers, and the rows that cannot be read."""
+    if options.conversations:
+        return _row_by_row(batch, numbers, options)
     binary = pa.schema([(name, pa.binary()) for name in options.names])
     columns = [_field(batch, name).cast(pa.binary()) for name in options.names]
     raw = pa.table(columns, schema=binary)
@@ -57,6 +63,28 @@ def as_text(
         except UnicodeDecodeError:
             bad.append(Rejection(int(numbers[position]), "invalid UTF-8"))
     return pa.Table.from_pylist(rows, schema=schema_of(options)), numbers[good], bad
+
+
+def _row_by_row(
+    batch: pa.RecordBatch, numbers: Numbers, options: ReadOptions
+) -> tuple[pa.Table, Numbers, list[Rejection]]:
+    """`as_text` where rows may be conversations, of lists and structs."""
+    good, bad, rows = [], [], []
+    for position in range(len(batch)):
+        try:
+            (record,) = batch.slice(position, 1).to_pylist()
+            rows.append(text_fields(_without_nulls(record), options))
+            good.append(position)
+        except (ValueError, pa.ArrowException) as error:
+            bad.append(Rejection(int(numbers[position]), first_line(error)))
+    return pa.Table.from_pylist(rows, schema=schema_of(options)), numbers[good], bad
+
+
+def _without_nulls(value: Any) -> Any:
+    """`value` without keys whose value is null: Arrow gives every struct the keys of all."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def _kind(schema: pa.Schema, name: str) -> Any:

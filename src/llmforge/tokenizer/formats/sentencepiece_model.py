@@ -185,6 +185,15 @@ def added_token(id: int, content: str, special: bool) -> dict[str, Any]:
     return {"id": id, "content": content, **flags, "special": special}
 
 
+def fill(model: Any, size: int, added_tokens: list[dict[str, Any]]) -> None:
+    """Gives added tokens behind the vocabulary their places in `model`, and unused ids below `size` a placeholder."""
+    added = {token["id"]: token for token in added_tokens}
+    for i in range(len(model.pieces), size):
+        token = added.get(i, {"content": f"<unused_{i}>", "special": True})
+        kind = CONTROL if token["special"] else USER_DEFINED
+        model.pieces.add(piece=token["content"], score=0.0, type=kind)
+
+
 def _normalizer(spec: Any, prepend: bool) -> dict[str, Any] | None:
     steps: list[dict[str, Any]] = []
     if spec.precompiled_charsmap:

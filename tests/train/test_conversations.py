@@ -1,0 +1,67 @@
+"""Conversations in packed rows: the loss that transformers has for each alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import WORDS
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_the_loss_of_packed_conversations_is_that_of_each_alone(
+    llmforge: Any, make_tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from llmforge.tokenizer import load
+    from llmforge.tokenizer.chat_template import ChatTemplate
+
+    model = make_tiny_model(tmp_path / "model", max_position_embeddings=512)
+    (tmp_path / "t.jinja").write_text(TEMPLATE)
+    contents = [" ".join(WORDS[i : i + 3 + i % 5]) for i in range(40)]
+    conversations = [
+        [{"role": ("user", "assistant")[k % 2], "content": contents[i + k]} for k in range(2 if i % 3 else 4)]
+        for i in range(0, 36, 4)
+    ]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"messages": c}) + "\n" for c in conversations))
+    llmforge(
+        *(
+            "prepare-data",
+            "--data",
+            tmp_path / "c.jsonl",
+            "--tokenizer",
+            model,
+            "--output",
+            tmp_path / "data",
+        ),
+        *("--max-length", 512, "--bins", 1, "--format", "chat", "--chat-template", tmp_path / "t.jinja"),
+    )
+    rows = json.loads((tmp_path / "data" / "llmforge.json").read_text())["metrics"]["rows"]
+    llmforge(
+        *("train", "--model", model, "--data", tmp_path / "data", "--output", tmp_path / "out"),
+        *("--micro-batch-size", rows, "--max-steps", 1, "--mixed-precision", "fp32", "--save-interval", 0),
+    )
+    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").open()]
+    found = next(line["loss"] for line in metrics if "loss" in line)
+
+    template = ChatTemplate(load(model), tmp_path / "t.jinja")
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    total = count = 0.0
+    for messages in conversations:
+        ids, trained = template.training(messages)
+        labels = np.where(trained, ids, -100)
+        with torch.no_grad():
+            loss = reference(
+                torch.tensor(ids[None].astype(np.int64)), labels=torch.tensor(labels[None].astype(np.int64))
+            ).loss
+        total, count = total + float(loss) * trained[1:].sum(), count + trained[1:].sum()
+    assert found == pytest.approx(total / count, abs=1e-5)
