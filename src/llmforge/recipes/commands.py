@@ -96,6 +96,11 @@ COMMANDS: dict[str, Command] = {
         "Write a checkpoint as a Hugging Face model.",
         "llmforge.weights.options:ExportOptions",
     ),
+    "merge": Command(
+        RESULT,
+        "Merge models or checkpoints into one model.",
+        "llmforge.weights.options:MergeOptions",
+    ),
     "evaluate": Command(
         RESULT,
         "Compare models on the same documents and questions.",

@@ -1,6 +1,7 @@
 # ruff: noqa: RUF009 - `option` makes dataclass fields
-"""The options of export and delta."""
+"""The options of export, merge and delta."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from llmforge.errors import UsageError
 from llmforge.options import OVERWRITE, TRUST_REMOTE_CODE, Options, group, option
+from llmforge.weights import merging
 
 DTYPES = ("stored", "float32", "float16", "bfloat16")
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -62,6 +64,49 @@ class ExportOptions(Options):
     format: FormatOptions = group(FormatOptions)
     trust_remote_code: bool = option(TRUST_REMOTE_CODE, False, decides=False)
     overwrite: bool = option(OVERWRITE, False, decides=False)
+
+
+@dataclass(frozen=True)
+class MergeOptions(Options):
+    """`weights` are as many as models, or none."""
+
+    models: list[Path] = option(
+        "Models to merge: model directories, checkpoints, or directories of trainings (their final models)."
+    )
+    output: Path = option("Model directory to write.", writes="model")
+    method: str = option(f"{merging.described()}.", "linear", metavar=f"[{'|'.join(merging.methods())}]")
+    weights: list[float] = option("A number for each model (default: all equal).", [])
+    base: Path | None = option(
+        "For --method task-arithmetic: the model that the others were trained from.", None
+    )
+    checkpoints: int | None = option(
+        "Merge this number of the newest checkpoints of each training among --models instead of its final model.",
+        None,
+        least=1,
+    )
+    dtype: str = option(
+        "Data type of the weights: float32, bfloat16, float16, or stored (that of the model with the most tokens).",
+        "stored",
+        metavar=f"[{'|'.join(DTYPES)}]",
+    )
+    trust_remote_code: bool = option(TRUST_REMOTE_CODE, False, decides=False)
+    overwrite: bool = option(OVERWRITE, False, decides=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype not in DTYPES:
+            raise UsageError(f"--dtype {self.dtype} is not known; choose one of {', '.join(DTYPES)}.")
+        if any(not math.isfinite(weight) for weight in self.weights):
+            raise UsageError("--weights: must be finite numbers.")
+        method = merging.find(self.method)
+        if method.needs_base and self.base is None:
+            raise UsageError(
+                f"--method {self.method} needs --base, the model that the others were trained from."
+            )
+        if self.base is not None and not method.needs_base:
+            raise UsageError(
+                f"--base contradicts --method {self.method}; use --method task-arithmetic, or leave it out."
+            )
 
 
 @dataclass(frozen=True)
