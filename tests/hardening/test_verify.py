@@ -12,6 +12,7 @@ import pytest
 from llmforge.errors import UserError
 from llmforge.steps import checksums as remembered
 from llmforge.steps import fingerprint, read_manifest, require_whole, verify_output
+from llmforge.weights.options import DeltaMakeOptions
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -57,7 +58,7 @@ def outputs(llmforge: Run, tiny_model: Path, tmp_path_factory: pytest.TempPathFa
         *("--max-steps", 2, "--save-interval", 1, "--mixed-precision", "fp32"),
     )
     export(out / "run", out / "exported", FormatOptions())
-    delta.make(out / "grown", out / "exported", out / "delta")
+    delta.make(DeltaMakeOptions(out / "grown", out / "exported", out / "delta"))
     write_report(out / "report.md", "| a |\n", "compare-tokenizers", "--output")
     return out
 

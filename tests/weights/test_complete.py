@@ -16,6 +16,7 @@ from llmforge.weights import delta
 from llmforge.weights.completeness import check_complete
 from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.export import FormatOptions, export
+from llmforge.weights.options import DeltaMakeOptions
 
 
 def change(model: Path, edit: Callable[[dict[str, Any]], object]) -> None:
@@ -73,8 +74,8 @@ def test_every_command_refuses_other_tensors_than_the_model_has(
         lambda: train_load(model),
         lambda: export(model, out, FormatOptions()),
         lambda: resize(model, new_tokenizer, out, ResizeOptions()),
-        lambda: delta.make(whole, model, out),
-        lambda: delta.make(model, whole, out),
+        lambda: delta.make(DeltaMakeOptions(whole, model, out)),
+        lambda: delta.make(DeltaMakeOptions(model, whole, out)),
     ):
         with pytest.raises(UserError, match=sentence):
             command()
@@ -145,7 +146,7 @@ def test_the_whole_file_is_read_before_an_index_of_an_earlier_save(
     exported = load_file(tmp_path / "out/model.safetensors")[name]
     assert read.equal(load_file(new / "model.safetensors")[name])
     assert exported.equal(read[: len(exported)])
-    delta.make(new, model, tmp_path / "delta")
+    delta.make(DeltaMakeOptions(new, model, tmp_path / "delta"))
     assert not list((tmp_path / "delta").glob("*index*"))
 
 

@@ -17,6 +17,7 @@ from llmforge.embedding.options import ResizeOptions
 from llmforge.embedding.resize import resize
 from llmforge.errors import UserError
 from llmforge.weights import delta
+from llmforge.weights.options import DeltaApplyOptions, DeltaMakeOptions
 from llmforge.weights.read import open_weights
 
 from .test_grow import tensors
@@ -41,10 +42,10 @@ def test_there_and_back(
     base = tiny_model(dtype=dtype)
     tuned = tiny_model(dtype=dtype, name="other", seed=1)
     resize(tuned, new_tokenizer, tmp_path / "tuned", ResizeOptions())
-    made = delta.make(base, tmp_path / "tuned", tmp_path / "delta")
+    made = delta.make(DeltaMakeOptions(base, tmp_path / "tuned", tmp_path / "delta"))
     assert made.manifest.metrics["grown_tensors"] == 2
     assert made.manifest.metrics["whole_tensors"] == 0
-    delta.apply(base, tmp_path / "delta", tmp_path / "back")
+    delta.apply(DeltaApplyOptions(base, tmp_path / "delta", tmp_path / "back"))
     same_files(tmp_path / "tuned", tmp_path / "back")
 
 
@@ -53,15 +54,15 @@ def test_other_dtypes_shards_and_tensors_come_back_too(
 ) -> None:
     base = tiny_model(tied=True, dtype="bfloat16")
     target = tiny_model(tied=False, dtype="float32", name="target", shard_size="20KB", seed=1)
-    made = delta.make(base, target, tmp_path / "delta")
+    made = delta.make(DeltaMakeOptions(base, target, tmp_path / "delta"))
     assert made.manifest.metrics["whole_tensors"] == 1  # the head
-    delta.apply(base, tmp_path / "delta", tmp_path / "back")
+    delta.apply(DeltaApplyOptions(base, tmp_path / "delta", tmp_path / "back"))
     same_files(target, tmp_path / "back")
 
 
 def test_unchanged_weights_are_zeros(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     base = tiny_model()
-    delta.make(base, base, tmp_path / "delta")
+    delta.make(DeltaMakeOptions(base, base, tmp_path / "delta"))
     assert not any(value.any() for value in load_file(tmp_path / "delta" / "delta.safetensors").values())
 
 
@@ -92,27 +93,27 @@ def test_another_base_is_refused_before_anything_is_written(
 ) -> None:
     base = tiny_model()
     target = tiny_model(name="target", seed=1)
-    delta.make(base, target, tmp_path / "delta")
+    delta.make(DeltaMakeOptions(base, target, tmp_path / "delta"))
     values = load_file(base / "model.safetensors")
     values["model.norm.weight"][0] += 1
     save_file(values, base / "model.safetensors")
     monkeypatch.setattr("llmforge.weights.delta.write_weights", None)  # would fail if it were called
     with pytest.raises(UserError, match="not the base"):
-        delta.apply(base, tmp_path / "delta", tmp_path / "back")
+        delta.apply(DeltaApplyOptions(base, tmp_path / "delta", tmp_path / "back"))
     assert not (tmp_path / "back").exists()
 
 
 def test_a_base_divided_otherwise_is_the_same_base(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     base, again = tiny_model(), tiny_model(name="again", shard_size="20KB")
     target = tiny_model(name="target", seed=1)
-    delta.make(base, target, tmp_path / "delta")
-    delta.apply(again, tmp_path / "delta", tmp_path / "back")
+    delta.make(DeltaMakeOptions(base, target, tmp_path / "delta"))
+    delta.apply(DeltaApplyOptions(again, tmp_path / "delta", tmp_path / "back"))
     same_files(target, tmp_path / "back")
 
 
 def test_damaged_deltas(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     base = tiny_model()
-    delta.make(base, tiny_model(name="target", seed=1), tmp_path / "delta")
+    delta.make(DeltaMakeOptions(base, tiny_model(name="target", seed=1), tmp_path / "delta"))
     copy = tmp_path / "copy"
 
     def fresh() -> Path:
@@ -122,15 +123,15 @@ def test_damaged_deltas(tiny_model: Callable[..., Path], tmp_path: Path) -> None
 
     (fresh() / "delta.json").unlink()
     with pytest.raises(UserError, match="not a delta"):
-        delta.apply(base, copy, tmp_path / "back")
+        delta.apply(DeltaApplyOptions(base, copy, tmp_path / "back"))
     (fresh() / "delta.json").write_text(json.dumps({"base": "", "tensors": {}}))
     with pytest.raises(UserError, match="does not match"):
-        delta.apply(base, copy, tmp_path / "back")
+        delta.apply(DeltaApplyOptions(base, copy, tmp_path / "back"))
     with (fresh() / "delta.safetensors").open("r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(b"\x01\x02\x03\x04")
     with pytest.raises(UserError, match="damaged"):
-        delta.apply(base, copy, tmp_path / "back")
+        delta.apply(DeltaApplyOptions(base, copy, tmp_path / "back"))
     assert not (tmp_path / "back").exists()
 
 

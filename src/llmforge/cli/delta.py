@@ -1,5 +1,7 @@
 """`llmforge delta make` and `llmforge delta apply`."""
 
+from dataclasses import replace
+
 from llmforge.cli.command import example
 from llmforge.cli.results import show_finished
 from llmforge.options import Result
@@ -12,9 +14,7 @@ def make(options: DeltaMakeOptions, result: Result) -> None:
     from llmforge import hub
     from llmforge.weights import delta
 
-    finished = delta.make(
-        hub.local(options.base), hub.local(options.model), options.output, overwrite=options.overwrite
-    )
+    finished = delta.make(replace(options, base=hub.local(options.base), model=hub.local(options.model)))
     figures = finished.manifest.metrics
     summary = (
         f"{figures['tensors']:,} tensors; new rows of {figures['grown_tensors']:,} are stored whole, "
@@ -29,5 +29,5 @@ def apply(options: DeltaApplyOptions, result: Result) -> None:
     from llmforge import hub
     from llmforge.weights.delta import apply as apply_delta
 
-    base, delta = hub.local(options.base), hub.local(options.delta)
-    show_finished(apply_delta(base, delta, options.output, overwrite=options.overwrite), result.json)
+    options = replace(options, base=hub.local(options.base), delta=hub.local(options.delta))
+    show_finished(apply_delta(options), result.json)

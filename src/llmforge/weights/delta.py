@@ -22,6 +22,7 @@ from llmforge.steps import Finished, Outcome, Step, run_step
 from llmforge.weights.completeness import check_complete
 from llmforge.weights.files import copy_side_files
 from llmforge.weights.floats import BYTES, STORAGE, Array, from_float32, storage_dtype, to_float32
+from llmforge.weights.options import DeltaApplyOptions, DeltaMakeOptions
 from llmforge.weights.read import Weights, open_weights
 from llmforge.weights.tensor import BLOCK_BYTES, Tensor, write_all
 from llmforge.weights.write import NewTensor, room_for, write_weights
@@ -42,23 +43,23 @@ class Entry:
     digest: str
 
 
-def make(base_dir: Path, target_dir: Path, output: Path, *, overwrite: bool = False) -> Finished:
-    """Writes the difference of the model `target_dir` from `base_dir` as the step directory `output`."""
-    step = Step(MAKE, output, {}, inputs=[base_dir, target_dir], overwrite=overwrite)
+def make(options: DeltaMakeOptions) -> Finished:
+    """Writes the difference of `options.model` from `options.base` as the step directory `options.output`."""
+    base, model, output = options.base, options.model, options.output
+    step = Step(MAKE, output, options.arguments(), [base, model], options.overwrite)
+    return run_step(
+        step, lambda partial: write_delta(partial, output, check_complete(base), check_complete(model))
+    )
 
-    def build(partial: Path) -> Outcome:
-        return write_delta(partial, output, check_complete(base_dir), check_complete(target_dir))
 
-    return run_step(step, build)
+def apply(options: DeltaApplyOptions) -> Finished:
+    """Writes the model that `options.delta` was made of, from its base, as the step directory `options.output`.
 
-
-def apply(base_dir: Path, delta_dir: Path, output: Path, *, overwrite: bool = False) -> Finished:
-    """Writes the model that `delta_dir` was made of, from its base, as the step directory `output`.
-
-    Raises `UserError` before anything is written if `base_dir` does not hold the weights that the delta was made from.
+    Raises `UserError` before anything is written if the base does not hold the weights that the delta was made from.
     """
-    step = Step(APPLY, output, {}, inputs=[base_dir, delta_dir], overwrite=overwrite)
-    return run_step(step, lambda partial: write_tuned(partial, output, base_dir, delta_dir))
+    base, delta, output = options.base, options.delta, options.output
+    step = Step(APPLY, output, options.arguments(), [base, delta], options.overwrite)
+    return run_step(step, lambda partial: write_tuned(partial, output, base, delta))
 
 
 def write_delta(partial: Path, output: Path, base: Weights, target: Weights) -> Outcome:

@@ -113,9 +113,11 @@ class MergeOptions(Options):
 class DeltaMakeOptions(Options):
     """A model and the one it was tuned from."""
 
-    base: Path = option("Model that the tuned one was trained from.", reads="source")
-    model: Path = option("The tuned model, with the base's vocabulary or a larger one.", reads="model")
-    output: Path = option("Delta directory to write.", writes="delta")
+    base: Path = option("Model that the tuned one was trained from.", decides=False, reads="source")
+    model: Path = option(
+        "The tuned model, with the base's vocabulary or a larger one.", decides=False, reads="model"
+    )
+    output: Path = option("Delta directory to write.", decides=False, writes="delta")
     overwrite: bool = option(OVERWRITE, False, decides=False)
 
 
@@ -123,7 +125,7 @@ class DeltaMakeOptions(Options):
 class DeltaApplyOptions(Options):
     """A model and what was learned on top of it."""
 
-    base: Path = option("Model that the tuned one was trained from.", reads="source")
-    delta: Path = option("The delta, from delta make.", reads="delta")
-    output: Path = option("Directory for the tuned model.", writes="model")
+    base: Path = option("Model that the tuned one was trained from.", decides=False, reads="source")
+    delta: Path = option("The delta, from delta make.", decides=False, reads="delta")
+    output: Path = option("Directory for the tuned model.", decides=False, writes="model")
     overwrite: bool = option(OVERWRITE, False, decides=False)
