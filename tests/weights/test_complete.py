@@ -54,9 +54,14 @@ def cut_one(tensors: dict[str, Any]) -> None:
     tensors[name] = tensors[name][:-1].clone()
 
 
+def another_head(tensors: dict[str, Any]) -> None:
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+
+
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
+        (another_head, r"says that the model is tied, but lm_head\.weight differs from model\.embed_tokens"),
         (lose_a_layer, r"lacks 9 tensors .*the first is model\.layers\.1\."),
         (add_one, r"holds 1 tensors .*LlamaForCausalLM.* model\.layers\.7\.mlp\.up_proj\.weight"),
         (cut_one, r"model\.layers\.0\.mlp\.up_proj\.weight has the shape \(47, 32\).*\(48, 32\)"),
@@ -65,7 +70,7 @@ def cut_one(tensors: dict[str, Any]) -> None:
 def test_every_command_refuses_other_tensors_than_the_model_has(
     edit: Any, sentence: str, tiny_model: Callable[..., Path], new_tokenizer: Path, tmp_path: Path
 ) -> None:
-    whole = tiny_model()
+    whole = tiny_model(tied=edit is another_head)
     model = Path(shutil.copytree(whole, tmp_path / "damaged"))
     change(model, edit)
     out = tmp_path / "out"

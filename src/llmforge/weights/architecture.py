@@ -177,11 +177,23 @@ def find_vocabulary_tensors(
     if head.shape == embedding.shape and states is not False and same_bytes(embedding, head):
         return VocabularyTensors(embedding, None, bias, (head.name,))
     if states is True:
-        raise UserError(
-            f"{weights.directory / CONFIG} says that the model is tied, but {head.name} differs from {embedding.name}: transformers "
-            "4 uses the embedding for both, 5 uses both; correct tie_word_embeddings first."
-        )
+        raise _two_heads(embedding, head)
     return VocabularyTensors(embedding, head, bias)
+
+
+def check_tied(weights: Weights, config: dict[str, Any]) -> None:
+    """Raises `UserError` where `config` calls a model tied that stores another head than its embedding."""
+    if _says_tied(weights.directory, config) and (head := _only(weights, HEADS)):
+        embedding = _only(weights, EMBEDDINGS)
+        if embedding and not (head.shape == embedding.shape and same_bytes(embedding, head)):
+            raise _two_heads(embedding, head)
+
+
+def _two_heads(embedding: Tensor, head: Tensor) -> UserError:
+    return UserError(
+        f"{embedding.path.parent / CONFIG} says that the model is tied, but {head.name} differs from {embedding.name}: "
+        "transformers 4 uses the embedding for both, 5 uses both; correct tie_word_embeddings first."
+    )
 
 
 def _says_tied(directory: Path, config: dict[str, Any]) -> bool | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from llmforge.console import warn
 from llmforge.errors import UserError
+from llmforge.weights.architecture import check_tied
 from llmforge.weights.config import CONFIG, load_config, needs_own_code, read_config
 from llmforge.weights.read import Weights, open_weights
 
@@ -22,8 +23,8 @@ def check_complete(directory: Path, trust_remote_code: bool = False) -> Weights:
     """The weights of `directory`, after making sure that they are those of the model of its `config.json`.
 
     Raises `UserError`, which names the first tensor and how many there are, if some are missing, surplus or of another
-    shape, and for weights that are quantized or an adapter. A model whose code lies beside it cannot be checked unless
-    `trust_remote_code` lets that code run; that is said.
+    shape, for weights that are quantized or an adapter, and for a tied model with another head than its embedding. A
+    model whose code lies beside it cannot be checked unless `trust_remote_code` lets that code run; that is said.
     """
     config = read_config(directory)
     weights = open_weights(directory)
@@ -81,6 +82,7 @@ def check_complete(directory: Path, trust_remote_code: bool = False) -> Weights:
                 + f" {CONFIG} asks for {wanted[name]} ({len(differing)} tensors differ); the files do not belong "
                 "together."
             )
+    check_tied(weights, config)
     return weights
 
 
