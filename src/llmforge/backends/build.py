@@ -100,8 +100,10 @@ def build_engine(
     world: World,
     length: int,
     documents_per_row: int,
+    origin: ModelDirectory | None = None,
 ) -> Engine:
-    """The engine of `config` (a `TrainOptions`), with the weights of the model directory `model`, for rows of `length`
+    """The engine of `config` (a `TrainOptions`), with the weights of the model directory `model`, for a run that began
+    with `origin` (None: with `model`), for rows of `length`
     tokens and at most `documents_per_row` documents. `UserError` where the plugin of `config` cannot do that, before
     anything is loaded.
     """
@@ -135,6 +137,8 @@ def build_engine(
         optimizer=config.optimizer,
         rates=config.rates.factors(),
         ema=config.retention.ema,
+        l2_to_start=config.retention.l2_to_start,
+        origin=origin,
         device=str(device),
     )
     if world.is_main:

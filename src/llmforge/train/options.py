@@ -313,7 +313,8 @@ class TrainOptions(Options):
         backend.refuse_more([*self.rates.arguments(), *self.retention.arguments()])
         optimizers.find(self.optimizer).check(self)
         self.rates.check(self.trainable, self.optimizer)
-        self.retention.check(self.trainable)
+        factors = self.rates.factors()
+        self.retention.check(self.trainable, self.learning_rate * max(1.0, factors.embeddings))
 
     def weights(self) -> dict[str, float]:
         """`--mix` as category to weight; empty where it is not given."""

@@ -197,6 +197,8 @@ def memory(
     }
     if config.retention.ema is not None:
         parts["average"] = 4 * trained // sharing.model // sharing.weights
+    if config.retention.l2_to_start is not None:
+        parts["start"] = 4 * trained // sharing.model // sharing.weights
     if sharing.weights > 1:
         parts["gathered"] = 2 * low * max(shape.layer_parameters, shape.embedding_parameters)
     return parts
@@ -227,10 +229,9 @@ def check_step_memory(
         processes=engine.world.size,
     )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else 1
-    # The engine has been made: its weights and its optimizer are in memory already.
-    rest = sum(
-        size for part, size in needed.items() if part not in ("weights", "optimizer", "average", "program")
-    )
+    # The engine has been made, and these are in memory already.
+    made = ("weights", "optimizer", "average", "start", "program")
+    rest = sum(size for part, size in needed.items() if part not in made)
     _check_free(rest, device_memory(device) // local)
 
 

@@ -42,7 +42,7 @@ def find_resumed(config: TrainOptions, processes: Processes, identity: Mapping[s
         return None
     states = read_states(found)
     for what, value in identity.items():
-        if states.identity[what] != value and not config.allow_changes:
+        if states.identity.get(what, value) != value and not config.allow_changes:
             raise UserError(
                 f"{found} belongs to a run with another {what} ({states.identity[what]}, now {value}); "
                 "--allow-changes resumes anyway."

@@ -6,7 +6,7 @@ from typing import Any
 from llmforge.errors import UsageError
 from llmforge.options import Options, option
 
-PANEL = "Averaging"
+PANEL = "Averaging and forgetting"
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,35 @@ class RetentionOptions(Options):
         least=0,
         most=0.999999,
     )
+    l2_to_start: float | None = option(
+        "Pull trained weights towards those of --model, as weight decay pulls them towards 0: this strength times the "
+        "learning rate. Rows of new tokens are not pulled.",
+        None,
+        panel=PANEL,
+        least=0,
+    )
 
-    def check(self, trainable: str) -> None:
-        """Raises `UsageError` for what `--trainable` makes impossible."""
+    def check(self, trainable: str, largest_rate: float) -> None:
+        """Raises `UsageError` for what `--trainable` or the largest learning rate of any group makes impossible."""
         if self.ema is not None and trainable == "lora":
             raise UsageError(
                 "--ema contradicts --trainable lora, whose adapters are merged wherever weights are saved; use llmforge "
                 "merge on its checkpoints."
             )
+        if self.l2_to_start is not None and trainable in ("lora", "new-embeddings"):
+            raise UsageError(
+                f"--l2-to-start contradicts --trainable {trainable}, which trains no weight of the source itself; leave it out."
+            )
+        if (self.l2_to_start or 0) * largest_rate > 1:
+            raise UsageError(
+                f"--l2-to-start {self.l2_to_start:g} times the learning rate {largest_rate:g} is more than 1, which moves weights "
+                "past their start; give less."
+            )
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether each step needs what training started from, so that a resume must have it too."""
+        return self.l2_to_start is not None
 
     def arguments(self) -> dict[str, Any]:
         """Those that are given, so that outputs of versions without them stay recognized."""

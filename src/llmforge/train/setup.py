@@ -16,6 +16,7 @@ from llmforge.backends.common.heartbeats import Heartbeats
 from llmforge.backends.common.processes import Processes, join_processes
 from llmforge.console import say
 from llmforge.dataset.packed import PackedDataset
+from llmforge.steps import fingerprint
 from llmforge.tokenizer import Tokenizer
 from llmforge.train import branch, plan, preflight
 from llmforge.train.batches import Groups
@@ -90,6 +91,8 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
     # The source model may go away while the run continues.
     model_files = hold_files(source.path) if world.is_main else {}
     identity = {"dataset": data.fingerprint, "tokenizer": loaded.fingerprint, "seed": config.seed}
+    if config.retention.needs_start:
+        identity["start"] = processes.from_main(lambda: fingerprint(source.path))
     mine = facts(config, source.path, identity)
     refuse_disagreement(processes, mine)
     refuse_separate_directories(processes, config.output)
@@ -110,6 +113,7 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
         world,
         max(one.max_length for one in datasets),
         max(one.documents_per_row for one in datasets),
+        source,
     )
     preflight.check_embeddings(engine.embedding_norms(), words, start)
     shape = plan.read_shape(start)

@@ -39,6 +39,8 @@ class Settings:
     optimizer: str = "adamw"
     rates: Rates = Rates()
     ema: float | None = None
+    l2_to_start: float | None = None
+    origin: ModelDirectory | None = None  # what the run began with, where that is not `model`
     device: str = "cpu"
 
     @property

@@ -21,6 +21,7 @@ from llmforge.backends.common.model import (
     own_memory,
 )
 from llmforge.backends.common.processes import agree, over_ranks
+from llmforge.backends.common.rates import factors
 from llmforge.backends.common.settings import PRECISIONS, Settings
 from llmforge.backends.common.sharded_weights import read_shards
 from llmforge.backends.common.step import (
@@ -33,6 +34,7 @@ from llmforge.backends.common.step import (
 )
 from llmforge.backends.common.trainable import embedding_parameters, freeze
 from llmforge.backends.common.transfer import batch_to_device, to_host
+from llmforge.backends.torch.anchor import Anchor
 from llmforge.backends.torch.average import Average
 from llmforge.backends.torch.layers import prepare_layers
 from llmforge.backends.torch.memory_saving import keep_less
@@ -78,6 +80,7 @@ class NativeEngine:
         self.average: Average | None = None
         if settings.ema is not None:
             self.average = Average(self.parameters, settings.ema, self._local)
+        self.anchor = self._make_anchor()
         self.scale = LossScale.for_precision(settings.precision)
         self.steps = 0
 
@@ -149,6 +152,22 @@ class NativeEngine:
     def load_average(self, directory: Path) -> None:
         if self.average:  # with it, what is not trained, which has not changed
             self._read({**self._weights(), **self.average.values}, directory)
+
+    def _make_anchor(self) -> Anchor | None:
+        settings = self.settings
+        if settings.l2_to_start is None:
+            return None
+        made = Anchor(
+            self.parameters,
+            settings.l2_to_start,
+            factors(self.causal, settings.rates, settings.trainable.new_rows_only),
+            {id(p) for p in embedding_parameters(self.causal).values()},
+            settings.old_rows,
+            self._local,
+        )
+        if settings.origin and settings.origin.path != settings.model.path:
+            self._read({**self._weights(), **made.start}, settings.origin.path)
+        return made
 
     def _read(self, state: dict[str, torch.Tensor], directory: Path) -> None:
         """Fills `state`, which has the names of `_weights`, from a model directory."""
@@ -256,6 +275,8 @@ class NativeEngine:
         factor /= self.scale.value
         if factor != 1.0:
             torch._foreach_mul_([p.grad for p in self.parameters.values() if p.grad is not None], factor)
+        if self.anchor:
+            self.anchor.pull(learning_rate)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group.get("factor", 1.0)
