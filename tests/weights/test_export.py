@@ -1,8 +1,12 @@
 """Export: padding cut off, everything else as it is."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +18,7 @@ from llmforge.tokenizer import load
 from llmforge.weights import vocabulary as model
 from llmforge.weights.export import FormatOptions, export
 from llmforge.weights.verify import verify_export
+from warm import TERMINAL, Warm
 
 from .conftest import NEW_SIZE, OLD_SIZE
 from .test_grow import tensors
@@ -26,6 +31,19 @@ def checkpoint(tiny_model: Callable[..., Path], new_tokenizer: Path, tmp_path: P
     resize(tiny_model(), new_tokenizer, tmp_path / "run" / "epoch-0_step-5" / "modeling", ResizeOptions())
     shutil.copytree(tmp_path / "run" / "epoch-0_step-5" / "modeling", tmp_path / "run" / "modeling")
     return tmp_path / "run" / "epoch-0_step-5"
+
+
+@pytest.fixture
+def forked(warm: Warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that verifies an export is forked by one that has imported torch and transformers."""
+    program = tmp_path / "compare.py"
+    program.write_text("from llmforge.weights.verify import _main\n\n_main()\n")
+
+    def run(command: list[str], **_: object) -> "subprocess.CompletedProcess[str]":
+        assert command[:3] == [sys.executable, "-m", "llmforge.weights.verify"]
+        return warm.run([str(program), *command[3:]], {**os.environ, **TERMINAL}, 600)
+
+    monkeypatch.setattr("llmforge.weights.verify.subprocess", SimpleNamespace(run=run))
 
 
 @pytest.mark.parametrize("given", ["epoch-0_step-5", "epoch-0_step-5/modeling", ".", "modeling"])
@@ -75,6 +93,7 @@ def test_nothing_to_export(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtypes_are_converted_and_verified(dtype: str, checkpoint: Path, tmp_path: Path) -> None:
     import torch
@@ -132,6 +151,7 @@ def test_what_fails_verification_is_not_published(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("forked")
 def test_verify_compares_logits(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     one, other = tiny_model(), tiny_model(name="other", seed=1)
     vocabulary = model.Vocabulary(OLD_SIZE, OLD_SIZE, OLD_SIZE)
