@@ -26,7 +26,8 @@ class Block:
     `text` has all segments of each document, UTF-8; `untrained` the bytes of those that are not trained; `category` a
     dictionary array of names; `line` (n,) int64, 1-based in the chunk. `lines` counts the lines of the block,
     blank ones too, and `size` the bytes on disk that it took. `conversations` has the messages of documents that are
-    conversations, as JSON, and null for others; their `text` is what the messages say.
+    conversations, as JSON, and null for others; their `text` is what the messages say. `numbers`
+    (n,) float64 are those of the fields that were asked for.
     """
 
     text: pa.StringArray
@@ -37,6 +38,7 @@ class Block:
     lines: int = 0
     size: int = 0
     conversations: pa.StringArray | None = None
+    numbers: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.text)
@@ -68,6 +70,7 @@ class Block:
             category=category,
             line=self.line[order],
             conversations=conversations,
+            numbers={name: values[order] for name, values in self.numbers.items()},
         )
 
     def head(self, n: int) -> "Block":

@@ -12,6 +12,11 @@ PANEL = "Texts"
 CONVERSATION = "\0conversation"
 
 
+def number_name(field: str) -> str:
+    """What the column of the numbers of `field` is called in tables of texts."""
+    return f"\0number {field}"
+
+
 def parse_size(flag: str, text: str) -> int:
     """`1000000`, `256M` or `1G` (of 1,024 each) as bytes, from 1 to LARGEST_DOCUMENT_BYTES."""
     match = re.fullmatch(r"([0-9]{1,15})([KMG]?)(i?B)?", text.strip(), re.IGNORECASE)
@@ -28,7 +33,8 @@ class ReadOptions(Options):
     `text_field` replaces `target` (or `text`) where it is given; `source_field` and `category_field` may be empty:
     none. `lines`: a line of a text file is a document, rather than the file. A document, or the line of JSON it
     stands in, of more than `max_document_bytes` is rejected. `conversations`: records may be conversations of this layout
-    (conversations.py), which have their messages in the field CONVERSATION; set by commands that can use them.
+    (conversations.py), which have their messages in the field CONVERSATION, and `numbers` are fields of numbers that every
+    record must have; both set by commands that can use them.
     """
 
     text_field: str | None = option(
@@ -54,6 +60,7 @@ class ReadOptions(Options):
         shown="256M",
     )
     conversations: str = ""
+    numbers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,10 +80,21 @@ class ReadOptions(Options):
         return (self.text_field,) if self.text_field else ("target", "text")
 
     @property
-    def names(self) -> list[str]:
-        """All fields that are read."""
+    def fields(self) -> list[str]:
+        """All fields of texts that are read."""
         fields = [self.source_field, *self.texts, self.category_field]
-        return [name for name in dict.fromkeys(fields) if name] + [CONVERSATION] * bool(self.conversations)
+        return [name for name in dict.fromkeys(fields) if name]
+
+    @property
+    def names(self) -> list[str]:
+        """The columns of a table of what is read."""
+        more = [CONVERSATION] * bool(self.conversations) + [number_name(name) for name in self.numbers]
+        return self.fields + more
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether records have to be looked at one by one: a table has columns of one type, and no lists."""
+        return bool(self.conversations or self.numbers)
 
     @property
     def too_long(self) -> str:

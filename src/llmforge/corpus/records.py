@@ -1,5 +1,6 @@
 """Records to documents: the fields that were asked for, wherever in a record they lie."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow as pa
 
 from llmforge.corpus.block import Block, Rejection
 from llmforge.corpus.conversations import contents, conversation_of
-from llmforge.corpus.options import CONVERSATION, ReadOptions
+from llmforge.corpus.options import CONVERSATION, ReadOptions, number_name
 from llmforge.corpus.spans import Spans
 
 Numbers = npt.NDArray[np.int64]
@@ -23,9 +24,10 @@ def text_fields(record: Any, options: ReadOptions) -> dict[str, str | None]:
     """The fields of one JSON value; a `ValueError` says why it is no document."""
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
-    found: dict[str, str | None] = {}
+    found: dict[str, str | None] = dict.fromkeys(options.names)
+    for name in options.numbers:
+        found[number_name(name)] = _number(lookup(record, name), name)
     if options.conversations:
-        found = dict.fromkeys(options.names)
         conversation = conversation_of(record, options.conversations)
         if conversation is not None:
             found |= {CONVERSATION: conversation, options.texts[0]: contents(conversation)}
@@ -33,9 +35,7 @@ def text_fields(record: Any, options: ReadOptions) -> dict[str, str | None]:
             if isinstance(category, str):
                 found[options.category_field] = category
             return found
-    for name in options.names:
-        if name == CONVERSATION:
-            continue
+    for name in options.fields:
         value = lookup(record, name)
         if value is not None and not isinstance(value, str):
             raise ValueError(not_text(name, options))
@@ -46,6 +46,12 @@ def text_fields(record: Any, options: ReadOptions) -> dict[str, str | None]:
                 raise ValueError(f"'{name}' holds an unpaired surrogate") from None
         found[name] = value
     return found
+
+
+def _number(value: Any, name: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"'{name}' is not a number" if value is not None else f"no number '{name}'")
+    return repr(float(value))
 
 
 def lookup(record: dict[str, Any], name: str) -> Any:
@@ -91,6 +97,7 @@ def to_block(
         whole = length + np.asarray(pc.fill_null(pc.binary_length(source), 0)).astype(np.int64)
     keep = (length > 0) & (whole <= options.max_document_bytes)
     named, conversations = column.get(options.category_field), column.get(CONVERSATION)
+    values = {name: np.asarray(pc.cast(column[number_name(name)], pa.float64())) for name in options.numbers}
     if not keep.all():
         for row in np.flatnonzero(~keep).tolist():
             reason = options.too_long
@@ -106,6 +113,7 @@ def to_block(
         source = None if source is None else source.filter(mask)
         named = None if named is None else named.filter(mask)
         conversations = None if conversations is None else conversations.filter(mask)
+        values = {name: own[keep] for name, own in values.items()}
     untrained = Spans.none(len(target))
     if source is not None and source.null_count < len(target):
         source = pc.fill_null(source, "")
@@ -115,7 +123,7 @@ def to_block(
         named = pa.nulls(len(target), pa.string())
     named = pc.fill_null(named, "")
     categories = pc.dictionary_encode(pc.if_else(pc.equal(named, ""), category, named))
-    return Block(target, untrained, categories, numbers, rejected, lines, size, conversations)
+    return Block(target, untrained, categories, numbers, rejected, lines, size, conversations, values)
 
 
 def _flat(values: Any) -> Any:

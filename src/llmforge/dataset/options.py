@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmforge.corpus.options import ReadOptions
+from llmforge.dataset.curriculum import Rule, parse_rules
 from llmforge.errors import UsageError
 from llmforge.options import OVERWRITE, SEED, TEXTS_HELP, Options, group, option
 from llmforge.tokenizer.options import SCHEME
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 Packing = Literal["best-fit", "greedy", "concat"]
 ONE = "one"  # how rows are made with --documents-per-row 1
-CHAT = "Conversations"
+CHAT, CURRICULUM = "Conversations", "Scored documents"
 QUALITY, MACHINES, OUTPUTS = "Quality (off by default)", "Several machines", "Other outputs"
 
 
@@ -127,6 +128,28 @@ class PrepareOptions(Options):
     train_on: Literal["all", "last"] = option(
         "Answers of the assistant that are trained: all, or the last one.", "all", panel=CHAT, decides=False
     )
+    order: Literal["", "easy-to-hard", "hard-to-easy"] = option(
+        "Order of documents over the bins, by the number in --by (default: random); bins are then stages of a curriculum.",
+        "",
+        panel=CURRICULUM,
+        metavar="[easy-to-hard|hard-to-easy]",
+        decides=False,
+    )
+    by: str = option(
+        "For --order: field of a number, larger for harder documents; score-data writes bits_per_byte.",
+        "bits_per_byte",
+        panel=CURRICULUM,
+        decides=False,
+    )
+    keep: tuple[Rule, ...] = option(
+        "Keep only documents for which this holds, such as 'bits_per_byte<1.2'; several: all must hold.",
+        (),
+        panel=CURRICULUM,
+        parse=parse_rules,
+        many=True,
+        metavar="RULE...",
+        decides=False,
+    )
     mix: dict[str, float] = option(
         "Proportions of tokens, such as zh=0.7,en=0.3; no document is repeated, so the scarcest category limits the rest.",
         {},
@@ -226,8 +249,13 @@ class PrepareOptions(Options):
             raise UsageError(
                 "--chat-template and --train-on are for conversations; give --format chat as well."
             )
-        if self.format != "text":
-            object.__setattr__(self, "reading", replace(self.reading, conversations=self.format))
+        if self.by != "bits_per_byte" and not self.order:
+            raise UsageError("--by names the number of --order; give --order easy-to-hard as well.")
+        numbers = dict.fromkeys([*([self.by] if self.order else []), *(rule.field for rule in self.keep)])
+        layout = "" if self.format == "text" else self.format
+        if layout or numbers:
+            reading = replace(self.reading, conversations=layout, numbers=tuple(numbers))
+            object.__setattr__(self, "reading", reading)
 
     @property
     def flat(self) -> bool:
@@ -273,6 +301,8 @@ class PrepareOptions(Options):
                 if self.format != "text"
                 else {}
             ),
+            **({"order": self.order, "by": self.by} if self.order else {}),
+            **({"keep": [rule.reason for rule in self.keep]} if self.keep else {}),
         }
 
 

@@ -43,6 +43,7 @@ from llmforge.tokenizer.files import tokenizer_files
 
 EARLY_SHARDS = 4  # per worker, made while it is not yet known whether gigatoken is exact
 STEP, SHARD_STEP = "prepare-data", "prepare-data-shard"
+TEXT_KINDS = (".txt", ".md")
 SUFFIXES = ("ids", "records", "spans", "hashes", "minhash", "rejected", "json")
 
 
@@ -52,6 +53,11 @@ def prepare_data(options: PrepareOptions) -> Finished:
     """
     refuse_bytes(options.output.absolute())
     chunks = find_chunks(options.data, options.reading.lines)
+    if options.reading.numbers and (without := next((c for c in chunks if c.kind in TEXT_KINDS), None)):
+        raise UserError(
+            f"{without.name} is a text without fields, and --order and --keep need {', '.join(options.reading.numbers)} of every "
+            "document; give what llmforge score-data writes."
+        )
     workers = options.workers or (1 if is_small(options.data) else available_cores())
     tokenizer = open_tokenizer(options)
     if options.dedup == "near":
@@ -254,6 +260,9 @@ class _Preparation:
                 contaminants,
             ),
             chat=options.chat,
+            order=options.order,
+            by=options.by,
+            keep=options.keep,
         )
 
     def _collect(self, chunks: Sequence[Chunk], shards: Iterator[Summary]) -> list[Summary]:

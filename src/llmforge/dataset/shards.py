@@ -28,6 +28,7 @@ import xxhash
 
 from llmforge.corpus import Block, Chunk, ReadOptions, SourceNames, read_blocks
 from llmforge.dataset.conversations import ChatEncoder, ChatSettings
+from llmforge.dataset.curriculum import Rule, ordered_keys
 from llmforge.dataset.dedup import signatures
 from llmforge.dataset.encoding import Attempt, Encoder
 from llmforge.dataset.quality import Judge, QualitySettings
@@ -65,6 +66,9 @@ class ShardSettings:
     minhash: bool = False
     quality: QualitySettings = field(default_factory=QualitySettings)
     chat: ChatSettings | None = None
+    order: str = ""
+    by: str = ""
+    keep: tuple[Rule, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
             if not len(block):
                 continue
             names.see(block)
-            block, key = _in_key_order(block, settings.seed, chunk.number)
+            block, key = _in_key_order(block, settings, chunk.number)
             encoded = chat.encode(block) if chat else encoder.encode(block)
             table = np.zeros(len(block), RECORD)
             table["start"] = start + encoded.offsets[:-1]
@@ -147,6 +151,10 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
             if judge:
                 reasons = [judge.reason(text) for text in block.text.to_pylist()]
                 table["verdict"] = [verdicts.setdefault(r, 1 + len(verdicts)) if r else 0 for r in reasons]
+            for rule in settings.keep:
+                code = verdicts.setdefault(rule.reason, 1 + len(verdicts))
+                dropped = ~rule.holds(block.numbers[rule.field]) & (table["verdict"] == 0)
+                table["verdict"][dropped] = code
             if settings.minhash:
                 minhash.write(signatures(block.text.to_pylist()).tobytes())
             records.write(table.data)
@@ -200,11 +208,13 @@ def text_hashes(block: Block) -> bytes:
     return b"".join([digest(view[a:b]) for a, b in pairwise(offsets)])
 
 
-def _in_key_order(block: Block, seed: int, chunk: int) -> tuple[Block, Keys]:
+def _in_key_order(block: Block, settings: ShardSettings, chunk: int) -> tuple[Block, Keys]:
     """The documents of `block` by category and key, and those keys; a document's key follows from where it
-    stands.
+    stands, or from its number.
     """
-    key = keys(derived_seed("documents", seed, chunk), block.line)
+    key = keys(derived_seed("documents", settings.seed, chunk), block.line)
+    if settings.order:
+        key = ordered_keys(block.numbers[settings.by], key, settings.order)
     order = np.lexsort((key, np.asarray(block.category.indices)))
     return (block.take(order) if len(block) > 1 else block), key[order]
 

@@ -69,6 +69,36 @@ class TaskOptions(Options):
 
 
 @dataclass(frozen=True)
+class ScoreDataOptions(Options):
+    """`model`: one, or two to compare."""
+
+    model: list[Path] = option(
+        "The model that scores; of a second one, the difference is written as well.",
+        reads="model",
+        decides=False,
+    )
+    data: list[Path] = option(f"Texts: {TEXTS_HELP}.", decides=False)
+    output: Path = option(
+        "Directory of JSON lines to write: the documents and their bits per byte.",
+        writes="scored",
+        decides=False,
+    )
+    max_length: int = option(
+        "Maximum number of tokens per input; longer documents are scored in windows.", 2048, least=2
+    )
+    batch_tokens: int = option("Number of tokens per batch.", 4096, least=2, decides=False)
+    dtype: Dtype = option(DTYPE, "float32")
+    reading: ReadOptions = group(ReadOptions, argument="reading")
+    trust_remote_code: bool = option(TRUST_REMOTE_CODE, False, decides=False)
+    overwrite: bool = option(OVERWRITE, False, decides=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.model) > 2:
+            raise UsageError("--model takes one model, or two to compare.")
+
+
+@dataclass(frozen=True)
 class EvaluateOptions(Options):
     """`data` and `tasks` are `[LABEL=]PATH`; at least one of them is given."""
 

@@ -61,6 +61,11 @@ COMMANDS: dict[str, Command] = {
         "Resize a model's embeddings for an extended tokenizer.",
         "llmforge.embedding.options:InitModelOptions",
     ),
+    "score-data": Command(
+        DATA,
+        "Write how many bits per byte a model needs for each document.",
+        "llmforge.evaluate.options:ScoreDataOptions",
+    ),
     "prepare-data": Command(
         DATA,
         "Tokenize a corpus and pack it into rows.",

@@ -17,7 +17,7 @@ Numbers = npt.NDArray[np.int64]
 def unusable(schema: pa.Schema, options: ReadOptions, what: str) -> str:
     """Why no row of a table with this schema can be used, if so; `what` is how the file is called."""
     kinds: dict[str, Any] = {}
-    for name in options.names:
+    for name in options.fields:
         try:
             kinds[name] = _kind(schema, name)
         except KeyError:
@@ -35,7 +35,8 @@ def unusable(schema: pa.Schema, options: ReadOptions, what: str) -> str:
 
 def columns_of(schema: pa.Schema, options: ReadOptions) -> list[str]:
     """The columns at the top of the table in which the fields lie."""
-    tops = [name if name in schema.names else name.split(".")[0] for name in options.names]
+    wanted = [*options.fields, *options.numbers]
+    tops = [name if name in schema.names else name.split(".")[0] for name in wanted]
     tops += conversations.FIELDS if options.conversations else ()
     return [name for name in dict.fromkeys(tops) if name in schema.names]
 
@@ -44,7 +45,7 @@ def as_text(
     batch: pa.RecordBatch, numbers: Numbers, options: ReadOptions
 ) -> tuple[pa.Table, Numbers, list[Rejection]]:
     """The fields of the batch as strings, their rows' numbers, and the rows that cannot be read."""
-    if options.conversations:
+    if options.one_by_one:
         return _row_by_row(batch, numbers, options)
     binary = pa.schema([(name, pa.binary()) for name in options.names])
     columns = [_field(batch, name).cast(pa.binary()) for name in options.names]

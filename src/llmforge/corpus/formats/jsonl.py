@@ -34,8 +34,7 @@ def blocks(chunk: Chunk, options: ReadOptions, block_bytes: int) -> Iterator[Blo
         ends = line_ends(data)
         lines = len(ends)
         whole = (ends - line_starts(ends) <= longest).all()
-        # Arrow reads columns of one type; conversations are looked at one by one.
-        table = _parse_block(data, ends, options) if whole and not options.conversations else None
+        table = _parse_block(data, ends, options) if whole and not options.one_by_one else None
         if table is not None:
             numbers, rejected = np.arange(lines) + 1 + before, list[Rejection]()
         else:
