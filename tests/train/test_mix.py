@@ -87,6 +87,60 @@ def test_a_resume_with_another_mixture_goes_on_in_each_category(
     assert len(set(np.concatenate(read).tolist())) == 16
 
 
+@pytest.mark.parametrize("stop", [4, 5, 7])
+def test_proportions_change_after_the_steps_that_say_so_and_a_resume_keeps_to_them(
+    stop: int, train: Callable[..., Any], prepared: Path, tmp_path: Path
+) -> None:
+    """A resume from before the change, from the step of the change, and from behind it."""
+    data = PackedDataset([prepared])
+    given: dict[str, Any] = {
+        "data": [prepared],
+        "micro_batch_size": 4,
+        "mix": "zh=3,en=1",
+        "mix_later": "5:zh=1,en=3,9:zh=1,en=1",
+        "save_interval": stop,
+        "max_steps": 12,
+    }
+    train(**given)
+    sampler, read = Sampler(data, 42, MIX), []
+    for step in range(12):
+        sampler.reweight(MIX if step < 5 else {"zh": 1.0, "en": 3.0} if step < 9 else {"zh": 1.0, "en": 1.0})
+        read.append(sampler.next(4))
+    wanted = [sum(int(row.seq_bytes.sum()) for row in data.rows(rows)) for rows in read]
+    assert [line["bytes"] for line in lines(tmp_path / "run")] == wanted
+    names = [[row.seq_categories[0] for row in data.rows(rows)] for rows in read]
+    assert [sum(step.count("zh") for step in names[a:b]) for a, b in ((0, 5), (5, 9), (9, 12))] == [15, 4, 6]
+    (tmp_path / "again").mkdir()
+    for name in ("run.json", "metrics.jsonl"):
+        shutil.copy(tmp_path / "run" / name, tmp_path / "again" / name)
+    first = next((tmp_path / "run").glob(f"epoch-*_step-{stop}"))
+    shutil.copytree(first, tmp_path / "again" / first.name)
+    train(**given, output=tmp_path / "again", load_checkpoint="latest")
+    models = [(tmp_path / name / "modeling" / "model.safetensors").read_bytes() for name in ("run", "again")]
+    assert models[0] == models[1]
+
+
+@pytest.mark.parametrize(
+    ("mix", "later", "sentence"),
+    [
+        (None, "5:zh=1,en=1", r"--mix-later needs --mix"),
+        ("zh=1,en=1", "zh=1,en=1", r"--mix-later zh=1 has no step; write 500:zh=0.9"),
+        ("zh=1,en=1", "5:zh=1,en=1,5:zh=2,en=1", r"--mix-later 5:zh=2: must be STEP:.* with rising steps"),
+        ("zh=1,en=1", "x:zh=1,en=1", r"--mix-later x:zh=1: must be STEP:"),
+        ("zh=1,en=1", "0:zh=1,en=1", r"--mix-later 0:zh=1: must be STEP:"),
+        ("zh=1,en=1", "5:zh", r"--mix-later zh is not CATEGORY=WEIGHT"),
+        ("zh=1,en=1", "5:zh=1,en=0", r"--mix-later 5: must read the categories of --mix \(en, zh\)"),
+        ("zh=1,en=0", "5:zh=1", r"--mix-later 5: must read the categories of --mix \(zh\)"),
+    ],
+)
+def test_changes_that_do_not_fit_are_refused(
+    mix: str | None, later: str, sentence: str, tmp_path: Path
+) -> None:
+    values = {"model": tmp_path, "data": [tmp_path], "output": tmp_path / "run"}
+    with pytest.raises(UsageError, match=sentence):
+        TrainOptions(**values, mix=mix, mix_later=later)
+
+
 def test_the_plan_counts_the_rows_of_the_mixture(prepared: Path, tiny_model: Path, tmp_path: Path) -> None:
     given = {"model": tiny_model, "data": [prepared], "output": tmp_path / "run"}
     data = PackedDataset([prepared])

@@ -18,6 +18,7 @@ from llmforge.options import SEED, Options, Result, group, option, options_of, v
 from llmforge.train.rates import RateOptions
 from llmforge.train.retention import RetentionOptions
 from llmforge.train.schedule import SCHEDULES
+from llmforge.train.windows import check_windows, parse_windows, read_windows
 
 RUN, BATCHES, OPTIMIZER, MODEL, ENGINE, GUARDS, SAVING, WATCHING, COLOSSAL_LLAMA = (
     "The run",
@@ -74,6 +75,14 @@ class TrainOptions(Options):
         parse=lambda place, items: ",".join(items) if parse_mix(place, items) else None,
         many=True,
         metavar="CATEGORY=WEIGHT...",
+    )
+    mix_later: str | None = option(
+        "Other proportions from a step on, such as 500:zh=0.9,en=0.1; several may be given, by rising steps.",
+        None,
+        panel=BATCHES,
+        parse=parse_windows,
+        many=True,
+        metavar="STEP:CATEGORY=WEIGHT...",
     )
     cross_document_attention: bool = option(
         "Let documents in a row attend to each other, as Colossal-LLaMA does.", False, panel=BATCHES
@@ -267,7 +276,10 @@ class TrainOptions(Options):
         self._check_choices()
         self._check_contradictions()
         self.seconds_allowed()
-        self.weights()
+        if self.mix_later and self.mix is None:
+            raise UsageError("--mix-later needs --mix, the proportions before.")
+        if mix := self.weights():
+            check_windows("--mix-later", mix, self.windows())
 
     def _check_choices(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -316,11 +328,16 @@ class TrainOptions(Options):
         factors = self.rates.factors()
         self.retention.check(self.trainable, self.learning_rate * max(1.0, factors.embeddings))
 
-    def weights(self) -> dict[str, float]:
-        """`--mix` as category to weight; empty where it is not given."""
+    def weights(self, step: int = 0) -> dict[str, float]:
+        """`--mix` as category to weight, or `--mix-later` after `step` steps; empty where they are not given."""
         if self.mix is None:
             return {}
-        return parse_mix("--mix", [item.strip() for item in self.mix.split(",")])
+        first = parse_mix("--mix", [item.strip() for item in self.mix.split(",")])
+        return [first, *(mix for begin, mix in self.windows().items() if begin <= step)][-1]
+
+    def windows(self) -> dict[int, dict[str, float]]:
+        """`--mix-later` by step."""
+        return read_windows("--mix-later", self.mix_later) if self.mix_later else {}
 
     def seconds_allowed(self) -> float | None:
         """`--time-limit` in seconds."""
@@ -342,6 +359,8 @@ class TrainOptions(Options):
         values = super().arguments()
         if self.optimizer == "adamw":  # what version 0.1 made, which had no other, stays recognized
             del values["optimizer"]
+        if self.mix_later is None:
+            del values["mix_later"]
         values["head_chunk"] = self.head_chunk or CPU_HEAD_CHUNK  # which version 0.1 had everywhere
         return values
 

@@ -57,6 +57,8 @@ class Batches:
 
     def _read(self) -> Batch:
         config, setup, old_rows = self.config, self.setup, self.setup.vocabulary.source
+        # By what was read, and not by the number of the step, which a rollback sets back.
+        self.sampler.reweight(config.weights(self.sampler.steps(self.split.rows_per_step)))
         epoch = self.sampler.epoch
         rows = self.sampler.next(self.split.rows_per_step)
         micro_batches, byte_count, ids = [], 0, [np.zeros(0, dtype=np.int32)]

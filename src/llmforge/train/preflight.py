@@ -34,7 +34,8 @@ def check_inputs(
     if not len(data):
         raise UserError(f"{config.data[0]} has no rows.")
     if weights := config.weights():
-        check_weights(weights, data)
+        for mix in (weights, *config.windows().values()):
+            check_weights(mix, data)
     if "new-embeddings" in config.trainable and vocabulary.size == vocabulary.source:
         raise UserError(
             f"--trainable {config.trainable}: {origin} has no new tokens; use --trainable embeddings."

@@ -157,12 +157,17 @@ def keep_rows(
 
 
 def load_sampler(
-    sampler: Sampler, path: Path, states: RunStates, dataset: str, say: Callable[[str], None]
+    sampler: Sampler,
+    path: Path,
+    states: RunStates,
+    dataset: str,
+    config: TrainOptions,
+    say: Callable[[str], None],
 ) -> None:
-    """Lets the sampler continue behind the last step, from there with the weights that it has now; another dataset than the
+    """Lets the sampler continue behind the last step, from there with the weights of `config`; another dataset than the
     checkpoint's is read from its beginning.
     """
-    state, weights = states.sampler, sampler.weights
+    state = states.sampler
     if states.identity["dataset"] != dataset:
         say("the dataset has changed; it is read from the beginning.")
         state = {"epoch": state["epoch"], "sample": 0}
@@ -170,4 +175,4 @@ def load_sampler(
         sampler.load_state_dict(state)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise damaged(path / STATES, "sampler") from error
-    sampler.reweight(weights)
+    sampler.reweight(config.weights(sampler.steps(states.rows_per_step)))

@@ -86,6 +86,10 @@ class Sampler:
         )
         return round(len(self) * per_row)
 
+    def steps(self, rows_per_step: int) -> int:
+        """The number of steps whose rows were read; no step has rows of two epochs."""
+        return self.epoch * -(-len(self) // rows_per_step) + self.sample // rows_per_step
+
     def reweight(self, weights: Mapping[str, float]) -> None:
         """From the next row on other weights; shares count from there, and categories continue where they are."""
         if weights == self.weights:

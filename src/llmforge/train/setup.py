@@ -167,3 +167,7 @@ def announce(config: TrainOptions, setup: Setup, sampler: Sampler, rows_per_step
     if sampler.weights:
         for sentence in describe(sampler.weights, data, len(sampler)):
             say(sentence)
+    for step, mix in config.windows().items():
+        say(
+            f"after step {step:,} the mix is {', '.join(f'{name} {weight:g}' for name, weight in mix.items())}."
+        )

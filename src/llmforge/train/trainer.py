@@ -54,7 +54,7 @@ class Trainer:
         states = load_engine(self.engine, path, self.say)
         load_callbacks(self.callbacks, path, states)
         self.counters, self.last_save = states.counters, (states.position.step, path)
-        load_sampler(self.sampler, path, states, self.setup.data.fingerprint, self.say)
+        load_sampler(self.sampler, path, states, self.setup.data.fingerprint, self.config, self.say)
         self._read_up_to(states.position.step, self.sampler.state_dict())
         self.split = keep_rows(states, self.split, self.ranks.world.size, self.say)
 
