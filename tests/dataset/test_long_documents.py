@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmforge.corpus import ReadOptions, find_chunks, read_blocks
+from llmforge.corpus import Chunk, ReadOptions, find_chunks, read_blocks
 from llmforge.corpus.beginning import beginning
 from llmforge.dataset import encoding, sample
 from llmforge.dataset.encoding import Encoder, save_framed, save_reference
@@ -202,3 +203,27 @@ def test_a_line_of_json_is_too_long_whatever_it_holds_and_wherever_a_block_ends(
                 seen += block.lines
             before += seen
         assert (found, rejected) == (["one", "three", "5"], [2, 4]), stop
+
+
+@pytest.mark.parametrize("longest", [4, 12, 1000])
+def test_lines_of_any_length_are_divided_among_chunks_wherever_they_are_cut(
+    tmp_path: Path, longest: int
+) -> None:
+    """A line belongs to the chunk in which it begins, whether or not it fits there, or into any limit."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\n" + b"x" * 30 + b"\n\ntwo\n" + b"y" * 13 + b"\nfour")
+    size, options = path.stat().st_size, ReadOptions(lines=True, max_document_bytes=longest)
+    (whole,) = find_chunks([path], lines=True)
+
+    def found(*chunks: Chunk) -> tuple[list[str], int]:
+        blocks = [block for chunk in chunks for block in read_blocks(chunk, options, block_bytes=8)]
+        texts = [text for block in blocks for text in block.text.to_pylist()]
+        return texts, sum(one.documents for block in blocks for one in block.rejected)
+
+    expected = found(whole)
+    assert (expected[1], len(expected[0])) == ((0, 5) if longest == 1000 else (2, 3))
+    for a in range(1, size):
+        for b in range(a + 1, size, 7):
+            cuts = [0, a, b, size]
+            parts = [replace(whole, start=start, stop=stop) for start, stop in pairwise(cuts)]
+            assert found(*parts) == expected, cuts

@@ -7,8 +7,6 @@ import os
 import random
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmforge.corpus import Chunk, Reader, ReadOptions, find_chunks, labeled, read_blocks
+from llmforge.corpus import Reader, ReadOptions, labeled
 from llmforge.dataset.forecast import forecast
 from llmforge.dataset.options import PrepareOptions
 from llmforge.dataset.prepare import prepare_data
@@ -376,27 +374,3 @@ def test_whatever_a_file_holds_is_read_or_counted(
         sentence = str(error)
     assert path.name in sentence
     assert reader.account.read == written + reader.account.rejected.total()
-
-
-@pytest.mark.parametrize("longest", [4, 12, 1000])
-def test_lines_of_any_length_are_divided_among_chunks_wherever_they_are_cut(
-    tmp_path: Path, longest: int
-) -> None:
-    """A line belongs to the chunk in which it begins, whether or not it fits there, or into any limit."""
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"one\n" + b"x" * 30 + b"\n\ntwo\n" + b"y" * 13 + b"\nfour")
-    size, options = path.stat().st_size, ReadOptions(lines=True, max_document_bytes=longest)
-    (whole,) = find_chunks([path], lines=True)
-
-    def found(*chunks: Chunk) -> tuple[list[str], int]:
-        blocks = [block for chunk in chunks for block in read_blocks(chunk, options, block_bytes=8)]
-        texts = [text for block in blocks for text in block.text.to_pylist()]
-        return texts, sum(one.documents for block in blocks for one in block.rejected)
-
-    expected = found(whole)
-    assert (expected[1], len(expected[0])) == ((0, 5) if longest == 1000 else (2, 3))
-    for a in range(1, size):
-        for b in range(a + 1, size, 7):
-            cuts = [0, a, b, size]
-            parts = [replace(whole, start=start, stop=stop) for start, stop in pairwise(cuts)]
-            assert found(*parts) == expected, cuts

@@ -364,17 +364,6 @@ def test_lines_that_a_full_disk_does_not_take_wait_and_are_written_once(tmp_path
     assert lines(tmp_path) == []
 
 
-def test_a_dataset_that_is_cut_while_it_is_in_use_is_named(make_dataset: Callable[..., Path]) -> None:
-    from llmforge.dataset.packed import PackedDataset
-
-    data = PackedDataset([make_dataset(rows=8, parts=1, seed=9)])
-    file = data._batches[0].file.path
-    data.rows([0])
-    os.truncate(file, 8)
-    with pytest.raises(UserError, match=r"arrow was truncated from .* to 8 bytes while it was in use"):
-        data.rows([0])
-
-
 @pytest.mark.parametrize("inside", ["model", "load_checkpoint", "data"])
 def test_overwrite_never_empties_the_directory_of_its_own_inputs(
     inside: str, train: Train, unfinished: Path, tiny_data: Path

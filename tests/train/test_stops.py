@@ -369,3 +369,14 @@ def test_a_configuration_file_gives_what_the_command_line_does_not(
         file.write_text(text)
         with pytest.raises(UsageError, match=named):
             build("train", {"config": file}, SPELLINGS["train"])
+
+
+def test_a_dataset_that_is_cut_while_it_is_in_use_is_named(make_dataset: Callable[..., Path]) -> None:
+    from llmforge.dataset.packed import PackedDataset
+
+    data = PackedDataset([make_dataset(rows=8, parts=1, seed=9)])
+    file = data._batches[0].file.path
+    data.rows([0])
+    os.truncate(file, 8)
+    with pytest.raises(UserError, match=r"arrow was truncated from .* to 8 bytes while it was in use"):
+        data.rows([0])
