@@ -81,6 +81,7 @@ SCALED = ("llama", "phi3", "gemma3_text", "olmo2", "nemotron", "gpt_neox", "deep
 PATTERNS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "qwen2 from layer 2": ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}, True),
     "qwen3 everywhere": ("qwen3", {"use_sliding_window": True, "max_window_layers": 0}, True),
+    "qwen2 beyond": ("qwen2", {"use_sliding_window": True, "max_window_layers": 6}, True),
     "qwen2 nowhere": ("qwen2", {"use_sliding_window": False, "sliding_window": 16}, True),
     "qwen2_moe from layer 2": ("qwen2_moe", {"use_sliding_window": True, "max_window_layers": 2}, True),
     "qwen3_moe from layer 2": ("qwen3_moe", {"use_sliding_window": True, "max_window_layers": 2}, False),
@@ -96,6 +97,8 @@ REFUSED = {
     "nemotron-": "scales its positions",
     "5-phi3-longrope with a factor": "its own factor",
     "5-olmo2-": "`rope_scaling`",
+    "qwen2 from layer 2": "its window is that of some layers, and sdpa and eager attention give it to all",
+    "4-qwen2_moe from": "its window is that of some layers, and sdpa and eager attention give it to all",
     "qwen3_moe from layer 2": "its window is that of some layers in transformers 4 and of all layers in 5",
     "layer types of no pattern": "its layer_types follow no pattern",
     "5-qwen2_moe from": "its layer_types follow no pattern",  # as transformers 5 makes them
@@ -218,3 +221,39 @@ def test_what_is_portable_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_the_experts_of_qwen3_moe_have_the_name_of_their_first_version() -> None:
     assert portable({"model_type": "qwen3_moe", "num_local_experts": 4})["num_experts"] == 4
+
+
+def test_a_window_that_no_layer_has_is_written_as_none() -> None:
+    qwen2 = {"model_type": "qwen2", "num_hidden_layers": 2, "sliding_window": 16, "use_sliding_window": True}
+    assert portable({**qwen2, "layer_types": ["full_attention"] * 2})["sliding_window"] is None
+    assert portable({**qwen2, "max_window_layers": 2})["sliding_window"] is None
+    assert portable({**qwen2, "max_window_layers": 1})["sliding_window"] == 16
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling and rope_parameters differ"),
+        (
+            {"rope_scaling": {"rope_type": "default"}},
+            "rope_scaling and rope_parameters differ",
+        ),  # no rope_theta
+        ({"rope_scaling": {"type": "default"}, "rope_theta": 1e6}, None),
+        ({"rope_scaling": None}, None),
+        ({"use_sliding_window": False}, "layer_types has sliding_attention, but use_sliding_window is off"),
+        ({"sliding_window": None}, "layer_types has sliding_attention, but sliding_window is null"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(
+    fields: dict[str, Any], sentence: str | None, tmp_path: Path
+) -> None:
+    windows = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}
+    rotary_probe.make(str(tmp_path), "qwen2", {**SIZES, **windows, "rope_theta": 1e6})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **fields}))
+    if sentence is None:
+        assert load_config(tmp_path).rope_parameters["rope_theta"] == 1e6
+    else:
+        with pytest.raises(UserError, match=sentence):
+            load_config(tmp_path)

@@ -93,6 +93,7 @@ def make_config(config: dict[str, Any], directory: Path, trust_remote_code: bool
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     _check_sizes(config, directory / CONFIG)
+    _check_said_twice(config, directory / CONFIG)
     kind = config.get("model_type")
     if needs_own_code(config):
         if not trust_remote_code:
@@ -134,6 +135,27 @@ def _check_sizes(config: dict[str, Any], path: Path) -> None:
             most = MOST_LAYERS if found["layers"] else MOST
             if not -most <= value <= most:
                 raise UserError(f"{path}: {key} is {value:,}, which no model has; copy the file again.")
+
+
+def _check_said_twice(config: dict[str, Any], path: Path) -> None:
+    """Refuses fields that contradict each other: versions of transformers drop one or the other, or fail."""
+    for part in TEXT_PARTS:
+        if isinstance(config.get(part), dict):
+            _check_said_twice(config[part], path)
+    scaling, rope = config.get("rope_scaling"), config.get("rope_parameters")
+    if isinstance(scaling, dict) and isinstance(rope, dict) and scaling and rope:
+        theta = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key)}
+        one, other = ({**theta, **said, "rope_type": _rope_type(said)} for said in (scaling, rope))
+        if {**one, "type": None} != {**other, "type": None}:
+            raise UserError(
+                f"{path}: rope_scaling and rope_parameters differ, and which of them counts depends on the version of "
+                "transformers; put all of it into rope_parameters, and remove rope_scaling."
+            )
+    off = config.get("model_type") in (*WINDOW_FROM, "qwen3_moe") and not config.get("use_sliding_window")
+    no_window = off or ("sliding_window" in config and config["sliding_window"] is None)
+    if no_window and SLIDING in (config.get("layer_types") or []):
+        why = "use_sliding_window is off" if off else "sliding_window is null"
+        raise UserError(f"{path}: layer_types has {SLIDING}, but {why}; correct one of them.")
 
 
 def portable(config: dict[str, Any], name: Path | None = None) -> dict[str, Any]:
@@ -184,6 +206,16 @@ def _for_version_4(config: dict[str, Any], known: Any) -> dict[str, Any]:
     from inspect import signature
 
     made = _portable(config)
+    if (
+        made.get("model_type") in WINDOW_FROM
+        and made.get("use_sliding_window")
+        and made.get("sliding_window")
+    ):
+        longest = made.get("max_position_embeddings", 32768)
+        if made.get("max_window_layers", 28) > 0 and made["sliding_window"] < longest:
+            raise _UnportableError(
+                "its window is that of some layers, and sdpa and eager attention give it to all"
+            )
     own = signature(known.__init__).parameters
     for part in (made, *(made[key] for key in TEXT_PARTS if isinstance(made.get(key), dict))):
         if part.get("rope_parameters"):
@@ -249,9 +281,13 @@ def _with_rope_as_in_version_4(config: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+def _rope_type(rope: dict[str, Any]) -> Any:
+    return rope.get("rope_type") or rope.get("type") or "default"
+
+
 def _scaling(config: dict[str, Any], scaling: dict[str, Any], kind: str | None) -> dict[str, Any] | None:
     """`rope_scaling` that means the same to both; sets fields of `config` that it depends on."""
-    how = scaling.get("rope_type") or scaling.get("type") or "default"
+    how = _rope_type(scaling)
     if how in ("su", "yarn") and kind in PHI3:
         how = "longrope"  # its names before it had that one
     scaling = {"rope_type": how, **{k: v for k, v in scaling.items() if k not in ("rope_type", "type")}}
@@ -308,7 +344,8 @@ def _with_window_as_in_version_4(config: dict[str, Any]) -> dict[str, Any]:
     types = config.get("layer_types")
     if kind in WINDOW_FROM and types:
         first = next((i for i, type_ in enumerate(types) if type_ == SLIDING), len(types))
-        return {**config, "max_window_layers": first}
+        nowhere = {"sliding_window": None} if first == len(types) else {}  # as above
+        return {**config, "max_window_layers": first, **nowhere}
     if kind in WINDOW_BUT_EACH and kind not in FIXED_PATTERN and types:
         each = next((i + 1 for i, type_ in enumerate(types) if type_ == FULL), len(types) + 1)
         return {**config, "sliding_window_pattern": each}
