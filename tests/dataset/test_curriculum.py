@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmforge.dataset.curriculum import EASY, HARD, ordered_keys, parse_rules
+from llmforge.dataset.curriculum import EASY, HARD, ordered_keys
 from llmforge.dataset.packed import PackedDataset
+from llmforge.dataset.rules import parse_rules
 from llmforge.errors import UsageError
 from llmforge.tokenizer import load
 

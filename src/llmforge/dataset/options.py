@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmforge.corpus.options import ReadOptions
-from llmforge.dataset.curriculum import Rule, parse_rules
+from llmforge.dataset.rules import Rule, parse_rules
 from llmforge.errors import UsageError
 from llmforge.options import OVERWRITE, SEED, TEXTS_HELP, Options, group, option
 from llmforge.tokenizer.options import SCHEME

@@ -28,10 +28,11 @@ import xxhash
 
 from llmforge.corpus import Block, Chunk, ReadOptions, SourceNames, read_blocks
 from llmforge.dataset.conversations import ChatEncoder, ChatSettings
-from llmforge.dataset.curriculum import Rule, ordered_keys
+from llmforge.dataset.curriculum import ordered_keys
 from llmforge.dataset.dedup import signatures
 from llmforge.dataset.encoding import Attempt, Encoder
 from llmforge.dataset.quality import Judge, QualitySettings
+from llmforge.dataset.rules import Rule
 from llmforge.dataset.sample import sample_texts
 from llmforge.dataset.shuffle import Keys, derived_seed, keys
 
