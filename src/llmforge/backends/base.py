@@ -24,7 +24,8 @@ class MicroBatch:
     restart with every document. `groups[i, j]` numbers the group to which the loss of position j is reported.
     `lengths[i]` are the lengths of the documents of row i, padding included as a last one where `padded[i]`; they
     sum to `length`. `kept` (n,) int64 are the positions that have a target, in the rows laid end to end; where it is
-    None they are looked for on the device, which the host then waits for.
+    None they are looked for on the device, which the host then waits for. `distilled` (m,) int64 are the positions that
+    also learn from a teacher.
     """
 
     input_ids: torch.Tensor
@@ -34,6 +35,7 @@ class MicroBatch:
     lengths: tuple[tuple[int, ...], ...]
     padded: tuple[bool, ...] = ()
     kept: torch.Tensor | None = None
+    distilled: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

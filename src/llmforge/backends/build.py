@@ -101,9 +101,10 @@ def build_engine(
     length: int,
     documents_per_row: int,
     origin: ModelDirectory | None = None,
+    teacher: ModelDirectory | None = None,
 ) -> Engine:
     """The engine of `config` (a `TrainOptions`), with the weights of the model directory `model`, for a run that began
-    with `origin` (None: with `model`), for rows of `length`
+    with `origin` (None: with `model`) and learns from `teacher`, for rows of `length`
     tokens and at most `documents_per_row` documents. `UserError` where the plugin of `config` cannot do that, before
     anything is loaded.
     """
@@ -139,6 +140,8 @@ def build_engine(
         ema=config.retention.ema,
         l2_to_start=config.retention.l2_to_start,
         origin=origin,
+        distillation=config.retention.distill_from_source,
+        teacher=teacher,
         device=str(device),
     )
     if world.is_main:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmforge import hub
 from llmforge.backends import registry
 from llmforge.backends.common import optimizers
 from llmforge.backends.common.devices import Device, head_chunk
@@ -91,15 +92,17 @@ class Shape:
         Two per weight of every product that the token meets (the head's included, the embedding lookup not), and 2 x
         heads x (head width + value width) per visible key and layer. No recomputation counts.
         """
-        head = self.vocabulary * self.width
-        weights = sum(self.active_per_layer) + head
-        attention = 2 * self.layers * self.heads * (self.head_width + self.value_width) * visible
-        forward = 2 * weights + attention
+        head, forward = self.vocabulary * self.width, self.forward_flops(visible)
         wanted = parse(trainable)
         if wanted.everything:
             return 3 * forward
         layers = sum(self.active_per_layer[i] for i in self._chosen(wanted))
         return 2 * forward + 2 * (layers + head * wanted.embeddings) * (not wanted.lora)
+
+    def forward_flops(self, visible: float) -> float:
+        """Of one token's forward pass."""
+        weights = sum(self.active_per_layer) + self.vocabulary * self.width
+        return 2 * weights + 2 * self.layers * self.heads * (self.head_width + self.value_width) * visible
 
     def _chosen(self, wanted: Trainable) -> set[int]:
         return {i for first, end in wanted.layers for i in range(self.layers)[first:end]}
@@ -139,6 +142,22 @@ def _active(layer: Any, share: int) -> int:
             experts = len(parent) if hasattr(parent, "__len__") else parameter.shape[0]
         total += parameter.numel() * min(share, experts) // experts if experts > 1 else parameter.numel()
     return total
+
+
+def teacher_shape(config: TrainOptions, start: Shape) -> Shape | None:
+    """The shape of the model of --distill-from-source, where training starts from one of shape `start`."""
+    if config.retention.distill_from_source is None:
+        return None
+    source = config.retention.source_model
+    return start if source is None else read_shape(ModelDirectory(hub.local(source)))
+
+
+def step_flops(shape: Shape, config: TrainOptions, visible: float) -> float:
+    """FLOPs of one token's step; with a teacher its forward pass too, and a second head as if all tokens were old."""
+    own, teacher = shape.flops_per_token(config.trainable, visible), teacher_shape(config, shape)
+    if teacher is None:
+        return own
+    return own + teacher.forward_flops(visible) + 6 * teacher.vocabulary * shape.width
 
 
 def visible_keys(data: PackedDataset, cross_document: bool) -> float:
@@ -199,6 +218,9 @@ def memory(
         parts["average"] = 4 * trained // sharing.model // sharing.weights
     if config.retention.l2_to_start is not None:
         parts["start"] = 4 * trained // sharing.model // sharing.weights
+    if teacher := teacher_shape(config, shape):
+        logits = chunk * teacher.vocabulary * (4 + 4 + 4 + low) + shape.vocabulary * shape.width * 4
+        parts |= {"source model": low * teacher.parameters, "second head": logits}
     if sharing.weights > 1:
         parts["gathered"] = 2 * low * max(shape.layer_parameters, shape.embedding_parameters)
     return parts
@@ -230,7 +252,7 @@ def check_step_memory(
     )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else 1
     # The engine has been made, and these are in memory already.
-    made = ("weights", "optimizer", "average", "start", "program")
+    made = ("weights", "optimizer", "average", "start", "source model", "program")
     rest = sum(size for part, size in needed.items() if part not in made)
     _check_free(rest, device_memory(device) // local)
 
@@ -315,7 +337,7 @@ def make_plan(
     steps = min(per_epoch * config.num_epochs, config.max_steps or 1 << 62)
     tokens = int(sampler.tokens * min(config.num_epochs, steps / per_epoch))
     visible = visible_keys(data, config.cross_document_attention)
-    flops = shape.flops_per_token(config.trainable, visible)
+    flops = step_flops(shape, config, visible)
     floor = _floor(shape, config, data.max_length, visible, device, precision, processes)
     speed = min(processes * device.attainable(precision) / flops, floor or math.inf)
     return Plan(
@@ -355,7 +377,12 @@ def _floor(
     processes: int,
 ) -> float | None:
     """Tokens/s that `processes` devices cannot exceed, where all is trained by AdamW and they are known."""
-    if not device.bandwidth or config.trainable != "all" or config.optimizer != "adamw":
+    if (
+        config.retention.distill_from_source is not None
+        or not device.bandwidth
+        or config.trainable != "all"
+        or config.optimizer != "adamw"
+    ):
         return None
     tokens, micro, low = config.micro_batch_size * length, config.gradient_accumulation_steps, LOW[precision]
     chunk = config.head_chunk or head_chunk(shape.vocabulary, low, device.is_cpu)

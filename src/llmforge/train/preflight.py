@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llmforge import hub
 from llmforge.backends.build import device_memory
 from llmforge.backends.common.devices import gpu_device
 from llmforge.console import warn
@@ -12,6 +13,8 @@ from llmforge.dataset.packed import PackedDataset
 from llmforge.errors import UsageError, UserError
 from llmforge.train.mixture import check_weights
 from llmforge.train.options import TrainOptions
+from llmforge.weights.architecture import check_length
+from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.vocabulary import Vocabulary
 
 ROWS_LOOKED_AT = 1000
@@ -42,6 +45,30 @@ def check_inputs(
         )
     if (factor := config.rates.new_embedding_lr) is not None and vocabulary.size == vocabulary.source:
         raise UserError(f"--new-embedding-lr {factor:g}: {origin} has no new tokens; use --embedding-lr.")
+
+
+def find_teacher(config: TrainOptions, source: ModelDirectory, length: int) -> ModelDirectory | None:
+    """The model that --distill-from-source asks for, after making sure that it reads rows of `length` tokens and that the
+    old tokens of the trained model, which starts as `source`, are its own.
+    """
+    if config.retention.distill_from_source is None:
+        return None
+    if config.retention.source_model is None:
+        return source
+    teacher, old = ModelDirectory(hub.local(config.retention.source_model)), source.vocabulary.source
+    if not (teacher.path / "config.json").is_file():
+        raise UserError(
+            f"--source-model {teacher} is not a Hugging Face model directory: it has no config.json."
+        )
+    check_length(teacher.config, teacher.path, length)
+    ours, theirs = source.tokenizer.pieces()[:old], teacher.tokenizer.pieces()[:old]
+    if ours != theirs or teacher.vocabulary.size < old:
+        number = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(theirs))
+        raise UserError(
+            f"--source-model {teacher}: the tokenizer of {source} does not extend its tokenizer (id {number} of the "
+            f"{old:,} old ids is another token); give the model that {source} was resized from."
+        )
+    return teacher
 
 
 def check_rows(data: PackedDataset, vocabulary: Vocabulary, dataset: object) -> None:

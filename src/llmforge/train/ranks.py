@@ -14,7 +14,16 @@ from llmforge.steps.manifest import write_durably
 from llmforge.train.options import TrainOptions
 
 # Where things lie may differ from host to host; what they hold may not.
-PLACES = ("model", "data", "output", "eval_data", "tensorboard_dir", "config_file", "load_checkpoint")
+PLACES = (
+    "model",
+    "source_model",
+    "data",
+    "output",
+    "eval_data",
+    "tensorboard_dir",
+    "config_file",
+    "load_checkpoint",
+)
 MARK = ".ranks"
 SECONDS_TO_APPEAR = 20.0  # file systems that hosts share may show a new file late
 

@@ -1,6 +1,8 @@
+# ruff: noqa: RUF009 - `option` makes dataclass fields
 """The options that keep what a model knew while it learns, and average what it becomes. Imports no torch."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llmforge.errors import UsageError
@@ -28,6 +30,15 @@ class RetentionOptions(Options):
         panel=PANEL,
         least=0,
     )
+    distill_from_source: float | None = option(
+        "Weight of a second loss: the divergence from the next-token distribution of the source model, on text of old tokens.",
+        None,
+        panel=PANEL,
+        least=0,
+    )
+    source_model: Path | None = option(
+        "For --distill-from-source: the source model (default: --model).", None, panel=PANEL, decides=False
+    )
 
     def check(self, trainable: str, largest_rate: float) -> None:
         """Raises `UsageError` for what `--trainable` or the largest learning rate of any group makes impossible."""
@@ -40,6 +51,10 @@ class RetentionOptions(Options):
             raise UsageError(
                 f"--l2-to-start contradicts --trainable {trainable}, which trains no weight of the source itself; leave it out."
             )
+        if self.source_model is not None and self.distill_from_source is None:
+            raise UsageError(
+                "--source-model has no effect without --distill-from-source, its weight in the loss."
+            )
         if (self.l2_to_start or 0) * largest_rate > 1:
             raise UsageError(
                 f"--l2-to-start {self.l2_to_start:g} times the learning rate {largest_rate:g} is more than 1, which moves weights "
@@ -49,7 +64,9 @@ class RetentionOptions(Options):
     @property
     def needs_start(self) -> bool:
         """Whether each step needs what training started from, so that a resume must have it too."""
-        return self.l2_to_start is not None
+        return self.l2_to_start is not None or (
+            self.distill_from_source is not None and self.source_model is None
+        )
 
     def arguments(self) -> dict[str, Any]:
         """Those that are given, so that outputs of versions without them stay recognized."""

@@ -77,6 +77,8 @@ def run_training(config: TrainOptions) -> Finished | Stopped | None:
         raise UserError(f"--model {weights} is not a Hugging Face model directory: it {why}.")
     roots, parts = dataset_roots(config.data)
     emptied = [Path(config.load_checkpoint)] if config.overwrite and config.load_checkpoint else []
+    source = config.retention.source_model
+    roots += [hub.local(source)] if source else []
     check_apart(config.output, [weights, *roots, *config.eval_data, *emptied], "train")
     arguments = {**config.arguments(), "parts": parts}
     finished = manifest_path(config.output).is_file()

@@ -91,6 +91,9 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
     # The source model may go away while the run continues.
     model_files = hold_files(source.path) if world.is_main else {}
     identity = {"dataset": data.fingerprint, "tokenizer": loaded.fingerprint, "seed": config.seed}
+    teacher = preflight.find_teacher(config, source, data.max_length)
+    if config.retention.source_model is not None and teacher:
+        identity["source"] = processes.from_main(lambda: fingerprint(teacher.path))
     if config.retention.needs_start:
         identity["start"] = processes.from_main(lambda: fingerprint(source.path))
     mine = facts(config, source.path, identity)
@@ -114,11 +117,12 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
         max(one.max_length for one in datasets),
         max(one.documents_per_row for one in datasets),
         source,
+        teacher,
     )
     preflight.check_embeddings(engine.embedding_norms(), words, start)
     shape = plan.read_shape(start)
     visible = plan.visible_keys(data, config.cross_document_attention)
-    flops_per_token = shape.flops_per_token(config.trainable, visible)
+    flops_per_token = plan.step_flops(shape, config, visible)
     if world.is_main:
         plan.check_step_memory(config, shape, engine, data.max_length, ranks.device)
     return Setup(

@@ -107,9 +107,12 @@ class CausalLoss(torch.nn.Module):
         self.causal = causal
         self.dtype, self.chunk, self.trained_rows = dtype, chunk, trained_rows
         self.logits_are = packing.way_of(causal).logits
+        self.teacher: Any = (
+            None  # adds to the loss of batches with `distilled`; no module, so that nobody trains it
+        )
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The summed loss (a scalar with gradients) and every position's loss, (rows * length,) float32,
+        """The summed loss (a scalar with gradients; with that of the teacher) and every position's loss, (rows * length,) float32,
         without.
         """
         hidden = self.causal.base_model(
@@ -118,7 +121,13 @@ class CausalLoss(torch.nn.Module):
             use_cache=False,
             documents=attention.Documents(batch.lengths, batch.input_ids.device, batch.padded),
         ).last_hidden_state
-        return self.head(hidden.flatten(0, 1), batch.targets.flatten(), batch.kept)
+        hidden = hidden.flatten(0, 1)
+        total, each = self.head(hidden, batch.targets.flatten(), batch.kept)
+        if batch.distilled is not None:
+            head, all_rows = self.causal.get_output_embeddings(), self.trained_rows is None
+            extra = self.teacher.loss(batch, hidden, head.weight, head.bias, self.logits_are, all_rows)
+            total = total + extra
+        return total, each
 
     def head(
         self, hidden: torch.Tensor, targets: torch.Tensor, kept: torch.Tensor | None = None

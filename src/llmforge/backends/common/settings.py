@@ -40,6 +40,8 @@ class Settings:
     rates: Rates = Rates()
     ema: float | None = None
     l2_to_start: float | None = None
+    distillation: float | None = None  # weight of the loss by `teacher`
+    teacher: ModelDirectory | None = None
     origin: ModelDirectory | None = None  # what the run began with, where that is not `model`
     device: str = "cpu"
 

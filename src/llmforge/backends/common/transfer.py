@@ -23,6 +23,7 @@ def batch_to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
         targets=to_device(batch.targets, device),
         positions=to_device(batch.positions, device),
         kept=None if batch.kept is None else to_device(batch.kept, device),
+        distilled=None if batch.distilled is None else to_device(batch.distilled, device),
     )
 
 

@@ -16,7 +16,17 @@ class TorchBackend(Backend):
 
     family = "native"
     exchanges_state = True
-    takes = frozenset(("embedding_lr", "new_embedding_lr", "layer_lr_decay", "ema", "l2_to_start"))
+    takes = frozenset(
+        (
+            "embedding_lr",
+            "new_embedding_lr",
+            "layer_lr_decay",
+            "ema",
+            "l2_to_start",
+            "distill_from_source",
+            "source_model",
+        )
+    )
     process_group = "cpu:gloo,cuda:nccl"  # tensors of the host, too
 
     def __init__(self, name: str, *, several: bool, shared: bool = False) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from llmforge.backends.common.trainable import embedding_parameters, freeze
 from llmforge.backends.common.transfer import batch_to_device, to_host
 from llmforge.backends.torch.anchor import Anchor
 from llmforge.backends.torch.average import Average
+from llmforge.backends.torch.distill import Teacher
 from llmforge.backends.torch.layers import prepare_layers
 from llmforge.backends.torch.memory_saving import keep_less
 from llmforge.weights.directory import ModelDirectory
@@ -73,6 +74,8 @@ class NativeEngine:
         self.loss = CausalLoss(self.causal, self.dtype, settings.head_chunk, self.rows)
         self.loss.train()
         self.module = self._distribute()
+        if settings.distillation is not None:
+            self.loss.teacher = self._make_teacher(settings.distillation)
         prepare_layers(self.causal, compiled=settings.compile, recomputed=settings.gradient_checkpointing)
         self.parameters = {n: p for n, p in self.causal.named_parameters() if p.requires_grad}
         self.masked = list(embedding_parameters(self.causal).values()) if self.rows else []
@@ -94,6 +97,8 @@ class NativeEngine:
         # Inside of an outer autocast, weights that were cast for one micro-batch stay cast for the next.
         with self._autocast():
             for number, batch in enumerate(micro_batches):
+                if self.loss.teacher:
+                    batch = replace(batch, distilled=self.loss.teacher.positions(batch))
                 with self._gradient_sync(number == len(micro_batches) - 1):
                     loss, each = self.module(batch_to_device(batch, self.device))
                     with torch.autocast(self.device.type, enabled=False):
@@ -152,6 +157,18 @@ class NativeEngine:
     def load_average(self, directory: Path) -> None:
         if self.average:  # with it, what is not trained, which has not changed
             self._read({**self._weights(), **self.average.values}, directory)
+
+    def _make_teacher(self, weight: float) -> Teacher:
+        settings = self.settings
+        return Teacher(
+            settings.teacher or settings.model,
+            attention.NAMES[self.attention],
+            settings.old_rows,
+            weight,
+            self.dtype,
+            self.device,
+            settings.head_chunk,
+        )
 
     def _make_anchor(self) -> Anchor | None:
         settings = self.settings
