@@ -215,6 +215,8 @@ def test_dropout_nulls_and_dictionaries_are_normalized(byte_level: Path, tmp_pat
         "extra_special_tokens": ["<|im_start|>"],
         "auto_map": {"AutoTokenizer": ["x.Y", None]},
         "tokenizer_file": "/nowhere/tokenizer.json",
+        # transformers fails on each of these nulls, in 4.51 or 5 or both
+        **dict.fromkeys(("padding_side", "truncation_side", "model_input_names", "split_special_tokens")),
     }
     tokenizer = load(written(tmp_path / "s", raw, config))
     assert tokenizer.encode(TEXTS)[0].tolist() == tokenizer.encode(TEXTS)[0].tolist()
@@ -226,7 +228,26 @@ def test_dropout_nulls_and_dictionaries_are_normalized(byte_level: Path, tmp_pat
     assert saved["pad_token"] == saved["eos_token"] == "<|endoftext|>"
     assert saved["additional_special_tokens"] == ["<|im_start|>"]
     assert not {"auto_map", "tokenizer_file", "extra_special_tokens"} & set(saved)
+    assert None not in saved.values()
     assert json.loads((out / "tokenizer.json").read_text())["model"]["dropout"] is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("padding_side", "middle", "neither 'left' nor 'right'"),
+        ("truncation_side", [], "neither 'left' nor 'right'"),
+        ("model_max_length", "512", "not a number"),
+        ("model_input_names", "input_ids", "not a list of names"),
+        ("split_special_tokens", 1, "neither true nor false"),
+    ],
+)
+def test_fields_on_which_transformers_fails_are_refused(
+    field: str, value: object, sentence: str, byte_level: Path, tmp_path: Path
+) -> None:
+    raw = json.loads((byte_level / "tokenizer.json").read_text())
+    with pytest.raises(UserError, match=rf"tokenizer_config\.json: {field} is .*, {sentence}"):
+        load(written(tmp_path / "s", raw, {field: value}))
 
 
 def test_a_unigram_tokenizer_of_which_only_tokenizer_json_is_left(

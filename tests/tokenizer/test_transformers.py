@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,9 +73,13 @@ def test_transformers_gives_our_ids(
     pieces.write_text(
         "".join(json.dumps({"piece": p}) + "\n" for p in ["我们", "国家", "天气很好", " the old"])
     )
+    nulls = shutil.copytree(byte_level, tmp_path / "nulls")
+    config = json.loads((nulls / "tokenizer_config.json").read_text())
+    sides = ("padding_side", "truncation_side", "model_input_names", "split_special_tokens")
+    (nulls / "tokenizer_config.json").write_text(json.dumps({**config, **dict.fromkeys(sides)}))
     targets = []
-    for source in (sentencepiece_bpe, sentencepiece_unigram, byte_level):
-        targets.append(tmp_path / source.name)
+    for source in (sentencepiece_bpe, sentencepiece_unigram, nulls):
+        targets.append(tmp_path / "grown" / source.name)
         init_tokenizer(InitTokenizerOptions(tokenizer=source, output=targets[-1], pieces=pieces))
     answers = ask_transformers(python, targets, TEXTS, tmp_path)
     for target, answer in zip(targets, answers, strict=True):

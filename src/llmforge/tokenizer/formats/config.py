@@ -17,7 +17,11 @@ from llmforge.tokenizer.formats.shapes import added_token, check_id, check_text
 CONFIG, SPECIAL_MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LISTED = ("additional_special_tokens", "extra_special_tokens")
-FLAGS = ("add_bos_token", "add_eos_token", "add_prefix_space")
+FLAGS = (
+    *("add_bos_token", "add_eos_token", "add_prefix_space"),
+    *("clean_up_tokenization_spaces", "split_special_tokens"),
+)
+SIDES = ("padding_side", "truncation_side")
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 # Not written again: where other files are or were, code, and what the written `tokenizer.json` says itself.
 LEFT_OUT = (
@@ -74,6 +78,18 @@ def read_config(directory: Path) -> dict[str, Any]:
             raise UserError(
                 f"{path}: {flag} is {config[flag]!r}, neither true nor false; correct the field, or download the file again."
             )
+    for side in SIDES:
+        if config.get(side) not in (None, "left", "right"):
+            raise UserError(
+                f"{path}: {side} is {config[side]!r}, neither 'left' nor 'right'; correct the field."
+            )
+    if not isinstance(config.get("model_max_length"), int | float | None):
+        raise UserError(
+            f"{path}: model_max_length is {config['model_max_length']!r}, not a number; correct the field."
+        )
+    names = config.get("model_input_names")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{path}: model_input_names is {names!r}, not a list of names; correct the field.")
     if not isinstance(config.get("tokenizer_class"), str | None):
         raise UserError(
             f"{path}: tokenizer_class is {config['tokenizer_class']!r}, not a name; correct the field."
@@ -117,7 +133,8 @@ def write_config(
     The class is `PreTrainedTokenizerFast`: any other rebuilds its tokenizer by rules of its own, which differ between
     versions. Special tokens are plain texts (4.51 fails on an object), their flags stand in `added_tokens_decoder`.
     """
-    written = {key: value for key, value in config.items() if key not in LEFT_OUT}
+    # A null is what a missing field is, but transformers fails on some (padding_side, model_input_names).
+    written = {key: value for key, value in config.items() if key not in LEFT_OUT and value is not None}
     # A list under the name of transformers 5 breaks 4.51; an object under that name is read by both.
     if isinstance(extra := written.get("extra_special_tokens"), list):
         del written["extra_special_tokens"]
