@@ -298,22 +298,22 @@ def flash(
 def varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, terms: Terms
 ) -> torch.Tensor | None:
-    """The same by PyTorch's own kernel for lines of several lengths; it has one scale and as many keys
-    as queries, and in some versions windows.
+    """The same by PyTorch's own kernel for lines of several lengths; it has one scale, and in some versions windows and
+    fewer keys than queries.
     """
-    window = varlen_window(terms.window)
-    if terms.need_scores or window is None or terms.dropout or key.shape[3] != value.shape[3]:
+    options = varlen_options(terms.window)
+    if terms.need_scores or options is None or terms.dropout or key.shape[3] != value.shape[3]:
         return None
     from torch.nn.attention.varlen import varlen_attn
 
     rows, heads, length, width = query.shape
     bounds, longest = documents.bounds, documents.longest
     q, k, v = one_line(query), one_line(key), one_line(value)
-    if heads != key.shape[1]:
+    if heads != key.shape[1] and "enable_gqa" not in options:
         k, v = (tensor.repeat_interleave(heads // key.shape[1], dim=1) for tensor in (k, v))
     if terms.scaling is not None:
         q = q * (terms.scaling * width**0.5)
-    attended: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, **window)
+    attended: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)
     made: torch.Tensor = attended.view(rows, length, heads, -1)
     return made
 
@@ -356,15 +356,19 @@ def flex_kernel(device_type: str) -> Any:
 
 
 @lru_cache
-def varlen_window(window: int | None) -> dict[str, Any] | None:
-    """How this version of PyTorch's `varlen_attn` is told to be causal, with a window; None where it cannot be."""
+def varlen_options(window: int | None) -> dict[str, Any] | None:
+    """How this version of PyTorch's `varlen_attn` is told to be causal, with a window, and that keys may be fewer than
+    queries; None where it has no windows.
+    """
     from inspect import signature
 
     from torch.nn.attention.varlen import varlen_attn
 
-    if "window_size" in signature(varlen_attn).parameters:
-        return {"window_size": (-1 if window is None else window - 1, 0)}
-    return {"is_causal": True} if window is None else None
+    has = signature(varlen_attn).parameters
+    grouped = {"enable_gqa": True} if "enable_gqa" in has else {}
+    if "window_size" in has:
+        return {"window_size": (-1 if window is None else window - 1, 0), **grouped}
+    return {"is_causal": True, **grouped} if window is None else None
 
 
 def one_line(states: torch.Tensor) -> torch.Tensor:
