@@ -35,7 +35,9 @@ class Sharding:
 
     `low`: weights and gradients lie in the dtype of training, and the optimizer keeps float32 ones; otherwise they lie
     in float32. `model` processes hold other parts of the model (tensor and pipeline parallel); `weights`, `gradients`
-    and `optimizer` say among how many of the remaining each is cut; `activations` share those of a row.
+    and `optimizer` say among how many of the remaining each is cut; `activations` share those of a row. `keeps_gathered`:
+    weights that were gathered for the forward pass stay for the backward pass on devices that have room for all
+    (`backends.common.memory.room_for_all`).
     """
 
     low: bool = False
@@ -44,6 +46,7 @@ class Sharding:
     gradients: int = 1
     optimizer: int = 1
     activations: int = 1
+    keeps_gathered: bool = False
 
 
 class Backend(ABC):

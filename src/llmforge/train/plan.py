@@ -14,6 +14,7 @@ from llmforge import hub
 from llmforge.backends import registry
 from llmforge.backends.common import optimizers
 from llmforge.backends.common.devices import Device, head_chunk
+from llmforge.backends.common.memory import room_for_all
 from llmforge.backends.common.trainable import Trainable, parse
 from llmforge.console import warn
 from llmforge.dataset.packed import PackedDataset
@@ -179,8 +180,9 @@ def memory(
     plugin: str,
     on_cpu: bool,
     processes: int,
+    device_memory: int,
 ) -> dict[str, int]:
-    """Bytes per process by part, at the peak of a step."""
+    """Bytes per process by part, at the peak of a step, on devices of `device_memory` bytes."""
     trained = shape.trained(config.trainable)
     low = LOW[precision]
     sharing = registry.find(registry.resolved(plugin, processes)).sharding(config, processes)
@@ -223,6 +225,8 @@ def memory(
         parts |= {"source model": low * teacher.parameters, "second head": logits}
     if sharing.weights > 1:
         parts["gathered"] = 2 * low * max(shape.layer_parameters, shape.embedding_parameters)
+        if sharing.keeps_gathered and not on_cpu and room_for_all(low * shape.parameters, device_memory):
+            parts["gathered"] = low * shape.parameters
     return parts
 
 
@@ -238,6 +242,8 @@ def check_step_memory(
     config: TrainOptions, shape: Shape, engine: "Engine", length: int, device: "torch.device"
 ) -> None:
     """Warns where the memory of `device` is too small for steps with rows of `length` tokens."""
+    import torch
+
     from llmforge.backends.build import device_memory
 
     on_cpu = device.type == "cpu"
@@ -249,6 +255,7 @@ def check_step_memory(
         plugin=engine.name,
         on_cpu=on_cpu,
         processes=engine.world.size,
+        device_memory=0 if on_cpu else torch.cuda.mem_get_info(device)[1],
     )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else 1
     # The engine has been made, and these are in memory already.
@@ -354,6 +361,7 @@ def make_plan(
             plugin=config.plugin,
             on_cpu=device.is_cpu,
             processes=processes,
+            device_memory=device.memory,
         ),
         device=device.name,
         device_memory=device.memory,

@@ -27,6 +27,13 @@ def free_memory(root: Path = Path("/")) -> int:
     return max(0, min([machine, *(limit - used for limit, used in _limits(root))]))
 
 
+def room_for_all(weights: int, memory: int) -> bool:
+    """Whether a GPU of `memory` bytes can keep `weights` bytes, all that ranks share, from the forward to the backward pass:
+    they take at most a tenth of it. Then they are gathered once for a micro-batch, not twice.
+    """
+    return 10 * weights <= memory
+
+
 def _limits(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, use without caches) in bytes of the control groups of this process, from its own to the outermost."""
     for line in _lines(root / "proc/self/cgroup"):

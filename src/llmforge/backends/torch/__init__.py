@@ -45,7 +45,7 @@ class TorchBackend(Backend):
 
     def sharding(self, options: Any, processes: int) -> Sharding:
         cut = processes if self.shared else 1
-        return Sharding(weights=cut, gradients=cut, optimizer=cut)
+        return Sharding(weights=cut, gradients=cut, optimizer=cut, keeps_gathered=self.shared)
 
     def build(self, options: Any, settings: "Settings", world: "World") -> "Engine":
         if self.several and world.size == 1:

@@ -2,7 +2,7 @@
 share it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llmforge.backends.base import World
+from llmforge.backends.base import LossSums, MicroBatch, World
 from llmforge.backends.common import attention, storage
+from llmforge.backends.common.memory import room_for_all
 from llmforge.backends.common.model import empty_model, load_model
 from llmforge.backends.common.processes import TIMEOUT, over_ranks
 from llmforge.backends.common.settings import Settings
@@ -87,8 +88,9 @@ class FSDPEngine(_Distributed):
         mesh = init_device_mesh(self.device.type, (self.world.size,))
         low = self.dtype if self.dtype != torch.float32 else None
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
+        again = not self._keeps_gathered()
         for layer in decoder_layers(self.causal):
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
+            fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=again)
         fully_shard(self.loss, mesh=mesh, mp_policy=policy)
         buffers = [buffer.clone() for _, buffer in self.loss.named_buffers(remove_duplicate=False)]
         self.loss.to_empty(device=self.device)
@@ -107,6 +109,23 @@ class FSDPEngine(_Distributed):
                     rows.copy_(values[first : first + len(rows)])
             self.lora.initial.clear()
         return self.loss
+
+    def _keeps_gathered(self) -> bool:
+        """The same on all ranks, as the backward pass of all gathers or of none."""
+        if self.device.type != "cuda":
+            return False
+        least = over_ranks(torch.cuda.mem_get_info(self.device)[1], dist.ReduceOp.MIN, self.saving)
+        return room_for_all(self.dtype.itemsize * self.causal.num_parameters(), least)
+
+    def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSums:
+        from torch.distributed.fsdp import FSDPModule
+
+        sums = super().evaluate(micro_batches)
+        # What no backward pass follows stays gathered: the embeddings would be those of all ranks, in 16 bits.
+        for module in self.loss.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        return sums
 
     def _load(self) -> Any:
         causal = empty_model(self.settings.model, attention.NAMES[self.attention])
