@@ -1,6 +1,7 @@
 """Training speed and memory against its peers, in one run: a bare PyTorch loop and transformers.Trainer.
 
     python benchmarks/training.py [--threads 1] [--steps 3] [--output x.json]
+    python benchmarks/training.py --pairs 10 [--rows 2 4]       # medians of ratios; about an hour on idle cores
 
 SmolLM2-135M with 20,000 pieces added, rows of 512 packed from real Chinese lines, bf16 where the
 machine computes in it, else float32. All three train the same weights on the same batches with fused
@@ -12,6 +13,7 @@ the first. CPU seconds are what matters on a busy machine.
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -228,9 +230,36 @@ def predict(model: Path, micro: int, threads: int) -> dict[str, float]:
         use_grad_checkpoint=False,
         optimizer="adamw",
     )
-    parts = memory(shape, config, LENGTH, precision=precision(), plugin="native", on_cpu=True, processes=1)
+    alone = {"plugin": "native", "on_cpu": True, "processes": 1, "device_memory": 0}
+    parts = memory(shape, config, LENGTH, precision=precision(), **alone)
     speed = this_device().attainable(precision()) / shape.flops_per_token("all", visible)
     return {"tokens_per_second": speed, "peak_gb": sum(parts.values()) / 1e9}
+
+
+def paired(asked: argparse.Namespace, pairs: int) -> dict[str, Any]:
+    """All peers one after the other, `pairs` times and for each number of rows, each time beginning with another: by how
+    much llmforge is faster than each peer of the same round, by wall time and by CPU time.
+    """
+    found: dict[str, Any] = {}
+    print(f"{'':30}{'wall: median':>14}{'least':>8}{'most':>8}{'CPU: median':>14}{'least':>8}{'most':>8}")
+    for micro in asked.rows:
+        ratios: dict[str, dict[str, list[float]]] = {peer: {"wall": [], "cpu": []} for peer in PEERS[1:]}
+        for number in range(pairs):
+            order = [PEERS[(number + i) % len(PEERS)] for i in range(len(PEERS))]
+            speed = {peer: measure(peer, asked.work, micro, asked.steps, asked.threads) for peer in order}
+            for peer, kinds in ratios.items():
+                for kind, key in (("wall", "tokens_per_second"), ("cpu", "tokens_per_cpu_second")):
+                    kinds[kind].append(speed["llmforge"][key] / speed[peer][key])
+            found[f"{micro} rows"] = ratios
+            if asked.output:  # a run of an hour that is ended keeps what it has
+                asked.output.write_text(json.dumps(found, indent=2) + "\n")
+        for peer, kinds in ratios.items():
+            cells = "".join(
+                f"{statistics.median(one):>13.2f}x{min(one):>7.2f}x{max(one):>7.2f}x"
+                for one in kinds.values()
+            )
+            print(f"{f'{peer}, {micro} rows':30}{cells}", flush=True)
+    return found
 
 
 def main() -> None:
@@ -240,6 +269,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--micro", type=int, default=2)
+    parser.add_argument("--pairs", type=int, help="compare so many times, and give the median")
+    parser.add_argument("--rows", type=int, nargs="+", default=[2, 4], help="for --pairs: rows of a step")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "llmforge-benchmark")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--skip-memory", action="store_true")
@@ -250,6 +281,9 @@ def main() -> None:
         child(peer, Path(work), *map(int, numbers))
         return
     asked.work.mkdir(parents=True, exist_ok=True)
+    if asked.pairs:
+        paired(asked, asked.pairs)
+        return
     speed = {peer: measure(peer, asked.work, asked.micro, asked.steps, asked.threads) for peer in PEERS}
     ours = speed["llmforge"]
     print(f"{'':24}{'tokens/s':>10}{'per CPU s':>11}{'llmforge is':>13}{'(CPU)':>8}{'peak GB':>9}")

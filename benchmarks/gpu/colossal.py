@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import results as recorded
 import torch
 import torch.distributed as dist
 import training  # benchmarks/gpu/training.py: the model, the rows and the clock
@@ -30,8 +31,11 @@ from llmforge.train.batches import Groups, make_micro_batch
 from llmforge.train.plan import read_shape
 from llmforge.weights.directory import ModelDirectory
 
-training.VOCABULARY = 69_120  # a multiple of 64, as 3d needs it
 ENGINES = ("native", "zero2", "zero2_cpu", "gemini", "gemini_auto", "3d")
+
+
+def old_rows(asked: argparse.Namespace) -> int:
+    return int(asked.vocabulary * training.OLD_SHARE)
 
 
 def make_engine(name: str, asked: argparse.Namespace, model: Path, device: torch.device) -> Any:
@@ -39,9 +43,9 @@ def make_engine(name: str, asked: argparse.Namespace, model: Path, device: torch
         model=ModelDirectory(model),
         precision="bf16",
         trainable=parse("all"),
-        old_rows=training.OLD_ROWS,
-        rows=training.VOCABULARY,
-        groups=Groups(("a",), training.OLD_ROWS).count,
+        old_rows=old_rows(asked),
+        rows=asked.vocabulary,
+        groups=Groups(("a",), old_rows(asked)).count,
         seed=0,
         head_chunk=asked.head_chunk,
         gradient_checkpointing=asked.checkpoint,
@@ -61,7 +65,7 @@ def make_engine(name: str, asked: argparse.Namespace, model: Path, device: torch
 def run(name: str, asked: argparse.Namespace, model: Path, data: list[Any], device: torch.device) -> Any:
     """(seconds of a step, loss of the first, what runs)."""
     engine = make_engine(name, asked, model, device)
-    groups = Groups(("a",), training.OLD_ROWS)
+    groups = Groups(("a",), old_rows(asked))
     batches = [
         make_micro_batch(data[i : i + asked.micro], asked.micro, asked.length, groups, cross_document=False)
         for i in range(0, len(data), asked.micro)
@@ -79,7 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    sizes = {"layers": 22, "width": 2048, "length": 4096, "micro": 4, "steps": 8, "head-chunk": 2048}
+    # A vocabulary that is a multiple of 64, as 3d needs it.
+    sizes = {"vocabulary": 69_120, "layers": 22, "width": 2048, "length": 4096, "micro": 4, "steps": 4}
+    sizes["head-chunk"] = 1536
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--checkpoint", action="store_true", help="recompute activations, in all")
@@ -87,8 +93,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
     if asked.rehearse:
-        training.VOCABULARY, training.OLD_ROWS = 1024, 700
-        tiny = {"layers": 2, "width": 256, "length": 256, "micro": 2, "steps": 2, "head_chunk": 128}
+        tiny = {
+            "vocabulary": 1024,
+            "layers": 2,
+            "width": 256,
+            "length": 256,
+            "micro": 2,
+            "steps": 2,
+            "head_chunk": 128,
+        }
         vars(asked).update(tiny)
     device = torch.device("cpu" if asked.rehearse else "cuda")
     compat.install()
@@ -100,8 +113,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         model = training.make_model(asked, Path(work) / "model")
         data = training.rows(asked, asked.micro * 4)
-        pairs = [(n * (n + 1) / 2, n) for row in data for n in row.seq_lengths.tolist()]
-        visible = sum(pair[0] for pair in pairs) / sum(pair[1] for pair in pairs)
+        visible = training.visible_keys(data)
         shape = read_shape(ModelDirectory(model))
         print(
             f"{machine}: {shape.parameters:,} parameters, rows of {asked.length}, {asked.micro} at a time, bf16"
@@ -116,6 +128,7 @@ def main() -> None:
             except Exception as error:  # one engine that fails must not cost the others their figures
                 print(f"{name:12} failed: {' '.join(str(error).split())[:200]}")
                 results[name] = {"failed": str(error)[:500]}
+                recorded.write("colossalai", name, **results[name])
                 continue
             speed = asked.micro * asked.length / seconds
             flops = speed * shape.flops_per_token("all", visible)
@@ -128,7 +141,9 @@ def main() -> None:
                 "peak_bytes": peak,
                 "first_loss": loss,
                 "about": about,
+                "device": machine,
             }
+            recorded.write("colossalai", name, **results[name])
             shown = f"{share:.1%} MFU" if share is not None else f"{flops / 1e9:.1f} GFLOP/s"
             print(
                 f"{name:12} {speed:>10,.0f} tokens/s {shown:>16} {peak / 1e9:>6.1f} GB  first loss {loss:.4f}",

@@ -9,6 +9,7 @@ packed rows of random tokens on a machine that has no texts.
 import json
 import random
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -30,7 +31,7 @@ def main() -> None:
                     entry = json.loads(line)
                     texts.append(entry.get("target") or entry["text"])
         _ids, offsets = loaded.encode(texts[:: len(texts) // count][:count])
-        lengths += [int(end - begin) for begin, end in zip(offsets, offsets[1:], strict=False) if end > begin]
+        lengths += [int(end - begin) for begin, end in pairwise(offsets) if end > begin]
     random.Random(0).shuffle(lengths)
     (HERE / "document_lengths.json").write_text(json.dumps(lengths) + "\n")
 

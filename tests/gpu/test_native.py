@@ -44,25 +44,12 @@ def test_kernels_follow_the_cpu(
     )
 
 
-@pytest.mark.parametrize("recomputed", [False, True])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_compiled_layers_follow_the_cpu(
-    kernel: str, recomputed: bool, settings: Make, expected: Expected, device: torch.device
-) -> None:
-    needs(kernel, "bf16", device)
-    changes = {"compile": True, "gradient_checkpointing": recomputed}
-    engine = NativeEngine(settings(device=str(device), precision="bf16", attention=kernel, **changes))
-    compare(engine, expected, "bf16")
-
-
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_recomputed_layers_follow_the_cpu(
     kernel: str, settings: Make, expected: Expected, device: torch.device
 ) -> None:
     needs(kernel, "bf16", device)
-    recomputed = settings(
-        device=str(device), precision="bf16", attention=kernel, gradient_checkpointing=True
-    )
+    recomputed = settings(device=str(device), precision="bf16", attention=kernel, gradient_checkpointing=True)
     compare(NativeEngine(recomputed), expected, "bf16")
 
 
@@ -118,3 +105,15 @@ def test_a_kernel_that_is_not_there_is_refused(settings: Make, device: torch.dev
     for kernel in missing:
         with pytest.raises(UserError, match=f"--attention {kernel}"):
             NativeEngine(settings(device=str(device), precision="bf16", attention=kernel))
+
+
+# Last, as compilers take their time.
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_compiled_layers_follow_the_cpu(
+    kernel: str, recomputed: bool, settings: Make, expected: Expected, device: torch.device
+) -> None:
+    needs(kernel, "bf16", device)
+    changes = {"compile": True, "gradient_checkpointing": recomputed}
+    engine = NativeEngine(settings(device=str(device), precision="bf16", attention=kernel, **changes))
+    compare(engine, expected, "bf16")
