@@ -2,12 +2,13 @@
 
 import math
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from llmforge.backends import registry
-from llmforge.backends.base import Engine, World
+from llmforge.backends.base import Engine, MicroBatch, World
 from llmforge.backends.common import attention, optimizers, packing
 from llmforge.backends.common.attention_check import find_way
 from llmforge.backends.common.devices import head_chunk
@@ -102,9 +103,11 @@ def build_engine(
     documents_per_row: int,
     origin: ModelDirectory | None = None,
     teacher: ModelDirectory | None = None,
+    calibration: Iterable[MicroBatch] | None = None,
 ) -> Engine:
     """The engine of `config` (a `TrainOptions`), with the weights of the model directory `model`, for a run that began
-    with `origin` (None: with `model`) and learns from `teacher`, for rows of `length`
+    with `origin` (None: with `model`) and learns from `teacher`, `calibration` being the text of
+    --protect-source (None for a run that is resumed), for rows of `length`
     tokens and at most `documents_per_row` documents. `UserError` where the plugin of `config` cannot do that, before
     anything is loaded.
     """
@@ -142,6 +145,8 @@ def build_engine(
         origin=origin,
         distillation=config.retention.distill_from_source,
         teacher=teacher,
+        protect=config.retention.protected_share,
+        calibration=calibration,
         device=str(device),
     )
     if world.is_main:

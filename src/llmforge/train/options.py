@@ -322,7 +322,7 @@ class TrainOptions(Options):
             )
         backend = registry.find(registry.resolved(self.plugin, 1))
         backend.check_options(self)
-        backend.refuse_more([*self.rates.arguments(), *self.retention.arguments()])
+        backend.refuse_more([*self.rates.arguments(), *self.retention.given()])
         optimizers.find(self.optimizer).check(self)
         self.rates.check(self.trainable, self.optimizer)
         factors = self.rates.factors()

@@ -17,6 +17,7 @@ from llmforge.train.options import TrainOptions
 PLACES = (
     "model",
     "source_model",
+    "protect_source",
     "data",
     "output",
     "eval_data",

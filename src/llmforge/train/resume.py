@@ -53,6 +53,13 @@ def find_resumed(config: TrainOptions, processes: Processes, identity: Mapping[s
             f"{found} has no moving average, as its run had no --ema, and one cannot begin in the middle of a run; leave "
             f"out --ema, or start a new stage with --load-checkpoint {found / MODELING}."
         )
+    protected, now = states.engine.get("protected"), config.retention.protected_share
+    if now is not None and protected != now:
+        before = "nothing" if protected is None else f"--protect-share {protected:g}"
+        raise UserError(
+            f"{found} was trained with {before} frozen for --protect-source, and now it is {now:g}: what moved already cannot be "
+            f"frozen as it was; --load-checkpoint {found / MODELING} starts a new stage."
+        )
     return found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.errors import UsageError
-from llmforge.options import Options, option
+from llmforge.options import Options, option, options_of
 
 PANEL = "Averaging and forgetting"
 
@@ -39,6 +39,19 @@ class RetentionOptions(Options):
     source_model: Path | None = option(
         "For --distill-from-source: the source model (default: --model).", None, panel=PANEL, decides=False
     )
+    protect_source: list[Path] = option(
+        "Outputs of prepare-data with text of the source: the columns of each matrix that matter most to it are frozen.",
+        [],
+        panel=PANEL,
+        decides=False,
+    )
+    protect_share: float | None = option(
+        "For --protect-source: the part of the columns that is frozen (default: 0.5).",
+        None,
+        panel=PANEL,
+        least=0,
+        most=1,
+    )
 
     def check(self, trainable: str, largest_rate: float) -> None:
         """Raises `UsageError` for what `--trainable` or the largest learning rate of any group makes impossible."""
@@ -51,6 +64,15 @@ class RetentionOptions(Options):
             raise UsageError(
                 f"--l2-to-start contradicts --trainable {trainable}, which trains no weight of the source itself; leave it out."
             )
+        words = {word.strip() for word in trainable.split(",")}
+        if self.protect_source and words <= {"lora", "embeddings", "new-embeddings"}:
+            raise UsageError(
+                f"--protect-source contradicts --trainable {trainable}, which trains no matrix of the layers; leave it out."
+            )
+        if self.protect_share is not None and not self.protect_source:
+            raise UsageError(
+                "--protect-share has no effect without --protect-source, the text that is to be kept."
+            )
         if self.source_model is not None and self.distill_from_source is None:
             raise UsageError(
                 "--source-model has no effect without --distill-from-source, its weight in the loss."
@@ -62,6 +84,17 @@ class RetentionOptions(Options):
             )
 
     @property
+    def protected_share(self) -> float | None:
+        """The part of the columns that --protect-source freezes; None without it."""
+        if not self.protect_source:
+            return None
+        return 0.5 if self.protect_share is None else self.protect_share
+
+    def given(self) -> list[str]:
+        """The names of the options that are given."""
+        return [one.name for one in options_of(type(self)) if getattr(self, one.name) not in (None, [])]
+
+    @property
     def needs_start(self) -> bool:
         """Whether each step needs what training started from, so that a resume must have it too."""
         return self.l2_to_start is not None or (
@@ -70,4 +103,5 @@ class RetentionOptions(Options):
 
     def arguments(self) -> dict[str, Any]:
         """Those that are given, so that outputs of versions without them stay recognized."""
-        return {name: value for name, value in super().arguments().items() if value is not None}
+        found = {name: value for name, value in super().arguments().items() if value is not None}
+        return found | ({"protect_share": self.protected_share} if self.protect_source else {})

@@ -79,6 +79,7 @@ def run_training(config: TrainOptions) -> Finished | Stopped | None:
     emptied = [Path(config.load_checkpoint)] if config.overwrite and config.load_checkpoint else []
     source = config.retention.source_model
     roots += [hub.local(source)] if source else []
+    roots += dataset_roots(config.retention.protect_source, "--protect-source")[0]
     check_apart(config.output, [weights, *roots, *config.eval_data, *emptied], "train")
     arguments = {**config.arguments(), "parts": parts}
     finished = manifest_path(config.output).is_file()
@@ -157,12 +158,12 @@ def weights_to_start_from(config: TrainOptions) -> Path:
     return hub.local(config.model)
 
 
-def dataset_roots(datasets: list[Path]) -> tuple[list[Path], list[str]]:
+def dataset_roots(datasets: list[Path], flag: str = "--data") -> tuple[list[Path], list[str]]:
     """The outputs of prepare-data to which the directories belong, and which parts of them were named."""
     roots, parts = [], []
     for path in datasets:
         if not path.is_dir():
-            raise UserError(f"--data {path} is not a directory; give the output of llmforge prepare-data.")
+            raise UserError(f"{flag} {path} is not a directory; give the output of llmforge prepare-data.")
         resolved = path.resolve()
         root = next((d for d in (resolved, *resolved.parents[:2]) if manifest_path(d).is_file()), resolved)
         roots.append(root if root != resolved else path)

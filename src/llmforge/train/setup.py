@@ -29,6 +29,7 @@ from llmforge.train.resolved import write_config
 from llmforge.train.resume import find_resumed
 from llmforge.train.sampler import Sampler
 from llmforge.train.save_dir import MODELING
+from llmforge.train.source_text import SourceText
 from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.vocabulary import Vocabulary
 
@@ -94,6 +95,10 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
     teacher = preflight.find_teacher(config, source, data.max_length)
     if config.retention.source_model is not None and teacher:
         identity["source"] = processes.from_main(lambda: fingerprint(teacher.path))
+    kept = config.retention.protect_source
+    text = SourceText(kept, loaded.fingerprint) if kept else None
+    if text:
+        identity["text to protect"] = text.data.fingerprint
     if config.retention.needs_start:
         identity["start"] = processes.from_main(lambda: fingerprint(source.path))
     mine = facts(config, source.path, identity)
@@ -106,7 +111,7 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
     # Adapters are part of the state, and belong to the weights that the run had started from.
     start = ModelDirectory(resumed / MODELING) if resumed and config.trainable != "lora" else source
     groups = Groups(tuple(data.categories), words.source)
-    datasets = [data, *([holdout.data] if holdout else [])]
+    datasets = [data, *(one.data for one in (holdout, text) if one)]
     engine = build_engine(
         config,
         start,
@@ -118,6 +123,7 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
         max(one.documents_per_row for one in datasets),
         source,
         teacher,
+        text.batches() if text and not resumed else None,
     )
     preflight.check_embeddings(engine.embedding_norms(), words, start)
     shape = plan.read_shape(start)

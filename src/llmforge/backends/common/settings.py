@@ -1,10 +1,12 @@
 # ruff: noqa: RUF009 - frozen dataclasses may be shared
 """How an engine trains: what the configuration of a run comes down to."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
+from llmforge.backends.base import MicroBatch
 from llmforge.backends.common.rates import Rates
 from llmforge.backends.common.trainable import Trainable
 from llmforge.weights.directory import ModelDirectory
@@ -42,6 +44,8 @@ class Settings:
     l2_to_start: float | None = None
     distillation: float | None = None  # weight of the loss by `teacher`
     teacher: ModelDirectory | None = None
+    protect: float | None = None  # share of the columns of each matrix that are frozen
+    calibration: Iterable[MicroBatch] | None = None  # the text that decides which; None: a checkpoint says it
     origin: ModelDirectory | None = None  # what the run began with, where that is not `model`
     device: str = "cpu"
 

@@ -13,7 +13,7 @@ import torch
 from llmforge.backends.base import IGNORED, MicroBatch
 from llmforge.backends.common.rates import factors
 from llmforge.backends.common.settings import Settings
-from llmforge.backends.common.trainable import embedding_parameters
+from llmforge.backends.common.trainable import embedding_parameters, linear_matrices
 
 SCALE_AT_START, SCALE_GROWS_AFTER = 2.0**16, 2000
 
@@ -75,14 +75,17 @@ def optimizer_groups(
 ) -> list[dict[str, Any]]:
     """`parameters` by weight decay and by `factor` of the learning rate, those that decay first.
 
-    Norms and biases do not decay, nor embeddings whose old rows must stay.
+    Norms and biases do not decay, nor embeddings whose old rows must stay, nor matrices of which columns must.
     """
     embeddings = {id(p) for p in embedding_parameters(causal).values()}
     may_decay = settings.decay_embeddings and not settings.trainable.new_rows_only
+    protected = linear_matrices(causal).values() if settings.protect is not None else ()
+    stay = {id(module.weight) for module in protected}
     of = factors(causal, settings.rates, settings.trainable.new_rows_only)
     groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for parameter in parameters:
         decays = parameter.ndim >= 2 and (may_decay or id(parameter) not in embeddings)
+        decays = decays and id(parameter) not in stay
         groups.setdefault((not decays, -of.get(id(parameter), 1.0)), []).append(parameter)
     return [
         {"params": members, "weight_decay": 0.0 if stays else settings.weight_decay, "factor": -factor}

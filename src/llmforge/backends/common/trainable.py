@@ -80,3 +80,13 @@ def embedding_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
     """Name to parameter of the input embeddings and the output head; one entry where they are tied."""
     wanted = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in wanted}
+
+
+def linear_matrices(model: Any) -> dict[str, torch.nn.Linear]:
+    """The linear layers inside the decoder layers, by the names of their weights."""
+    inside = {id(module) for layer in decoder_layers(model) for module in layer.modules()}
+    return {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and id(module) in inside
+    }

@@ -25,6 +25,8 @@ class TorchBackend(Backend):
             "l2_to_start",
             "distill_from_source",
             "source_model",
+            "protect_source",
+            "protect_share",
         )
     )
     process_group = "cpu:gloo,cuda:nccl"  # tensors of the host, too

@@ -32,13 +32,15 @@ from llmforge.backends.common.step import (
     peak_memory,
     seed_step,
 )
-from llmforge.backends.common.trainable import embedding_parameters, freeze
+from llmforge.backends.common.trainable import embedding_parameters, freeze, linear_matrices
 from llmforge.backends.common.transfer import batch_to_device, to_host
 from llmforge.backends.torch.anchor import Anchor
 from llmforge.backends.torch.average import Average
 from llmforge.backends.torch.distill import Teacher
 from llmforge.backends.torch.layers import prepare_layers
 from llmforge.backends.torch.memory_saving import keep_less
+from llmforge.backends.torch.shield import Shield, make_shield
+from llmforge.errors import UserError
 from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.read import open_weights
 
@@ -79,6 +81,7 @@ class NativeEngine:
         prepare_layers(self.causal, compiled=settings.compile, recomputed=settings.gradient_checkpointing)
         self.parameters = {n: p for n, p in self.causal.named_parameters() if p.requires_grad}
         self.masked = list(embedding_parameters(self.causal).values()) if self.rows else []
+        self.shield = None if settings.protect is None else self._make_shield(settings.protect)
         self.optimizers = optimizers.find(settings.optimizer).make(self.causal, self.parameters, settings)
         self.average: Average | None = None
         if settings.ema is not None:
@@ -158,6 +161,19 @@ class NativeEngine:
         if self.average:  # with it, what is not trained, which has not changed
             self._read({**self._weights(), **self.average.values}, directory)
 
+    def _make_shield(self, share: float) -> Shield:
+        settings, wanted = self.settings, linear_matrices(self.causal)
+        names = {name: wanted[name].in_features for name in self.parameters if name in wanted}
+        if not names:
+            kind = self.causal.config.model_type
+            raise UserError(
+                f"--protect-source freezes columns of linear layers, and those that a {kind} model trains here are none."
+            )
+        kernel = attention.NAMES[self.attention]
+        return make_shield(
+            *(names, settings.model, kernel, settings.calibration, share, self.device, self.world)
+        )
+
     def _make_teacher(self, weight: float) -> Teacher:
         settings = self.settings
         return Teacher(
@@ -202,7 +218,8 @@ class NativeEngine:
                 tensor.copy_(whole[name])
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "scale": asdict(self.scale), "optimizer": self.settings.optimizer}
+        own = {"steps": self.steps, "scale": asdict(self.scale), "optimizer": self.settings.optimizer}
+        return {**own, "protected": self.settings.protect}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.steps = int(state["steps"])
@@ -215,6 +232,7 @@ class NativeEngine:
             f"{self.name} engine on {self.device}, {self.settings.precision}, {self.attention} attention, "
             f"training {trained:,} of {whole:,} parameters"
             f"{'' if self.settings.optimizer == 'adamw' else ' by ' + self.settings.optimizer}"
+            f"{f', columns of {len(self.shield.kept)} matrices frozen' if self.shield else ''}"
         )
 
     def peak_memory(self) -> int:
@@ -310,6 +328,11 @@ class NativeEngine:
                 gradient, first = self._local(parameter.grad)
                 gradient[: max(0, self.rows[0] - first)] = 0
                 gradient[max(0, self.rows[1] - first) :] = 0
+        if self.shield:
+            held = {name: self.parameters[name].grad for name in self.shield.kept}
+            self.shield.clear(
+                {n: self._local(gradient)[0] for n, gradient in held.items() if gradient is not None}
+            )
         gradients = [self._local(p.grad)[0] for p in self.parameters.values() if p.grad is not None]
         if not gradients:
             return torch.zeros(1, device=self.device)
@@ -325,7 +348,8 @@ class NativeEngine:
         states = {parameter: state for one in self.optimizers for parameter, state in one.state.items()}
         tensors = {f"{n}.{key}": t for n, p in self.parameters.items() for key, t in states[p].items()}
         adapters = {n: p.detach() for n, p in self.parameters.items()} if self.lora else {}
-        return tensors | adapters
+        kept = {f"{name}.kept": tensor for name, tensor in self.shield.kept.items()} if self.shield else {}
+        return tensors | adapters | kept
 
 
 @dataclass(frozen=True)
