@@ -154,7 +154,8 @@ class Trial:
         equal(torch.tensor(done.gradient_norm), norm, "gradient norm")
 
     def save(self) -> None:
-        from llmforge.train.checkpoint import finish_model, hold_files
+        from llmforge.train.checkpoint import finish_model
+        from llmforge.weights.directory import ModelDirectory
 
         snapshot, state = self.engine.snapshot(), self.trained.with_name("state")
         for directory in (self.trained, state):
@@ -163,7 +164,9 @@ class Trial:
         snapshot.write_state(state)
         manifest = json.loads((self.grown / "llmforge.json").read_text())["outputs"]
         finish_model(
-            self.trained, hold_files(self.grown), {key: manifest[key] for key in ("vocabulary", "tokenizer")}
+            self.trained,
+            ModelDirectory(self.grown).side_files,
+            {key: manifest[key] for key in ("vocabulary", "tokenizer")},
         )
 
     def resume(self) -> None:

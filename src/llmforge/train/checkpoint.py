@@ -28,7 +28,6 @@ from llmforge.train.save_dir import AVERAGE, MODELING
 from llmforge.train.schedule import Schedule
 from llmforge.train.states import SCHEDULE, STATES
 from llmforge.weights.config import portable, read_config
-from llmforge.weights.files import side_files
 from llmforge.weights.write import room_for
 
 MODEL_STEP = "train-model"
@@ -48,13 +47,6 @@ class Contents:
     states: str
     step: int
     schedule: Schedule
-
-
-def hold_files(origin: Path) -> dict[str, bytes]:
-    """The files of the model directory `origin` that go into every checkpoint, by name: all but weights. `UserError`
-    for a link that leads out of it.
-    """
-    return {file.name: file.read_bytes() for file in side_files(origin)}
 
 
 def write_checkpoint(path: Path, snapshot: Snapshot, contents: Contents, is_main: bool) -> None:

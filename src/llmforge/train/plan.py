@@ -183,7 +183,7 @@ def memory(
     device_memory: int,
 ) -> dict[str, int]:
     """Bytes per process by part, at the peak of a step, on devices of `device_memory` bytes."""
-    trained = shape.trained(config.trainable)
+    trained, teacher = shape.trained(config.trainable), teacher_shape(config, shape)
     low = LOW[precision]
     sharing = registry.find(registry.resolved(plugin, processes)).sharding(config, processes)
     stored = low if sharing.low else 4
@@ -220,7 +220,7 @@ def memory(
         parts["average"] = 4 * trained // sharing.model // sharing.weights
     if config.retention.l2_to_start is not None:
         parts["start"] = 4 * trained // sharing.model // sharing.weights
-    if teacher := teacher_shape(config, shape):
+    if teacher:
         logits = chunk * teacher.vocabulary * (4 + 4 + 4 + low) + shape.vocabulary * shape.width * 4
         parts |= {"source model": low * teacher.parameters, "second head": logits}
     if sharing.weights > 1:

@@ -16,11 +16,9 @@ from llmforge.backends.common.heartbeats import Heartbeats
 from llmforge.backends.common.processes import Processes, join_processes
 from llmforge.console import say
 from llmforge.dataset.packed import PackedDataset
-from llmforge.steps import fingerprint
 from llmforge.tokenizer import Tokenizer
 from llmforge.train import branch, plan, preflight
 from llmforge.train.batches import Groups
-from llmforge.train.checkpoint import hold_files
 from llmforge.train.holdout import Holdout
 from llmforge.train.mixture import describe
 from llmforge.train.options import TrainOptions
@@ -90,17 +88,17 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
     world, processes, data = ranks.world, ranks.processes, PackedDataset(config.data)
     words, loaded = source.vocabulary, source.tokenizer
     # The source model may go away while the run continues.
-    model_files = hold_files(source.path) if world.is_main else {}
+    model_files = source.side_files if world.is_main else {}
     identity = {"dataset": data.fingerprint, "tokenizer": loaded.fingerprint, "seed": config.seed}
     teacher = preflight.find_teacher(config, source, data.max_length)
     if config.retention.source_model is not None and teacher:
-        identity["source"] = processes.from_main(lambda: fingerprint(teacher.path))
+        identity["source"] = processes.from_main(lambda: teacher.fingerprint)
     kept = config.retention.protect_source
     text = SourceText(kept, loaded.fingerprint) if kept else None
     if text:
         identity["text to protect"] = text.data.fingerprint
     if config.retention.needs_start:
-        identity["start"] = processes.from_main(lambda: fingerprint(source.path))
+        identity["start"] = processes.from_main(lambda: source.fingerprint)
     mine = facts(config, source.path, identity)
     refuse_disagreement(processes, mine)
     refuse_separate_directories(processes, config.output)

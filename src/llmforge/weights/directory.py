@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from llmforge import tokenizer
+from llmforge.steps import fingerprint
 from llmforge.tokenizer import Tokenizer
 from llmforge.weights.architecture import check_supported, find_vocabulary_tensors
 from llmforge.weights.config import make_config, read_config
+from llmforge.weights.files import side_files
 from llmforge.weights.read import Weights, open_weights
 from llmforge.weights.vocabulary import Vocabulary, fitting, recorded
 
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """The Hugging Face model directory `path`. Nothing is read before it is asked for, and of the weights only headers.
+    """The Hugging Face model directory `path`. Nothing is read before it is asked for, and of the weights only headers,
+    but for `fingerprint`.
 
     Each property raises `UserError` where what it reads is missing, damaged, or not supported by training.
     """
@@ -39,6 +42,16 @@ class ModelDirectory:
     @cached_property
     def weights(self) -> Weights:
         return open_weights(self.path)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of every byte of every file (`llmforge.steps.fingerprint`)."""
+        return fingerprint(self.path)
+
+    @cached_property
+    def side_files(self) -> dict[str, bytes]:
+        """What goes into every checkpoint of the model, by file name: all but weights, indices and records."""
+        return {file.name: file.read_bytes() for file in side_files(self.path)}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
