@@ -154,3 +154,11 @@ def test_what_the_thread_meets_is_said_as_if_there_were_none(
     ):
         train(data=[data], micro_batch_size=4, save_interval=1)
     assert 2 <= len(lines(tmp_path / "run")) <= 3
+
+
+def test_files_are_called_by_stage() -> None:
+    """What stops or refuses a step comes before what adds figures, and what saves comes last."""
+    assert [kind.__name__ for kind in CALLBACKS] == [
+        *("Signals", "TimeLimit", "Guards", "NewTokens", "Throughput", "Metrics", "Progress", "Evaluation"),
+        "Checkpoints",
+    ]

@@ -1,10 +1,16 @@
-"""The formats that can be read, by the suffix of a file. A new one is a file here, and a name in this list."""
+"""The formats that can be read, by the suffix of a file: a file here with `FORMAT` adds one."""
 
-from llmforge.corpus.formats import arrow, json_file, jsonl, parquet, text
+from importlib import import_module
+from pkgutil import iter_modules
+
 from llmforge.corpus.formats.base import Format
 
+_MODULES = (import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__))
 FORMATS: dict[str, Format] = {
-    suffix: one.FORMAT for one in (jsonl, json_file, parquet, arrow, text) for suffix in one.FORMAT.suffixes
+    suffix: module.FORMAT
+    for module in _MODULES
+    if hasattr(module, "FORMAT")
+    for suffix in module.FORMAT.suffixes
 }
 
 

@@ -1,30 +1,23 @@
-"""What happens around a step: a file for each concern.
+"""What happens around a step: a file here for each concern, which holds one subclass of `Callback`."""
 
-`CALLBACKS` is the one place where they are registered. Their order is that of the calls: what refuses a step comes
-first, then what adds figures, then what writes them, and last what saves.
-"""
+from importlib import import_module
+from pkgutil import iter_modules
 
-from llmforge.train.callbacks.base import Callback, Run, Step
-from llmforge.train.callbacks.checkpoints import Checkpoints
-from llmforge.train.callbacks.evaluation import Evaluation
-from llmforge.train.callbacks.guards import Guards
-from llmforge.train.callbacks.metrics import Metrics
-from llmforge.train.callbacks.new_tokens import NewTokens
-from llmforge.train.callbacks.progress import Progress
-from llmforge.train.callbacks.signals import Signals
-from llmforge.train.callbacks.throughput import Throughput
-from llmforge.train.callbacks.time_limit import TimeLimit
+from llmforge.train.callbacks.base import Callback, Run, Stage, Step
 
-__all__ = ["CALLBACKS", "Callback", "Run", "Step"]
+__all__ = ["CALLBACKS", "Callback", "Run", "Stage", "Step"]
 
-CALLBACKS: list[type[Callback]] = [
-    Signals,
-    TimeLimit,
-    Guards,
-    NewTokens,
-    Throughput,
-    Metrics,
-    Progress,
-    Evaluation,
-    Checkpoints,
-]
+
+def _callbacks() -> list[type[Callback]]:
+    """Those of all files in the order of their calls."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    found = [kind for module in modules for kind in vars(module).values() if _is_of(kind, module.__name__)]
+    return sorted(found, key=lambda kind: (kind.stage, kind.__module__))
+
+
+def _is_of(kind: object, module: str) -> bool:
+    own = isinstance(kind, type) and issubclass(kind, Callback) and kind.__module__ == module
+    return own and kind is not Callback
+
+
+CALLBACKS = _callbacks()

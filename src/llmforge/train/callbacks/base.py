@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -67,6 +68,17 @@ class Run(Protocol):
     def warn(self, text: str) -> None: ...
 
 
+class Stage(IntEnum):
+    """When a callback is called among the others; those of one stage in the order of their files."""
+
+    STOPS = 0  # asks the run to stop
+    REFUSES = 1  # skips steps
+    FIGURES = 2  # adds figures to a step
+    WRITES = 3  # writes them
+    MEASURES = 4  # evaluates
+    SAVES = 5
+
+
 class Callback:
     """One concern of a training. Every rank has the same callbacks and calls them in the same order.
 
@@ -75,6 +87,7 @@ class Callback:
     """
 
     name: ClassVar[str | None] = None  # the key of its state in running_states.json; None: it has none
+    stage: ClassVar[Stage] = Stage.FIGURES
 
     def __init__(self, run: Run) -> None:
         self.run = run

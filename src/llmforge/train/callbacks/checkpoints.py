@@ -10,7 +10,7 @@ import numpy as np
 
 from llmforge.errors import UserError
 from llmforge.train import branch
-from llmforge.train.callbacks.base import Callback, Run, Step
+from llmforge.train.callbacks.base import Callback, Run, Stage, Step
 from llmforge.train.callbacks.metrics import Metrics
 from llmforge.train.checkpoint import Contents, link_model
 from llmforge.train.save_dir import AVERAGE, MODELING
@@ -20,6 +20,7 @@ from llmforge.train.saver import Saver
 class Checkpoints(Callback):
     """`--save-interval`, `--save-seconds`, the ends of epochs and of the run; `Saver` writes them."""
 
+    stage = Stage.SAVES
     saver: Saver
 
     def __init__(self, run: Run) -> None:

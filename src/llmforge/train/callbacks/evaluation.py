@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llmforge.train.callbacks.base import Callback, Run, Step
+from llmforge.train.callbacks.base import Callback, Run, Stage, Step
 
 
 class Evaluation(Callback):
@@ -10,6 +10,7 @@ class Evaluation(Callback):
     metrics.jsonl; the resumed run measures and writes them.
     """
 
+    stage = Stage.MEASURES
     name = "unmeasured"
 
     def __init__(self, run: Run) -> None:

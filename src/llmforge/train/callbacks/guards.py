@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.errors import UserError
-from llmforge.train.callbacks.base import Callback, Run, Step
+from llmforge.train.callbacks.base import Callback, Run, Stage, Step
 from llmforge.train.callbacks.checkpoints import Checkpoints
 
 MEMORY = 0.02  # weight of the newest step in the running mean: about the last hundred steps count
@@ -82,6 +82,7 @@ class BadStep:
 class Guards(Callback):
     """Counts bad steps, goes back to a checkpoint for `--on-spike rollback`, and ends the run after too many."""
 
+    stage = Stage.REFUSES
     name = "guard"
 
     def __init__(self, run: Run) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from llmforge.console import warn
 from llmforge.errors import UserError
-from llmforge.train.callbacks.base import Callback
+from llmforge.train.callbacks.base import Callback, Stage
 
 METRICS, WANDB_ID = "metrics.jsonl", ".wandb-id"
 
@@ -74,6 +74,8 @@ class Lines:
 
 class Metrics(Callback):
     """Writes the figures of a run; the main rank alone has anything to do."""
+
+    stage = Stage.WRITES
 
     def start(self) -> None:
         run, config = self.run, self.run.config

@@ -3,10 +3,12 @@
 from contextlib import ExitStack
 
 from llmforge.console import progress
-from llmforge.train.callbacks.base import Callback, Step
+from llmforge.train.callbacks.base import Callback, Stage, Step
 
 
 class Progress(Callback):
+    stage = Stage.WRITES
+
     def start(self) -> None:
         self.stack = ExitStack()
         if self.run.setup.world.is_main:

@@ -5,7 +5,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from llmforge.train.callbacks.base import Callback
+from llmforge.train.callbacks.base import Callback, Stage
 
 # Ctrl-C reaches a worker from the terminal and once more from its launcher.
 SECONDS_OF_ONE_REQUEST = 1.0
@@ -17,6 +17,7 @@ class Signals(Callback):
     A second SIGINT ends it at once. A second SIGTERM does not: launchers and schedulers send several.
     """
 
+    stage = Stage.STOPS
     first: float | None = None
 
     def start(self) -> None:

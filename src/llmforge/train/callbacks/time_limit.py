@@ -2,10 +2,12 @@
 
 import time
 
-from llmforge.train.callbacks.base import Callback
+from llmforge.train.callbacks.base import Callback, Stage
 
 
 class TimeLimit(Callback):
+    stage = Stage.STOPS
+
     def poll(self) -> None:
         allowed = self.run.config.seconds_allowed()
         if allowed is not None and time.monotonic() - self.run.started >= allowed:
