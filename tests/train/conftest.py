@@ -18,6 +18,7 @@ RANKS = str(Path(__file__).parents[1] / "ranks.py")
 WORDS = [f"{a}{b}" for a in "bcdfghklmnprstvz" for b in ("a", "e", "i", "o", "u", "ai", "ou")]
 OLD_ROWS, ROWS, PADDED = 300, 330, 336
 LENGTH = 48
+LORA = ("lora_rank", "lora_alpha", "rslora", "lora_targets")
 
 
 @pytest.fixture(scope="session")
@@ -236,6 +237,7 @@ def train(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Callable[..., An
     """`train(learning_rate=1e-2)` runs a training of the tiny model in this process and returns what
     `run_training` does.
     """
+    from llmforge.train.lora_options import LoraOptions
     from llmforge.train.options import TrainOptions
     from llmforge.train.run import run_training
 
@@ -247,7 +249,9 @@ def train(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Callable[..., An
             "mixed_precision": "fp32",
             "learning_rate": 1e-2,
         }
-        return run_training(TrainOptions(**{**defaults, **values}))
+        adapters = {name: values.pop(name) for name in [*values] if name in LORA}
+        groups = {"lora": LoraOptions(**adapters)} if adapters else {}
+        return run_training(TrainOptions(**{**defaults, **groups, **values}))
 
     return run
 

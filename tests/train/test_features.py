@@ -65,6 +65,31 @@ def test_lora_leaves_a_merged_model_and_resumes_to_the_same_bits(
     assert losses(tmp_path / "whole")[3:] == losses(tmp_path / "again")
 
 
+def test_lora_has_the_scale_and_the_layers_that_were_asked_for(
+    train: Train, tiny_model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    from llmforge.backends.common.settings import Adapters
+
+    assert Adapters(4).scale == 2
+    assert Adapters(4, alpha=16).scale == 4
+    assert Adapters(4, alpha=16, stabilized=True).scale == 8
+    words = {"trainable": "lora", "lora_rank": 4, "max_steps": 3}
+    for name, more in (
+        ("plain", {"lora_alpha": 8}),
+        ("scaled", {"lora_alpha": 16}),
+        ("rs", {"lora_alpha": 8, "rslora": True}),
+        ("two", {"lora_targets": ["q_proj", "v_proj"]}),
+    ):
+        train(**words, **more, output=tmp_path / name)
+    # alpha 16 over rank 4 is alpha 8 over the square root of 4.
+    assert losses(tmp_path / "scaled") == losses(tmp_path / "rs") != losses(tmp_path / "plain")
+    names = changed(tiny_model, tmp_path / "two" / "modeling")
+    assert {name.split(".")[-2] for name in names} == {"q_proj", "v_proj"}
+    with pytest.raises(UserError, match="no linear layer of this name; it has down_proj"):
+        train(**words, lora_targets=["query"], output=tmp_path / "none")
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_follows_float32(precision: str, train: Train, tmp_path: Path) -> None:
     train(max_steps=6, output=tmp_path / "a")

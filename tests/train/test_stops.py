@@ -271,6 +271,10 @@ def test_rows_of_zeros_are_found_before_the_first_step(
 CONTRADICTIONS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"trainable": "lora"}, ("--trainable", "--lora-rank")),
     ({"lora_rank": 4}, ("--trainable", "--lora-rank")),
+    ({"lora_alpha": 4}, ("--trainable", "--lora-alpha")),
+    ({"rslora": True}, ("--trainable", "--rslora")),
+    ({"lora_targets": ["q_proj"]}, ("--trainable", "--lora-targets")),
+    ({"trainable": "lora", "lora_rank": 2, "lora_alpha": 0}, ("--lora-alpha", "above 0")),
     ({"freeze_non_embeds_params": True, "trainable": "0-1"}, ("--freeze-non-embeds-params", "--trainable")),
     ({"use_flash_attn": True}, ("--use-flash-attn", "--mixed-precision")),
     ({"use_flash_attn": True, "attention": "sdpa"}, ("--use-flash-attn", "--attention")),

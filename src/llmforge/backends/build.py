@@ -13,7 +13,7 @@ from llmforge.backends.common import attention, optimizers, packing
 from llmforge.backends.common.attention_check import find_way
 from llmforge.backends.common.devices import head_chunk
 from llmforge.backends.common.memory import free_memory
-from llmforge.backends.common.settings import PRECISIONS, Settings
+from llmforge.backends.common.settings import PRECISIONS, Adapters, Settings
 from llmforge.backends.common.trainable import parse
 from llmforge.console import say, warn
 from llmforge.weights.architecture import check_length
@@ -136,7 +136,11 @@ def build_engine(
         gradient_checkpointing=config.gradient_checkpointing,
         compile=config.compile,
         attention=choose_attention(config, device, precision, world.is_main),
-        lora_rank=config.lora_rank,
+        lora=None
+        if config.lora.lora_rank is None
+        else Adapters(
+            config.lora.lora_rank, config.lora.lora_alpha, tuple(config.lora.lora_targets), config.lora.rslora
+        ),
         noise=config.neft_alpha if config.use_neft else 0.0,
         optimizer=config.optimizer,
         rates=config.rates.factors(),

@@ -15,6 +15,7 @@ from llmforge.backends.common.devices import CPU_HEAD_CHUNK
 from llmforge.dataset.options import parse_mix
 from llmforge.errors import UsageError
 from llmforge.options import SEED, Options, Result, group, option, options_of, value_of
+from llmforge.train.lora_options import LoraOptions
 from llmforge.train.rates import RateOptions
 from llmforge.train.retention import RetentionOptions
 from llmforge.train.schedule import SCHEDULES
@@ -118,7 +119,7 @@ class TrainOptions(Options):
         "all",
         panel=MODEL,
     )
-    lora_rank: int | None = option("Rank of the adapters of --trainable lora.", None, panel=MODEL, least=1)
+    lora: LoraOptions = group(LoraOptions)
     retention: RetentionOptions = group(RetentionOptions)
     use_neft: bool = option("Add NEFTune noise to the embeddings.", False, panel=MODEL)
     neft_alpha: float = option("Scale of the NEFTune noise.", 5.0, panel=MODEL, least=0)
@@ -295,12 +296,7 @@ class TrainOptions(Options):
                     f"--freeze-non-embeds-params contradicts --trainable {self.trainable}; give one of them."
                 )
             object.__setattr__(self, "trainable", "embeddings")
-        if self.trainable == "lora" and self.lora_rank is None:
-            raise UsageError("--trainable lora needs --lora-rank.")
-        if self.lora_rank is not None and self.trainable != "lora":
-            raise UsageError(
-                f"--lora-rank {self.lora_rank} contradicts --trainable {self.trainable}; use --trainable lora."
-            )
+        self.lora.check(self.trainable)
         if self.use_flash_attn and self.attention not in ("auto", "flash"):
             raise UsageError(f"--use-flash-attn contradicts --attention {self.attention}; give one of them.")
         if self.mixed_precision == "fp32" and (self.attention in ("flash", "varlen") or self.use_flash_attn):

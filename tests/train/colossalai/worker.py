@@ -146,12 +146,15 @@ def lost_source() -> Any:
 
 
 def run(case: dict[str, Any]) -> str | None:
+    from llmforge.train.lora_options import LoraOptions
     from llmforge.train.options import TrainOptions
     from llmforge.train.run import run_training
 
     flags = {k: v for k, v in case.items() if k not in ("name", "without", "with")}
     flags |= {k: Path(flags[k]) for k in ("model", "output")}
     flags |= {k: [Path(p) for p in flags[k]] for k in ("data", "eval_data") if k in flags}
+    if "lora_rank" in flags:
+        flags["lora"] = LoraOptions(lora_rank=flags.pop("lora_rank"))
     name = case.get("without") or case.get("with")
     changed = globals()[name]() if name else contextlib.nullcontext()
     try:

@@ -7,27 +7,24 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from llmforge.backends.common import storage
-from llmforge.backends.common.settings import Settings
+from llmforge.backends.common.settings import Adapters, Settings
 from llmforge.console import warn
 from llmforge.errors import UserError
 from llmforge.weights.modules import decoder_layers
 
-SCALE = 2  # what the product of two adapters is multiplied by before it is added
-
 
 class Lora:
-    """Adapters of rank `rank` on every linear layer but the head, scaled by 2 (alpha = 2 x rank).
+    """The adapters that `wanted` describes.
 
     `initial` are the values that they begin with, by name: of a model on the meta device they would be lost.
     """
 
-    def __init__(self, causal: Any, rank: int | None, seed: int) -> None:
+    def __init__(self, causal: Any, wanted: Adapters, seed: int) -> None:
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError:
             raise UserError("--trainable lora needs peft: pip install 'llmforge[lora]'.") from None
-        assert rank is not None
-        self.causal = causal
+        self.causal, self.scale = causal, wanted.scale
         before = storage.unique_state(causal)
         head = [n for n, m in causal.named_modules() if m is causal.get_output_embeddings()]
         linear = {
@@ -40,19 +37,26 @@ class Lora:
                 f"--trainable lora adapts linear layers, and a {causal.config.model_type} model has none (its layers are "
                 "of another kind); use --trainable all or layers such as 0-3."
             )
+        if unknown := sorted(set(wanted.targets) - linear):
+            raise UserError(
+                f"--lora-targets {unknown[0]}: the model has no linear layer of this name; it has {', '.join(sorted(linear))}."
+            )
         torch.manual_seed(seed)
         made: dict[torch.nn.Module, torch.Tensor] = {}
         hook = register_module_parameter_registration_hook(
             lambda module, _, parameter: made.update({module: parameter.detach()})
         )
         try:
-            inject_adapter_in_model(
-                LoraConfig(r=rank, lora_alpha=SCALE * rank, target_modules=sorted(linear)), causal
+            config = LoraConfig(
+                r=wanted.rank,
+                lora_alpha=wanted.scale * wanted.rank,
+                target_modules=sorted(wanted.targets or linear),
             )
+            inject_adapter_in_model(config, causal)
         finally:
             hook.remove()
         self.names = list(before)
-        self.unreached = _unreached(causal)
+        self.unreached = {} if wanted.targets else _unreached(causal)
         self.initial = {f"{n}.weight": made[m] for n, m in causal.named_modules() if m in made}
 
     @classmethod
@@ -60,7 +64,8 @@ class Lora:
         """The adapters that `settings` ask for; `tell`: what they do not reach is said."""
         if not settings.trainable.lora:
             return None
-        made = cls(causal, settings.lora_rank, settings.seed)
+        assert settings.lora
+        made = cls(causal, settings.lora, settings.seed)
         if tell:
             made.say_unreached()
         return made
@@ -95,7 +100,7 @@ class Lora:
             values = rows(tensor).detach()
             if part == "weight" and hasattr(modules[module], "lora_A"):
                 down, up = (modules[module].get_submodule(f"lora_{x}.default").weight for x in "AB")
-                values = values + SCALE * (rows(up).detach() @ whole(down).detach())
+                values = values + self.scale * (rows(up).detach() @ whole(down).detach())
             weights[name] = values.cpu()
         return weights
 
@@ -108,7 +113,7 @@ class Lora:
             module, found, _ = name.partition(".lora_A.")
             if found:
                 up = adapters[name.replace(".lora_A.", ".lora_B.")]
-                weights[f"{module}.weight"] = weights[f"{module}.weight"] + SCALE * (up @ down)
+                weights[f"{module}.weight"] = weights[f"{module}.weight"] + self.scale * (up @ down)
         return weights
 
 

@@ -1,6 +1,7 @@
 # ruff: noqa: RUF009 - frozen dataclasses may be shared
 """How an engine trains: what the configuration of a run comes down to."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,24 @@ from llmforge.backends.common.trainable import Trainable
 from llmforge.weights.directory import ModelDirectory
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """LoRA: the `rank` of the adapters, `alpha` (None: twice the rank), the last parts of the names of the layers that get them
+    (none: every linear layer but the head), and whether the scale is that of rsLoRA.
+    """
+
+    rank: int
+    alpha: float | None = None
+    targets: tuple[str, ...] = ()
+    stabilized: bool = False
+
+    @property
+    def scale(self) -> float:
+        """What the product of two adapters is multiplied by: alpha / rank, or alpha / sqrt(rank) (arXiv 2312.03732)."""
+        alpha = 2 * self.rank if self.alpha is None else self.alpha
+        return alpha / math.sqrt(self.rank) if self.stabilized else alpha / self.rank
 
 
 @dataclass(frozen=True)
@@ -36,7 +55,7 @@ class Settings:
     gradient_checkpointing: bool = False
     compile: bool = False
     attention: str = "auto"
-    lora_rank: int | None = None
+    lora: Adapters | None = None
     noise: float = 0.0
     optimizer: str = "adamw"
     rates: Rates = Rates()

@@ -1,0 +1,43 @@
+# ruff: noqa: RUF009 - `option` makes dataclass fields
+"""The options of --trainable lora."""
+
+from dataclasses import dataclass
+
+from llmforge.errors import UsageError
+from llmforge.options import Options, option
+
+PANEL = "What is trained"
+
+
+@dataclass(frozen=True)
+class LoraOptions(Options):
+    """Low-rank adapters (arXiv 2106.09685)."""
+
+    lora_rank: int | None = option("Rank of the adapters of --trainable lora.", None, panel=PANEL, least=1)
+    lora_alpha: float | None = option(
+        "Adapters are scaled by this over the rank (default: twice the rank).", None, panel=PANEL, least=0
+    )
+    rslora: bool = option(
+        "Scale adapters by --lora-alpha over the square root of the rank (arXiv 2312.03732).",
+        False,
+        panel=PANEL,
+    )
+    lora_targets: list[str] = option(
+        "Linear layers that get adapters, such as q_proj,v_proj (default: all but the head).", [], panel=PANEL
+    )
+
+    def check(self, trainable: str) -> None:
+        """Refuses adapters that are not trained, and adapters without a rank."""
+        given = {
+            "--lora-rank": self.lora_rank is not None,
+            "--lora-alpha": self.lora_alpha is not None,
+            "--rslora": self.rslora,
+            "--lora-targets": bool(self.lora_targets),
+        }
+        if trainable == "lora" and self.lora_rank is None:
+            raise UsageError("--trainable lora needs --lora-rank.")
+        if trainable != "lora" and any(given.values()):
+            flag = next(flag for flag, is_given in given.items() if is_given)
+            raise UsageError(f"{flag} contradicts --trainable {trainable}; use --trainable lora.")
+        if self.lora_alpha == 0:
+            raise UsageError("--lora-alpha 0 leaves the adapters without effect; give a number above 0.")
