@@ -138,7 +138,7 @@ def test_inputs_with_nothing_in_them(
     prepare: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no readable files found \(\.jsonl"):
+    with pytest.raises(UserError, match=r"no readable files found \(.*\.jsonl"):
         prepare(tmp_path / "empty")
     (tmp_path / "empty/x.jsonl").touch()
     with pytest.raises(UserError, match="no documents found"):
@@ -149,7 +149,7 @@ def test_inputs_with_nothing_in_them(
     (tmp_path / "nothing").mkdir()
     prepare(tmp_path / "in", tmp_path / "nothing", tmp_path / "in/x.jsonl", tmp_path / "empty")
     said = capsys.readouterr().err
-    assert "nothing contains no readable files (.jsonl" in said
+    assert "nothing contains no readable files (.arrow, .json, .jsonl" in said
     assert "given more than once" in said
     assert not list(tmp_path.glob("out.*"))
 
