@@ -2,6 +2,7 @@
 """The options of --trainable lora."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from llmforge.errors import UsageError
 from llmforge.options import Options, option
@@ -41,3 +42,8 @@ class LoraOptions(Options):
             raise UsageError(f"{flag} contradicts --trainable {trainable}; use --trainable lora.")
         if self.lora_alpha == 0:
             raise UsageError("--lora-alpha 0 leaves the adapters without effect; give a number above 0.")
+
+    def arguments(self) -> dict[str, Any]:
+        """The rank, and of the others those that are given, so that outputs of versions without them stay recognized."""
+        values = super().arguments()
+        return {name: value for name, value in values.items() if value or name == "lora_rank"}
