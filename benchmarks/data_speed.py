@@ -2,10 +2,12 @@
 run.
 
     python benchmarks/data_speed.py [--share 0.1] [--tokenizer mistral] [--only llmforge,datatrove] [--long]
+    [--megabytes 1000]
 
 The corpus: 60 MB of Chinese verse, 24 MB of English technical text and 30 MB of Python (tools/real_inputs.py
-fetches them); with --long 12 MB of each, joined to documents of 1 MB. Each way runs in a process of its own, imports not counted for the peers and counted for
-llmforge, on all the cores that this process may use (`taskset` limits them):
+fetches them); with --long 12 MB of each, joined to documents of 1 MB; with --megabytes so much in the same proportions, the
+same texts again where there are no more. Each way runs in a process of its own, imports not counted for the peers and counted
+for llmforge, on all the cores that this process may use (`taskset` limits them):
 
     llmforge        the command `llmforge prepare-data`: jsonl in, spliced Arrow out, start-up and all
     encode_batch    `tokenizers.Tokenizer.encode_batch_fast` alone, texts in memory before, ids thrown away
@@ -34,7 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ def main() -> None:
     )
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--long", action="store_true")
+    parser.add_argument("--megabytes", type=float, help="of the corpus")
     parser.add_argument("--only", default=",".join(WAYS))
     parser.add_argument("--way", help=argparse.SUPPRESS)  # the process of one way
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -66,7 +69,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="data-speed-") as directory:
         work = Path(directory)
-        prepare_work(work, options.tokenizer, options.share, options.long)
+        prepare_work(work, options.tokenizer, options.share, options.long, options.megabytes)
         found: dict[str, Measure] = {}
         for way in options.only.split(",") * options.repeat:
             command = [sys.executable, __file__, "--way", way, "--work", str(work)]
@@ -123,7 +126,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def prepare_work(work: Path, tokenizer: str, share: float, long: bool) -> None:
+def prepare_work(work: Path, tokenizer: str, share: float, long: bool, megabytes: float | None) -> None:
     """The corpus, the peers' share of it in one file per core, and the tokenizer as a tokenizer.json."""
     from real_inputs import fetch
 
@@ -142,14 +145,17 @@ def prepare_work(work: Path, tokenizer: str, share: float, long: bool) -> None:
     (work / "tokenizer/tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
     (work / "peers").mkdir()
     peers = [(work / f"peers/{i}.jsonl").open("w", encoding="utf-8") for i in range(cores())]
-    written = 0
-    for name, megabytes in CORPUS.items():
+    written, sizes = 0, dict.fromkeys(CORPUS, LONG_MEGABYTES) if long else CORPUS
+    scale = megabytes / sum(sizes.values()) if megabytes else 1
+    for name, wanted in sizes.items():
         (work / "corpus" / name).mkdir(parents=True)
         size, taken = 0, 0.0
         with (work / "corpus" / name / "x.jsonl").open("w", encoding="utf-8") as out:
-            for text in documents(name, LONG_BYTES if long else 0):
+            # As often as it takes; without --megabytes a text that ends early is not repeated.
+            again = repeat(name) if megabytes else (name,)
+            for text in chain.from_iterable(documents(one, LONG_BYTES if long else 0) for one in again):
                 size += len(text.encode())
-                if size > (LONG_MEGABYTES if long else megabytes) * 1e6:
+                if size > wanted * scale * 1e6:
                     break
                 out.write(json.dumps({"target": text}, ensure_ascii=False) + "\n")
                 taken += share
