@@ -44,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 CORPUS = {"poetry": 60, "kernel": 24, "stdlib": 30}
 MAX_LENGTH, LONG_BYTES, LONG_MEGABYTES = 4096, 1_000_000, 12
 PR_SET_CHILD_SUBREAPER = 36
+PATIENCE = 10  # seconds for workers to end: on a busy machine they are slow to
 Measure = tuple[float, float, int, int]  # seconds, seconds of all cores together, bytes of text, tokens
 
 
@@ -108,7 +109,7 @@ def clock() -> tuple[float, float]:
     """Seconds passed, and seconds that this process and all that it started computed."""
     # Pools of workers end a moment after the work, and their time counts once they were waited for; what is
     # still there then is a helper that ends with this process and computes nothing.
-    until = time.monotonic() + 2
+    until = time.monotonic() + PATIENCE
     with contextlib.suppress(ChildProcessError):
         while time.monotonic() < until:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
