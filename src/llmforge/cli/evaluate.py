@@ -3,7 +3,7 @@
 from llmforge.cli.command import example
 from llmforge.cli.results import labeled_texts
 from llmforge.console import show_json, show_table
-from llmforge.evaluate.options import EvaluateOptions
+from llmforge.evaluate.options import Asked, EvaluateOptions
 from llmforge.options import Result
 
 
@@ -12,7 +12,8 @@ from llmforge.options import Result
     "--data zh=heldout/zh.jsonl en=heldout/en.jsonl --output models.md",
 )
 def evaluate(options: EvaluateOptions, result: Result) -> None:
-    """Compare models on the same documents (bits per byte, tokens per character) and questions (accuracy).
+    """Compare models on the same documents (bits per byte, tokens per character), questions (accuracy) and programming
+    problems (pass@k).
 
     Accuracies have their standard errors; a difference of less than two of them says little.
     """
@@ -20,10 +21,9 @@ def evaluate(options: EvaluateOptions, result: Result) -> None:
     from llmforge.evaluate.compare import compare, compare_to_file, tables
 
     models, sources = [hub.local(path) for path in options.model], labeled_texts(options.data)
+    asked = Asked(options.tasks, options.asking, options.code, options.programs)
     if options.output is None:
-        results = compare(
-            models, sources, options.protocol, options.trust_remote_code, options.tasks, options.asking
-        )
+        results = compare(models, sources, options.protocol, options.trust_remote_code, asked)
     else:
         results = compare_to_file(
             models,
@@ -32,8 +32,7 @@ def evaluate(options: EvaluateOptions, result: Result) -> None:
             options.output,
             options.overwrite,
             options.trust_remote_code,
-            options.tasks,
-            options.asking,
+            asked,
         ).manifest.metrics
     if result.json:
         show_json(results)

@@ -1,9 +1,10 @@
-"""Several models on the same documents, as one table."""
+"""Several models on the same documents, questions and problems, as tables."""
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ from llmforge.console import progress
 from llmforge.corpus import labeled
 from llmforge.corpus.sources import own_label
 from llmforge.errors import UsageError
-from llmforge.evaluate.options import ProtocolOptions, TaskOptions
+from llmforge.evaluate.code.problems import CodeTask, load_code
+from llmforge.evaluate.code.sandbox import Sandbox
+from llmforge.evaluate.options import Asked, ProtocolOptions
+from llmforge.evaluate.tables import asked_tables
+from llmforge.evaluate.tasks import harness
 from llmforge.evaluate.tasks.loading import Task, load_tasks
-from llmforge.evaluate.tasks.tables import task_tables
 from llmforge.evaluate.texts import load_corpora
 from llmforge.hub import title
+from llmforge.report import html as page
 from llmforge.report import markdown as report
 from llmforge.steps import Finished, Outcome, Step, run_step
 
 Results = dict[str, dict[str, dict[str, Any]]]
-SUFFIXES = (".json", ".md")
 
 
 def compare(
@@ -28,22 +32,29 @@ def compare(
     data: Sequence[str],
     protocol: ProtocolOptions,
     trust_remote_code: bool = False,
-    tasks: Sequence[str] = (),
-    asking: TaskOptions | None = None,
+    asked: Asked | None = None,
 ) -> Results:
-    """Measures every model, one in memory at a time, on every `[LABEL=]PATH` of `data` and every `[NAME=]PATH` of `tasks`.
+    """Measures every model, one in memory at a time, on every `[LABEL=]PATH` of `data`, and on what is `asked`.
 
     `results[model][label]` has `bits_per_byte`, `tokens_per_character` and the counts behind them
     (`llmforge.evaluate.bits.Bits`), and with `protocol.per_document` those of each document; or what
-    `tasks.measure.measure_task` gives.
+    `tasks.measure.measure_task`, `tasks.harness.measure_harness` and `code.measure.measure_code` give.
     """
-    asking = asking or TaskOptions()
-    asked = load_tasks(tasks, asking.shots, asking.scoring, asking.max_questions)
+    asked = asked or Asked()
+    own, named = harness.divide(asked.tasks)
+    harness.check(named)
+    shots = asked.asking.shots or 0
+    tasks = load_tasks(own, shots, asked.asking.scoring, asked.asking.max_questions)
+    code = load_code(asked.code, shots, asked.asking.max_questions)
     corpora = load_corpora(
         data, protocol.max_documents, protocol.max_characters, protocol.by_category, protocol.reading
     )
-    if both := {task.label for task in asked} & {corpus.label for corpus in corpora}:
-        raise UsageError(f"--data and --tasks both have {min(both)}; give LABEL=PATH.")
+    labels = [*(task.label for task in tasks), *(problems.label for problems in code)]
+    labels += [*map(harness.label, named), *(corpus.label for corpus in corpora)]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise UsageError(f"--data, --tasks and --code have {twice} twice; give LABEL=PATH.")
+    if code:
+        Sandbox(asked.programs.code_seconds).check()
     from llmforge.evaluate.bits import measure  # torch, and only once the texts are known to be readable
     from llmforge.evaluate.models import load_model
     from llmforge.weights.architecture import positions
@@ -61,24 +72,35 @@ def compare(
                 for key, value in asdict(bits).items()
                 if protocol.per_document or not isinstance(value, list)
             }
-        if asked:
-            results[name].update(_answered(name, loaded, asked, protocol))
+        for label, answer in _measures(loaded, asked, tasks, named, code, protocol.batch_tokens):
+            with progress(f"{name}, {label}", None, "answers") as advance:
+                results[name][label] = answer(advance)
         del loaded
         gc.collect()
     return results
 
 
-def _answered(name: str, loaded: Any, asked: Sequence[Task], protocol: ProtocolOptions) -> dict[str, Any]:
-    """What one model gives of every task."""
+def _measures(
+    loaded: Any,
+    asked: Asked,
+    tasks: Sequence[Task],
+    named: Sequence[str],
+    code: Sequence[CodeTask],
+    batch_tokens: int,
+) -> Iterator[tuple[str, Callable[[Callable[..., None]], dict[str, Any]]]]:
+    """(label, what measures it) of everything that one model is asked."""
+    from llmforge.evaluate.code.measure import measure_code
     from llmforge.evaluate.tasks.likelihood import Scorer
     from llmforge.evaluate.tasks.measure import measure_task
 
-    scorer = Scorer(loaded, protocol.batch_tokens)
-    found = {}
-    for task in asked:
-        with progress(f"{name}, {task.label}", None, "questions") as advance:
-            found[task.label] = measure_task(loaded, task, scorer, advance)
-    return found
+    scorer, asking = Scorer(loaded, batch_tokens), asked.asking
+    for task in tasks:
+        yield task.label, partial(measure_task, loaded, task, scorer)
+    for name in named:
+        how = (asking.shots, asking.max_questions, scorer)
+        yield harness.label(name), partial(harness.measure_harness, loaded, name, *how)
+    for problems in code:
+        yield problems.label, partial(measure_code, loaded, problems, asked.programs, batch_tokens)
 
 
 def compare_to_file(
@@ -88,28 +110,35 @@ def compare_to_file(
     output: Path,
     overwrite: bool,
     trust_remote_code: bool = False,
-    tasks: Sequence[str] = (),
-    asking: TaskOptions | None = None,
+    asked: Asked | None = None,
 ) -> Finished:
-    """`compare` as a step that writes its tables to `output` (.json, .md); the results are its metrics."""
+    """`compare` as a step that writes its tables to `output` (.json, .md, .html); the results are its metrics."""
     if output.suffix not in SUFFIXES:
-        raise UsageError(f"--output {output}: the file name must end in {' or '.join(SUFFIXES)}.")
-    asking = asking or TaskOptions()
-    given = labeled(data)
-    files = labeled(tasks)
+        raise UsageError(f"--output {output}: the file name must end in {', '.join(SUFFIXES)}.")
+    asked = asked or Asked()
+    own, named = harness.divide(asked.tasks)
+    given, files, problems = labeled(data), labeled(own), labeled(asked.code)
 
     def build(path: Path) -> Outcome:
-        results = compare(models, data, protocol, trust_remote_code, tasks, asking)
-        text = json.dumps(results, ensure_ascii=False, indent=2) + "\n"
-        path.write_text(text if path.suffix == ".json" else markdown(results), encoding="utf-8")
+        results = compare(models, data, protocol, trust_remote_code, asked)
+        path.write_text(WRITERS[path.suffix](results), encoding="utf-8")
         return Outcome(metrics=results)
 
     labels = [label or own_label(path) for label, path in given]
     arguments = {**protocol.arguments(), "models": _names(models), "labels": labels}
-    if tasks:  # a comparison without them is the one that earlier versions made
-        arguments["tasks"] = [label or own_label(path) for label, path in files]
-        arguments.update(asking.arguments())
-    paths = [path for _, path in (*given, *files)]
+    if own or named:  # a comparison without them is the one that earlier versions made
+        arguments["tasks"] = [
+            *(label or own_label(path) for label, path in files),
+            *map(harness.label, named),
+        ]
+    if own or named or problems:
+        arguments.update(asked.asking.arguments())
+    if named:
+        arguments |= {"lm_eval": harness.version(), "shots": asked.asking.shots}
+    if problems:
+        arguments["code"] = [label or own_label(path) for label, path in problems]
+        arguments.update(asked.programs.arguments())
+    paths = [path for _, path in (*given, *files, *problems)] + harness.files(named)
     return run_step(
         Step("evaluate", output, arguments, [*models, *paths], overwrite=overwrite, single_file=True), build
     )
@@ -118,7 +147,7 @@ def compare_to_file(
 def tables(results: Results) -> list[tuple[list[str], list[list[str]]]]:
     """(header, rows) of text cells, as many tables as there are kinds of results.
 
-    Of texts: a model a row, bits per byte and tokens per character for each label. Of tasks: see `tasks.tables`.
+    Of texts: a model a row, bits per byte and tokens per character for each label. Of the others: see `tables`.
     """
     labels = [label for label, one in next(iter(results.values())).items() if "bits_per_byte" in one]
     header = ["model", *(f"{label} {what}" for label in labels for what in ("bits/byte", "tokens/char"))]
@@ -126,12 +155,21 @@ def tables(results: Results) -> list[tuple[list[str], list[list[str]]]]:
         [name, *(cell for label in labels for cell in _cells(result[label]))]
         for name, result in results.items()
     ]
-    return [*([(header, rows)] if labels else []), *task_tables(results)]
+    return [*([(header, rows)] if labels else []), *asked_tables(results)]
 
 
 def markdown(results: Results) -> str:
     """The tables in Markdown."""
     return "\n".join(report.table(*one) for one in tables(results))
+
+
+def as_json(results: Results) -> str:
+    return json.dumps(results, ensure_ascii=False, indent=2) + "\n"
+
+
+def html(results: Results) -> str:
+    """The tables as a page."""
+    return page.page("Models compared", tables(results))
 
 
 def _cells(bits: dict[str, Any]) -> tuple[str, str]:
@@ -142,3 +180,7 @@ def _names(directories: Sequence[Path]) -> list[str]:
     """The directories' own names (of the Hub: their repositories') where they differ, else the whole paths."""
     names = [title(directory) for directory in directories]
     return names if len(set(names)) == len(names) else [str(directory) for directory in directories]
+
+
+WRITERS = {".json": as_json, ".md": markdown, ".html": html}
+SUFFIXES = tuple(WRITERS)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from llmforge.errors import UserError
+from llmforge.evaluate.products import use_onednn
 from llmforge.tokenizer import Tokenizer, load
 from llmforge.weights.completeness import check_complete
 from llmforge.weights.config import load_config, refuse_own_code
@@ -72,4 +73,6 @@ def load_model(directory: Path, dtype: str = "float32", trust_remote_code: bool 
             f"{directory}: the model has {rows:,} embedding rows, but the tokenizer has {tokenizer.size:,} tokens; "
             "resize the model with llmforge init-model."
         )
+    if device.type == "cpu":
+        use_onednn(model)
     return Loaded(model.to(device).eval(), tokenizer, device)

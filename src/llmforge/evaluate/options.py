@@ -1,7 +1,7 @@
 # ruff: noqa: RUF009 - `option` makes dataclass fields
 """The options of evaluate and generate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,15 +12,13 @@ from llmforge.options import OVERWRITE, SEED, TEXTS_HELP, TRUST_REMOTE_CODE, Opt
 Dtype = Literal["float32", "bfloat16", "float16"]
 COLDEST, HOTTEST = 1e-4, 1e4  # beyond them the likeliest token, or any, is taken, and further on float32 ends
 DTYPE = "Data type of the weights."
-TASKS = "Tasks"
+TASKS, CODE = "Tasks", "Code"
 SCORINGS = ("letter", "answer", "bytes", "exact")
 
 
 @dataclass(frozen=True)
 class ProtocolOptions(Options):
-    """How models are measured: what decides the figures. `dtype` is that of the weights; `by_category` labels
-    documents by their own `category` where a source has no label.
-    """
+    """How models are measured: what decides the figures. `dtype` is that of the weights."""
 
     max_length: int = option(
         "Maximum number of tokens per input; longer documents are evaluated in windows.", 2048, least=2
@@ -34,12 +32,14 @@ class ProtocolOptions(Options):
     per_document: bool = option(
         "Also give the bits and bytes of each document, in --json and --output x.json.", False
     )
-    by_category: bool = False
+    by_category: bool = option(
+        "Figures by the categories of the documents, of sources without a label.", False
+    )
     reading: ReadOptions = group(ReadOptions, argument="reading")
 
     def arguments(self) -> dict[str, Any]:
         """What decides the figures, as arguments of a manifest."""
-        values = {**super().arguments(), "by_category": self.by_category}
+        values = super().arguments()
         if not self.per_document:  # tables of versions that had no such option stay recognized
             del values["per_document"]
         return values
@@ -49,8 +49,11 @@ class ProtocolOptions(Options):
 class TaskOptions(Options):
     """How tasks are measured. `scoring` without a word: what the layout of the task is measured by."""
 
-    shots: int = option(
-        "Questions with their answers, from the dev split, before each question.", 0, panel=TASKS, least=0
+    shots: int | None = option(
+        "Questions with their answers, from the dev split, before each question (default: 0; of lm-eval:NAME the task's own).",
+        None,
+        panel=TASKS,
+        least=0,
     )
     scoring: list[str] = option(
         f"What is scored: {', '.join(SCORINGS)} (docs/evaluation.md; default: letter, and exact for AGIEval).",
@@ -58,14 +61,71 @@ class TaskOptions(Options):
         panel=TASKS,
     )
     max_questions: int | None = option(
-        "Only the first questions of each subject.", None, panel=TASKS, least=1
+        "Only the first questions of each subject, or problems of each --code file.",
+        None,
+        panel=TASKS,
+        least=1,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for word in self.scoring:
-            if word not in SCORINGS:
-                raise UsageError(f"--scoring {word}: must be one of {', '.join(SCORINGS)}.")
+        check_scoring("--scoring", self.scoring)
+
+    def arguments(self) -> dict[str, Any]:
+        """What decides the figures; without --shots what 0 is."""
+        return {**super().arguments(), "shots": self.shots or 0}
+
+
+def check_scoring(flag: str, words: list[str]) -> None:
+    """Raises `UsageError` where a word is no scoring."""
+    for word in words:
+        if word not in SCORINGS:
+            raise UsageError(f"{flag} {word}: must be one of {', '.join(SCORINGS)}.")
+
+
+@dataclass(frozen=True)
+class CodeOptions(Options):
+    """How programs are generated and run."""
+
+    allow_code_execution: bool = option(
+        "Run the programs that the models write, in a sandbox; nothing is run without this.",
+        False,
+        panel=CODE,
+        decides=False,
+    )
+    code_samples: int = option(
+        "Programs for each problem: pass@10 needs 10, pass@100 needs 100.", 1, panel=CODE, least=1
+    )
+    code_temperature: float | None = option(
+        "Sampling temperature (default: 0 for one program, 0.8 for several).", None, panel=CODE, least=0
+    )
+    code_top_p: float = option("Nucleus sampling of programs (top-p).", 0.95, panel=CODE, least=0.01, most=1)
+    code_tokens: int = option("Maximum number of new tokens of a program.", 512, panel=CODE, least=1)
+    code_seconds: float = option("CPU seconds that a program may take.", 3.0, panel=CODE, least=0.1)
+    code_seed: int = option(SEED, 0, panel=CODE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.code_samples > 1 and self.heat() == 0:
+            raise UsageError(
+                f"--code-samples {self.code_samples} contradicts --code-temperature 0: all programs of a problem would be the same."
+            )
+
+    def heat(self) -> float:
+        """The temperature."""
+        if self.code_temperature is None:
+            return 0.0 if self.code_samples == 1 else 0.8
+        return self.code_temperature
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What models are asked besides documents: `tasks` and `code` are words as `EvaluateOptions` has them."""
+
+    tasks: list[str] = field(default_factory=list)
+    asking: TaskOptions = field(default_factory=TaskOptions)
+    code: list[str] = field(default_factory=list)
+    programs: CodeOptions = field(default_factory=CodeOptions)
 
 
 @dataclass(frozen=True)
@@ -100,19 +160,25 @@ class ScoreDataOptions(Options):
 
 @dataclass(frozen=True)
 class EvaluateOptions(Options):
-    """`data` and `tasks` are `[LABEL=]PATH`; at least one of them is given."""
+    """`data`, `tasks` and `code` are `[LABEL=]PATH`; at least one of them is given."""
 
     model: list[Path] = option("Model directories to compare.", reads="models")
     data: list[str] = option(f"[LABEL=]PATH of documents: {TEXTS_HELP}.", [])
     tasks: list[str] = option(
         "Multiple-choice tasks: [NAME=]PATH of question files or of the directory of MMLU, C-Eval, CMMLU, AGIEval, "
-        "GAOKAO-Bench.",
+        "GAOKAO-Bench; or lm-eval:NAME, any task of lm-evaluation-harness.",
         [],
         panel=TASKS,
     )
     asking: TaskOptions = group(TaskOptions)
+    code: list[str] = option(
+        "[LABEL=]PATH of programming problems as HumanEval or MBPP have them; needs --allow-code-execution.",
+        [],
+        panel=CODE,
+    )
+    programs: CodeOptions = group(CodeOptions)
     output: Path | None = option(
-        "Write the table to this file (.json or .md); nothing is done if it is up to date.",
+        "Write the tables to this file (.json, .md or .html); nothing is done if it is up to date.",
         None,
         writes="table",
     )
@@ -122,8 +188,12 @@ class EvaluateOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.data and not self.tasks:
-            raise UsageError("give --data (documents), --tasks (questions), or both.")
+        if not self.data and not self.tasks and not self.code:
+            raise UsageError("give --data (documents), --tasks (questions), --code (problems), or several.")
+        if self.code and not self.programs.allow_code_execution:
+            raise UsageError(
+                "--code runs programs that models write; add --allow-code-execution to run them in a sandbox."
+            )
 
 
 @dataclass(frozen=True)
@@ -133,7 +203,7 @@ class SamplingOptions(Options):
     """
 
     max_new_tokens: int = option("Maximum number of new tokens.", 64, least=1)
-    temperature: float = option("SamplingOptions temperature; 0 takes the most likely token.", 0.0, least=0)
+    temperature: float = option("Sampling temperature; 0 takes the most likely token.", 0.0, least=0)
     top_p: float = option(
         "Nucleus sampling (top-p): total probability of the tokens kept.", 1.0, least=0.01, most=1
     )

@@ -25,8 +25,7 @@ def measure_task(loaded: Loaded, task: Task, scorer: Scorer, advance: Callable[.
     0 and 1; `mean` is that of the subjects, each with the same weight, `all` that of the questions.
     """
     subjects: dict[str, dict[str, Any]] = {}
-    for subject in task.subjects:
-        chosen = choose(loaded, task, subject, scorer, advance)
+    for subject, chosen in zip(task.subjects, choose(loaded, task, scorer, advance), strict=True):
         subjects[subject.name] = {"questions": len(subject.questions)}
         for scoring, answers in chosen.items():
             right = [given == q.answer for given, q in zip(answers, subject.questions, strict=True)]
@@ -47,27 +46,33 @@ def measure_task(loaded: Loaded, task: Task, scorer: Scorer, advance: Callable[.
     }
 
 
-def choose(
-    loaded: Loaded, task: Task, subject: Subject, scorer: Scorer, advance: Callable[..., None]
-) -> Answers:
-    """What the model chooses of each question, by each scoring of the task."""
-    style = task.layout.style(subject)
-    found: Answers = {}
-    if {"letter", "exact"} & set(task.scoring):
-        rows = _rows(loaded, style, subject, listed=True)
-        if "letter" in task.scoring:
-            found["letter"] = [int(scores.argmax()) for scores in scorer.score(rows, advance)]
-        if "exact" in task.scoring:
-            found["exact"] = _generated(loaded, style, subject, scorer.batch_tokens, advance)
-    if {"answer", "bytes"} & set(task.scoring):
-        scores = scorer.score(_rows(loaded, style, subject, listed=False), advance)
-        found["answer"] = [int(one.argmax()) for one in scores]
-        sizes = [[len(option.encode()) for option in question.options] for question in subject.questions]
-        found["bytes"] = [int((one / size).argmax()) for one, size in zip(scores, sizes, strict=True)]
-    return {scoring: found[scoring] for scoring in task.scoring}
+def choose(loaded: Loaded, task: Task, scorer: Scorer, advance: Callable[..., None]) -> list[Answers]:
+    """What the model chooses of each question, by subject, by each scoring of the task."""
+    found: list[Answers] = [{} for _ in task.subjects]
+    styles = [task.layout.style(subject) for subject in task.subjects]
+    for listed, wanted in ((True, {"letter"}), (False, {"answer", "bytes"})):
+        if not wanted & set(task.scoring):
+            continue
+        groups = [
+            to_questions(loaded, style, subject, listed)
+            for style, subject in zip(styles, task.subjects, strict=True)
+        ]
+        for subject, answers, scores in zip(task.subjects, found, scorer.judge(groups, advance), strict=True):
+            likely = [one[0] for one in scores]
+            sizes = [[len(option.encode()) for option in question.options] for question in subject.questions]
+            answers["letter" if listed else "answer"] = [int(one.argmax()) for one in likely]
+            if not listed:
+                answers["bytes"] = [
+                    int((one / size).argmax()) for one, size in zip(likely, sizes, strict=True)
+                ]
+    if "exact" in task.scoring:
+        for style, subject, answers in zip(styles, task.subjects, found, strict=True):
+            answers["exact"] = _generated(loaded, style, subject, scorer.batch_tokens, advance)
+    return [{scoring: answers[scoring] for scoring in task.scoring} for answers in found]
 
 
-def _rows(loaded: Loaded, style: Style, subject: Subject, listed: bool) -> list[Row]:
+def to_questions(loaded: Loaded, style: Style, subject: Subject, listed: bool) -> list[Row]:
+    """The rows of a subject: options by their letters where they are `listed` in the prompt, else by their texts."""
     prompts = [
         (
             prompt(style, subject, question, listed),

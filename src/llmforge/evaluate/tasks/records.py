@@ -1,8 +1,10 @@
-"""The records of question files (CSV, JSONL, JSON, Parquet), each with its file and line for messages."""
+"""The records of question files (CSV, JSONL, JSON, Parquet; text also as .gz), each with its file and line for messages."""
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ def csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 def records(path: Path) -> Iterator[tuple[str, dict[Any, Any]]]:
     """(place, fields) of every record; CSV files begin with the names of their fields."""
-    kind = path.suffix.lower()
+    kind = Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
     if kind in (".csv", ".tsv"):
         yield from _csv_records(path)
     elif kind == ".parquet":
@@ -105,7 +107,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, dict[Any, Any]]]:
 def _text(path: Path) -> str:
     if path.stat().st_size > LARGEST_BYTES:
         raise UserError(f"{printable(path)} is larger than 1 GiB, which no file of questions is.")
-    raw = path.read_bytes()
+    raw = _bytes(path)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -114,6 +116,19 @@ def _text(path: Path) -> str:
             f"{printable(path)}, line {line}: invalid UTF-8; convert the file (iconv -f GB18030 -t UTF-8 where it is in "
             "GBK)."
         ) from None
+
+
+def _bytes(path: Path) -> bytes:
+    if path.suffix.lower() != ".gz":
+        return path.read_bytes()
+    try:
+        with gzip.open(path) as file:
+            raw = file.read(LARGEST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{printable(path)} is no gzip file that can be read ({error}).") from None
+    if len(raw) > LARGEST_BYTES:
+        raise UserError(f"{printable(path)} unpacks to more than 1 GiB, which no file of questions does.")
+    return raw
 
 
 def _parsed(text: str, place: str) -> Any:
