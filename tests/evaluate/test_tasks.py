@@ -56,14 +56,14 @@ def test_log_likelihoods_are_those_of_the_plain_definition(loaded, batch_tokens,
     options = [" the mat", " a", " the rat and then the hat"]
     prompts = [(shots + stem, options[: 2 + i % 2]) for i, stem in enumerate(STEMS)]
     scorer = Scorer(loaded, batch_tokens, share)
-    scores = scorer.score(to_rows(loaded, prompts), ignore)
+    scores = scorer.score(to_rows(loaded.tokenizer, prompts), ignore)
     assert scorer.shares is share
     for (context, given), found in zip(prompts, scores, strict=True):
         assert found == pytest.approx([plainly(loaded, context, option) for option in given], abs=2e-4)
 
 
 def test_where_the_end_of_the_prompt_is_encoded_otherwise_with_an_option_it_counts_as_part_of_it(loaded):
-    (row,) = to_rows(loaded, [("the ca", ["t", "n"])])  # "cat" is a token, "can" is none
+    (row,) = to_rows(loaded.tokenizer, [("the ca", ["t", "n"])])  # "cat" is a token, "can" is none
     assert [len(option) for option in row.options] != [1, 1]
     texts = {loaded.tokenizer.decode([*row.context, *option]) for option in row.options}
     assert texts == {"the cat", "the can"}
@@ -79,7 +79,7 @@ def test_a_model_that_gives_other_figures_with_a_shared_prompt_is_computed_the_p
 
     loaded = load_model(tiny_model)
     inner = loaded.model.model.forward
-    rows = to_rows(loaded, [(stem * 9, [" the mat and", " the rat"]) for stem in STEMS])
+    rows = to_rows(loaded.tokenizer, [(stem * 9, [" the mat and", " the rat"]) for stem in STEMS])
     expected = Scorer(loaded, 512, share=False).score(rows, ignore)
     monkeypatch.setitem(likelihood.TOLERANCE, 4, -1.0)
     differing = Scorer(loaded, 512)

@@ -101,9 +101,16 @@ def make_dataset(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     categories.
     """
 
-    def make(rows: int = 40, parts: int = 2, seed: int = 0, tokenizer_fingerprint: str | None = None) -> Path:
+    def make(
+        rows: int = 40,
+        parts: int = 2,
+        seed: int = 0,
+        tokenizer_fingerprint: str | None = None,
+        length: int = LENGTH,
+    ) -> Path:
         path = tmp_path_factory.mktemp("data")
-        write_dataset(path, tiny_model, random_rows(rows, seed), parts, tokenizer_fingerprint)
+        made = random_rows(rows, seed, length)
+        write_dataset(path, tiny_model, made, parts, tokenizer_fingerprint, length)
         return path
 
     return make
@@ -115,12 +122,12 @@ def tiny_data(make_dataset: Callable[..., Path]) -> Path:
     return make_dataset(rows=42)
 
 
-def random_rows(count: int, seed: int) -> list[dict[str, Any]]:
+def random_rows(count: int, seed: int, row_length: int = LENGTH) -> list[dict[str, Any]]:
     """Documents `bos a b a b ... eos` in which the next token can be learned; some rows are not full."""
     chance = np.random.default_rng(seed)
     rows = []
     for number in range(count):
-        length = LENGTH if number % 3 else LENGTH - 5
+        length = row_length if number % 3 else row_length - 5
         cuts = np.sort(chance.choice(np.arange(4, length - 4, 3), size=2, replace=False))
         lengths = np.diff([0, *cuts, length]).tolist()
         documents = []
@@ -148,6 +155,7 @@ def write_dataset(
     rows: Sequence[dict[str, Any]],
     parts: int,
     tokenizer_fingerprint: str | None = None,
+    length: int = LENGTH,
 ) -> None:
     import datasets
 
@@ -184,7 +192,7 @@ def write_dataset(
     outputs = {
         "categories": ["en", "zh"],
         "tokenizer": tokenizer_fingerprint or tokenizer.load(model).fingerprint,
-        "max_length": LENGTH,
+        "max_length": length,
         "fingerprint": fingerprint(path),
         "files": files,
     }

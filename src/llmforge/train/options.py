@@ -237,6 +237,26 @@ class TrainOptions(Options):
     eval_data: list[Path] = option(
         "Prepared datasets to evaluate on, in bits per byte.", [], panel=WATCHING, decides=False
     )
+    eval_tasks: list[str] = option(
+        "Multiple-choice tasks to answer at the same steps: [NAME=]PATH, as of evaluate --tasks.",
+        [],
+        panel=WATCHING,
+        decides=False,
+    )
+    eval_shots: int = option(
+        "Questions with their answers before each question of --eval-tasks.",
+        0,
+        panel=WATCHING,
+        decides=False,
+        least=0,
+    )
+    eval_questions: int | None = option(
+        "Only the first questions of each subject of --eval-tasks.",
+        None,
+        panel=WATCHING,
+        decides=False,
+        least=1,
+    )
     eval_interval: int | None = option(
         "Steps between evaluations.", None, panel=WATCHING, decides=False, least=1
     )
@@ -302,8 +322,10 @@ class TrainOptions(Options):
         if self.mixed_precision == "fp32" and (self.attention in ("flash", "varlen") or self.use_flash_attn):
             asked = "--use-flash-attn" if self.use_flash_attn else f"--attention {self.attention}"
             raise UsageError(f"{asked} contradicts --mixed-precision fp32: these kernels need bf16 or fp16.")
-        if self.eval_interval is not None and not self.eval_data:
-            raise UsageError("--eval-interval needs --eval-data.")
+        if self.eval_interval is not None and not self.eval_data and not self.eval_tasks:
+            raise UsageError("--eval-interval needs --eval-data or --eval-tasks.")
+        if (self.eval_shots or self.eval_questions) and not self.eval_tasks:
+            raise UsageError("--eval-shots and --eval-questions need --eval-tasks.")
         if self.on_spike == "rollback" and not self.save_interval and self.save_seconds is None:
             raise UsageError(
                 "--on-spike rollback contradicts --save-interval 0: there is no checkpoint to roll back to."

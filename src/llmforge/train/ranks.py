@@ -21,6 +21,7 @@ PLACES = (
     "data",
     "output",
     "eval_data",
+    "eval_tasks",
     "tensorboard_dir",
     "config_file",
     "load_checkpoint",

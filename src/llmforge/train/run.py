@@ -15,6 +15,7 @@ from typing import Any
 
 from llmforge import hub
 from llmforge.console import say, show
+from llmforge.corpus import labeled
 from llmforge.errors import DISK_FULL, UserError
 from llmforge.options import options_of
 from llmforge.steps import (
@@ -80,7 +81,8 @@ def run_training(config: TrainOptions) -> Finished | Stopped | None:
     source = config.retention.source_model
     roots += [hub.local(source)] if source else []
     roots += dataset_roots(config.retention.protect_source, "--protect-source")[0]
-    check_apart(config.output, [weights, *roots, *config.eval_data, *emptied], "train")
+    asked = [path for _, path in labeled(config.eval_tasks)]
+    check_apart(config.output, [weights, *roots, *config.eval_data, *asked, *emptied], "train")
     arguments = {**config.arguments(), "parts": parts}
     finished = manifest_path(config.output).is_file()
     is_main = os.environ.get("RANK", "0") == "0"

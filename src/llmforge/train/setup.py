@@ -22,6 +22,7 @@ from llmforge.train.batches import Groups
 from llmforge.train.holdout import Holdout
 from llmforge.train.mixture import describe
 from llmforge.train.options import TrainOptions
+from llmforge.train.questions import Questions
 from llmforge.train.ranks import facts, refuse_disagreement, refuse_separate_directories
 from llmforge.train.resolved import write_config
 from llmforge.train.resume import find_resumed
@@ -69,6 +70,7 @@ class Setup:
     world: World
     data: PackedDataset
     holdout: Holdout | None
+    questions: Questions | None
     vocabulary: Vocabulary
     tokenizer: Tokenizer
     groups: Groups
@@ -105,6 +107,9 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
     preflight.check_inputs(config, data, loaded.fingerprint, words, source.path)
     preflight.check_rows(data, words, config.data[0])
     holdout = Holdout(config.eval_data, loaded.fingerprint, words.source) if config.eval_data else None
+    questions = (
+        Questions(config, loaded, data.max_length, data.documents_per_row) if config.eval_tasks else None
+    )
     resumed = find_resumed(config, processes, identity)
     # Adapters are part of the state, and belong to the weights that the run had started from.
     start = ModelDirectory(resumed / MODELING) if resumed and config.trainable != "lora" else source
@@ -114,7 +119,11 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
         config,
         start,
         words,
-        max(groups.count, holdout.groups.count if holdout else 0),
+        max(
+            groups.count,
+            holdout.groups.count if holdout else 0,
+            questions.groups(world.size) if questions else 0,
+        ),
         ranks.device,
         world,
         max(one.max_length for one in datasets),
@@ -133,6 +142,7 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
         world=world,
         data=data,
         holdout=holdout,
+        questions=questions,
         vocabulary=words,
         tokenizer=loaded,
         groups=groups,

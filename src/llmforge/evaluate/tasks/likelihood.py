@@ -21,6 +21,7 @@ import torch
 
 from llmforge.console import say
 from llmforge.evaluate.models import Loaded
+from llmforge.tokenizer import Tokenizer
 
 Ids = npt.NDArray[np.int32]
 Scores = npt.NDArray[np.float64]
@@ -53,17 +54,17 @@ class Row:
         return len(self.context) + max(map(len, self.options))
 
 
-def to_rows(loaded: Loaded, prompts: Sequence[tuple[str, Sequence[str]]]) -> list[Row]:
+def to_rows(tokenizer: Tokenizer, prompts: Sequence[tuple[str, Sequence[str]]]) -> list[Row]:
     """The rows of (prompt, what may follow it).
 
     Prompt and option are encoded together, as text is; where the last tokens of the prompt differ between options, they count as
     part of the options, so that the same text is compared.
     """
     texts = [prompt + option for prompt, options in prompts for option in options]
-    flat, offsets = loaded.tokenizer.encode(texts)
-    prefix = np.asarray(loaded.tokenizer.prefix_ids, dtype=np.int32)
+    flat, offsets = tokenizer.encode(texts)
+    prefix = np.asarray(tokenizer.prefix_ids, dtype=np.int32)
     whole = [np.concatenate((prefix, flat[a:b])) for a, b in itertools.pairwise(offsets)]
-    alone, bounds = loaded.tokenizer.encode([prompt for prompt, _ in prompts])
+    alone, bounds = tokenizer.encode([prompt for prompt, _ in prompts])
     rows, position = [], 0
     for number, (_, options) in enumerate(prompts):
         group = whole[position : position + len(options)]

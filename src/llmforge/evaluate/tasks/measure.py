@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from llmforge.errors import UserError
 from llmforge.evaluate.generation import continue_ids, text_after
 from llmforge.evaluate.models import Loaded
@@ -29,7 +32,7 @@ def measure_task(loaded: Loaded, task: Task, scorer: Scorer, advance: Callable[.
         subjects[subject.name] = {"questions": len(subject.questions)}
         for scoring, answers in chosen.items():
             right = [given == q.answer for given, q in zip(answers, subject.questions, strict=True)]
-            subjects[subject.name][scoring] = _accuracy(sum(right), len(right))
+            subjects[subject.name][scoring] = accuracy(sum(right), len(right))
     return {
         "layout": task.kind,
         "shots": len(task.subjects[0].shots),
@@ -58,29 +61,43 @@ def choose(loaded: Loaded, task: Task, scorer: Scorer, advance: Callable[..., No
             for style, subject in zip(styles, task.subjects, strict=True)
         ]
         for subject, answers, scores in zip(task.subjects, found, scorer.judge(groups, advance), strict=True):
-            likely = [one[0] for one in scores]
-            sizes = [[len(option.encode()) for option in question.options] for question in subject.questions]
-            answers["letter" if listed else "answer"] = [int(one.argmax()) for one in likely]
-            if not listed:
-                answers["bytes"] = [
-                    int((one / size).argmax()) for one, size in zip(likely, sizes, strict=True)
-                ]
+            answers |= best_options(subject.questions, [one[0] for one in scores], listed)
     if "exact" in task.scoring:
         for style, subject, answers in zip(styles, task.subjects, found, strict=True):
             answers["exact"] = _generated(loaded, style, subject, scorer.batch_tokens, advance)
     return [{scoring: answers[scoring] for scoring in task.scoring} for answers in found]
 
 
-def to_questions(loaded: Loaded, style: Style, subject: Subject, listed: bool) -> list[Row]:
-    """The rows of a subject: options by their letters where they are `listed` in the prompt, else by their texts."""
-    prompts = [
+def best_options(
+    questions: Sequence[Question], scores: Sequence[npt.NDArray[np.float64]], listed: bool
+) -> Answers:
+    """What is chosen of each question from the log-likelihoods of its options: by `letter` where they are `listed` in the
+    prompt, else by `answer` and `bytes`.
+    """
+    best = [int(one.argmax()) for one in scores]
+    if listed:
+        return {"letter": best}
+    sizes = [[len(option.encode()) for option in question.options] for question in questions]
+    by_bytes = [int((one / size).argmax()) for one, size in zip(scores, sizes, strict=True)]
+    return {"answer": best, "bytes": by_bytes}
+
+
+def prompts(style: Style, subject: Subject, listed: bool) -> list[tuple[str, list[str]]]:
+    """(prompt, what may follow it) of each question: letters where the options are `listed` in the prompt, else their
+    texts.
+    """
+    return [
         (
             prompt(style, subject, question, listed),
             [style.space + option for option in (question.letters if listed else question.options)],
         )
         for question in subject.questions
     ]
-    rows = to_rows(loaded, prompts)
+
+
+def to_questions(loaded: Loaded, style: Style, subject: Subject, listed: bool) -> list[Row]:
+    """The rows of a subject; `UserError` where one is longer than the model."""
+    rows = to_rows(loaded.tokenizer, prompts(style, subject, listed))
     limit = positions(loaded.model.config)
     for question, row in zip(subject.questions, rows, strict=True):
         _check_length(row.longest, limit, question, subject, loaded)
@@ -122,7 +139,7 @@ def leading_letter(text: str, letters: str) -> int:
     return letters.index(match[1]) if match else -1
 
 
-def _accuracy(right: int, count: int) -> dict[str, float | None]:
+def accuracy(right: int, count: int) -> dict[str, float | None]:
     """Accuracy, and the standard error of a mean of zeros and ones: sqrt(p (1 - p) / (n - 1))."""
     share = right / count
     return {
@@ -146,4 +163,4 @@ def _mean(parts: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
 def _together(subjects: Any, scoring: str) -> dict[str, float | None]:
     parts = list(subjects)
     right = sum(round(part[scoring]["accuracy"] * part["questions"]) for part in parts)
-    return _accuracy(right, sum(part["questions"] for part in parts))
+    return accuracy(right, sum(part["questions"] for part in parts))

@@ -1,4 +1,4 @@
-"""Bits per byte on `--eval-data`: before the first step, every `--eval-interval` steps, and after the last one."""
+"""Bits per byte on `--eval-data` and accuracies on `--eval-tasks`: before the first step, every `--eval-interval` steps, and after the last one."""
 
 from typing import Any
 
@@ -18,7 +18,8 @@ class Evaluation(Callback):
         self.unmeasured: dict[str, Any] | None = None
 
     def start(self) -> None:
-        first = {"step": 0} if self.run.position.step == 0 and self.run.setup.holdout else None
+        measured = self.run.setup.holdout or self.run.setup.questions
+        first = {"step": 0} if self.run.position.step == 0 and measured else None
         figures = self.unmeasured or first
         if figures and not self._measure(figures):
             self.run.report(figures)
@@ -40,15 +41,26 @@ class Evaluation(Callback):
     def _measure(self, figures: dict[str, Any]) -> bool:
         """Adds the measurement to `figures`. True where the run was asked to stop before its end."""
         self.unmeasured = None
-        holdout = self.run.setup.holdout
-        if holdout is None:
-            return False
-        values = holdout.measure(self.run.engine, self.run.config, self.run.stop_is_asked)
-        if values is None:
-            self.unmeasured = figures
-            return True
-        self.run.say(
-            f"step {self.run.position.step}: {values['all']:.4f} bits per byte on the held-out data."
-        )
-        figures["holdout_bits_per_byte"] = values
+        run, found = self.run, dict[str, Any]()
+        if run.setup.holdout:
+            values = run.setup.holdout.measure(run.engine, run.config, run.stop_is_asked)
+            if values is None:
+                return self._later(figures)
+            run.say(f"step {run.position.step}: {values['all']:.4f} bits per byte on the held-out data.")
+            found["holdout_bits_per_byte"] = values
+        if run.setup.questions:
+            answers = run.setup.questions.measure(run.engine, run.stop_is_asked)
+            if answers is None:
+                return self._later(figures)
+            for name, value in answers["task_accuracy"].items():
+                error = answers["task_stderr"].get(name)
+                margin = f" ± {100 * error:.1f}" if error is not None else ""
+                run.say(f"step {run.position.step}: {100 * value:.1f}{margin} per cent of {name} right.")
+            found |= answers
+        figures |= found
         return False
+
+    def _later(self, figures: dict[str, Any]) -> bool:
+        """Leaves the measurement to the run that resumes this one."""
+        self.unmeasured = figures
+        return True
