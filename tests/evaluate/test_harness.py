@@ -60,7 +60,7 @@ def test_figures_are_those_of_the_harness_itself(name, tasks, tiny_model) -> Non
     peer = HFLM(
         pretrained=model, tokenizer=transformers.AutoTokenizer.from_pretrained(tiny_model), batch_size=2
     )
-    manager = TaskManager(include_path=str(tasks[name].parent))
+    manager = TaskManager(include_path=str(tasks[name].parent), include_defaults=False)
     theirs = lm_eval.simple_evaluate(model=peer, tasks=[name], task_manager=manager, bootstrap_iters=100)[
         "results"
     ][name]

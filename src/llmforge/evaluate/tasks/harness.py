@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness (the package lm-eval): its questions, prompts and metrics, by llmforge's models and scoring."""
 
 import difflib
+import functools
 import importlib.metadata
 import itertools
 import logging
@@ -48,18 +49,17 @@ def check(names: Sequence[str]) -> None:
     if not names:
         return
     try:
-        from lm_eval.tasks import TaskManager
+        import lm_eval.tasks  # noqa: F401 - only whether it is there
     except ImportError:
         raise UserError(
             f"--tasks {PREFIX}{names[0]} needs lm-evaluation-harness; run: pip install 'llmforge[eval]'."
         ) from None
-    known: list[str] | None = None
     for name in names:
         if name.endswith(SUFFIXES):
             if not Path(name).is_file():
                 raise UserError(f"--tasks {PREFIX}{printable(name)}: there is no such file.")
             continue
-        known = known if known is not None else TaskManager().all_tasks
+        known = _manager(None).all_tasks
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else "."
@@ -78,11 +78,8 @@ def measure_harness(
 
     for logger in ("lm_eval", "lm-eval", "datasets"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    task, manager = name, None
-    if name.endswith(SUFFIXES):
-        from lm_eval.tasks import TaskManager
-
-        task, manager = _named(Path(name)), TaskManager(include_path=str(Path(name).resolve().parent))
+    file = Path(name).resolve() if name.endswith(SUFFIXES) else None
+    task, manager = _named(file) if file else name, _manager(file and file.parent)
     try:
         results = lm_eval.simple_evaluate(
             model=_model(loaded, scorer, advance),
@@ -106,6 +103,14 @@ def measure_harness(
         "documents": {task: count["effective"] for task, count in results["n-samples"].items()},
         "rows": {one["alias"].strip(" -") or task: _metrics(one) for task, one in results["results"].items()},
     }
+
+
+@functools.cache
+def _manager(folder: Path | None) -> Any:
+    """The tasks of `folder`; without one, those of the harness, which takes seconds to read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder), include_defaults=False) if folder else TaskManager()
 
 
 def _named(file: Path) -> str:
