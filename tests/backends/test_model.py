@@ -147,10 +147,11 @@ def test_adapters_for_a_model_without_linear_layers_are_refused() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from llmforge.backends.common.lora import Lora
+    from llmforge.backends.common.settings import Adapters
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2))
     with pytest.raises(UserError, match="a gpt2 model has none"):
-        Lora(model, 2, 0)
+        Lora(model, Adapters(2), 0)
 
 
 def test_experts_that_no_adapter_reaches_are_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,13 +160,14 @@ def test_experts_that_no_adapter_reaches_are_said(capsys: pytest.CaptureFixture[
     from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
     from llmforge.backends.common.lora import Lora
+    from llmforge.backends.common.settings import Adapters
 
     sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2}
     mixtral = MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=4))
     for model in (LlamaForCausalLM(LlamaConfig(**sizes)), mixtral):
         model.requires_grad_(False)
-        lora = Lora(model, 2, 0)
+        lora = Lora(model, Adapters(2), 0)
         lora.say_unreached()
         assert ("stay unchanged; name layers" in capsys.readouterr().err) == (model is mixtral)
         assert any("experts" in name for name in lora.unreached) == (model is mixtral)
