@@ -8,21 +8,34 @@ from llmforge.weights.options import ExportOptions
 
 @example("llmforge export --checkpoint stage-2 --output trained --dtype bfloat16 --verify")
 def export(options: ExportOptions, result: Result) -> None:
-    """Write a checkpoint as a Hugging Face model, with tokenizer and model card.
+    """Write a checkpoint as a Hugging Face model with tokenizer and model card, or as a GGUF file for llama.cpp.
 
     Padding rows of embedding and head are removed.
     """
     from llmforge import hub
     from llmforge.weights.export import export as export_model
+    from llmforge.weights.export import model_directory
 
-    finished = export_model(
-        hub.local(options.checkpoint),
-        options.output,
-        options.format,
-        overwrite=options.overwrite,
-        checksums=options.format.verify is not False,
-        trust_remote_code=options.trust_remote_code,
-    )
+    checkpoint, checksums = hub.local(options.checkpoint), options.format.verify is not False
+    if options.format.format == "gguf":
+        from llmforge.weights.gguf.write import export_gguf
+
+        finished = export_gguf(
+            model_directory(checkpoint),
+            options.output,
+            options.format,
+            overwrite=options.overwrite,
+            checksums=checksums,
+        )
+    else:
+        finished = export_model(
+            checkpoint,
+            options.output,
+            options.format,
+            overwrite=options.overwrite,
+            checksums=checksums,
+            trust_remote_code=options.trust_remote_code,
+        )
     rows, metrics = finished.manifest.outputs["vocabulary"], finished.manifest.metrics
     summary = f"{rows['size']:,} ids, {metrics['rows_cut']:,} padding rows removed"
     if "verified" in metrics:

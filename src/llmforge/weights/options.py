@@ -5,29 +5,45 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmforge.errors import UsageError
 from llmforge.options import OVERWRITE, TRUST_REMOTE_CODE, Options, group, option
 from llmforge.weights import merging
 
 DTYPES = ("stored", "float32", "float16", "bfloat16")
+GGUF_DTYPES = (*DTYPES, "q8_0")
+GGUF_SUFFIX = ".gguf"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def size_in_bytes(flag: str, text: str) -> int:
+    """The number of bytes that `text`, such as 5GB, stands for; a `UsageError` that names `flag` where it is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().upper())
+    if not found or float(found[1]) <= 0:
+        raise UsageError(f"{flag} {text} is not a size; write 5GB or 500MB.")
+    return int(float(found[1]) * UNITS[found[2] or ""])
 
 
 @dataclass(frozen=True)
 class FormatOptions(Options):
-    """`max_shard_size` such as "5GB"; `dtype` one of "float32", "bfloat16", "float16", or "stored" to keep what the
-    checkpoint has; `verify` compares the logits of checkpoint and export before anything is published.
+    """`format` "huggingface" is a directory, "gguf" one file for llama.cpp; `max_shard_size` such as "5GB"; `dtype` one of
+    "float32", "bfloat16", "float16", for GGUF also "q8_0", or "stored" to keep what the checkpoint has; `verify` compares
+    the logits of checkpoint and export before anything is published.
     """
+
+    format: Literal["huggingface", "gguf"] = option(
+        "huggingface: a directory that transformers and vLLM load; gguf: one file for llama.cpp.",
+        "huggingface",
+    )
 
     max_shard_size: str = option(
         "Maximum size of a weight file, such as 5GB; a tensor is never split.", "5GB", metavar="SIZE"
     )
     dtype: str = option(
-        "Data type of the weights: float32, bfloat16, float16, or stored (that of the checkpoint).",
+        "Data type of the weights: float32, bfloat16, float16, or stored (that of the checkpoint); for GGUF also q8_0.",
         "stored",
-        metavar=f"[{'|'.join(DTYPES)}]",
+        metavar=f"[{'|'.join(GGUF_DTYPES)}]",
     )
     verify: bool | None = option(
         "Compare the logits of checkpoint and export, both loaded by transformers. By default only the "
@@ -37,20 +53,26 @@ class FormatOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dtype not in DTYPES:
-            raise UsageError(f"--dtype {self.dtype} is not known; choose one of {', '.join(DTYPES)}.")
+        known = GGUF_DTYPES if self.format == "gguf" else DTYPES
+        if self.dtype not in known:
+            hint = "; q8_0 is for --format gguf" if self.dtype in GGUF_DTYPES else ""
+            raise UsageError(f"--dtype {self.dtype} is not known; choose one of {', '.join(known)}{hint}.")
+        if self.format == "gguf" and self.verify:
+            raise UsageError("--verify compares what transformers loads; leave it out with --format gguf.")
         _ = self.max_shard_bytes
 
     def arguments(self) -> dict[str, Any]:
         """What decides the output, as arguments of a manifest."""
-        return {**super().arguments(), "max_shard_size": self.max_shard_bytes, "verify": bool(self.verify)}
+        values = {**super().arguments(), "max_shard_size": self.max_shard_bytes, "verify": bool(self.verify)}
+        if self.format == "gguf":  # one file, of any size
+            del values["max_shard_size"]
+        else:  # exports of versions that had no other format stay recognized
+            del values["format"]
+        return values
 
     @property
     def max_shard_bytes(self) -> int:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", self.max_shard_size.strip().upper())
-        if not found or float(found[1]) <= 0:
-            raise UsageError(f"--max-shard-size {self.max_shard_size} is not a size; write 5GB or 500MB.")
-        return int(float(found[1]) * UNITS[found[2] or ""])
+        return size_in_bytes("--max-shard-size", self.max_shard_size)
 
 
 @dataclass(frozen=True)
@@ -60,7 +82,7 @@ class ExportOptions(Options):
     checkpoint: Path = option(
         "What to export: a checkpoint, the directory of a training, or a modeling folder.", reads="training"
     )
-    output: Path = option("Hugging Face model directory to write.", writes="model")
+    output: Path = option("Hugging Face model directory, or GGUF file, to write.", writes="model")
     format: FormatOptions = group(FormatOptions)
     trust_remote_code: bool = option(TRUST_REMOTE_CODE, False, decides=False)
     overwrite: bool = option(OVERWRITE, False, decides=False)
