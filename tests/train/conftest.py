@@ -1,5 +1,6 @@
 """A model of 50,000 parameters, its tokenizer, and datasets in the layout that training reads."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -18,7 +19,6 @@ RANKS = str(Path(__file__).parents[1] / "ranks.py")
 WORDS = [f"{a}{b}" for a in "bcdfghklmnprstvz" for b in ("a", "e", "i", "o", "u", "ai", "ou")]
 OLD_ROWS, ROWS, PADDED = 300, 330, 336
 LENGTH = 48
-LORA = ("lora_rank", "lora_alpha", "rslora", "lora_targets")
 
 
 @pytest.fixture(scope="session")
@@ -240,13 +240,24 @@ def start_two(warm: Warm) -> Callable[..., list[Started]]:
     return start
 
 
+def train_options(values: dict[str, Any]) -> Any:
+    """TrainOptions of `values`, of which some may be those of its groups."""
+    from llmforge.train.options import TrainOptions
+
+    own = dict(values)
+    for entry in dataclasses.fields(TrainOptions):
+        kind = entry.metadata.get("group")
+        if kind is not None and entry.name not in own:
+            names = own.keys() & {one.name for one in dataclasses.fields(kind)}
+            own[entry.name] = kind(**entry.metadata["defaults"] | {name: own.pop(name) for name in names})
+    return TrainOptions(**own)
+
+
 @pytest.fixture
 def train(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Callable[..., Any]:
     """`train(learning_rate=1e-2)` runs a training of the tiny model in this process and returns what
     `run_training` does.
     """
-    from llmforge.train.lora_options import LoraOptions
-    from llmforge.train.options import TrainOptions
     from llmforge.train.run import run_training
 
     def run(**values: Any) -> Any:
@@ -257,9 +268,7 @@ def train(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Callable[..., An
             "mixed_precision": "fp32",
             "learning_rate": 1e-2,
         }
-        adapters = {name: values.pop(name) for name in [*values] if name in LORA}
-        groups = {"lora": LoraOptions(**adapters)} if adapters else {}
-        return run_training(TrainOptions(**{**defaults, **groups, **values}))
+        return run_training(train_options({**defaults, **values}))
 
     return run
 

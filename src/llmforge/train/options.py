@@ -16,6 +16,7 @@ from llmforge.dataset.options import parse_mix
 from llmforge.errors import UsageError
 from llmforge.options import SEED, Options, Result, group, option, options_of, value_of
 from llmforge.train.lora_options import LoraOptions
+from llmforge.train.question_options import QuestionOptions
 from llmforge.train.rates import RateOptions
 from llmforge.train.retention import RetentionOptions
 from llmforge.train.schedule import SCHEDULES
@@ -237,26 +238,7 @@ class TrainOptions(Options):
     eval_data: list[Path] = option(
         "Prepared datasets to evaluate on, in bits per byte.", [], panel=WATCHING, decides=False
     )
-    eval_tasks: list[str] = option(
-        "Multiple-choice tasks to answer at the same steps: [NAME=]PATH, as of evaluate --tasks.",
-        [],
-        panel=WATCHING,
-        decides=False,
-    )
-    eval_shots: int = option(
-        "Questions with their answers before each question of --eval-tasks.",
-        0,
-        panel=WATCHING,
-        decides=False,
-        least=0,
-    )
-    eval_questions: int | None = option(
-        "Only the first questions of each subject of --eval-tasks.",
-        None,
-        panel=WATCHING,
-        decides=False,
-        least=1,
-    )
+    questions: QuestionOptions = group(QuestionOptions)
     eval_interval: int | None = option(
         "Steps between evaluations.", None, panel=WATCHING, decides=False, least=1
     )
@@ -322,10 +304,8 @@ class TrainOptions(Options):
         if self.mixed_precision == "fp32" and (self.attention in ("flash", "varlen") or self.use_flash_attn):
             asked = "--use-flash-attn" if self.use_flash_attn else f"--attention {self.attention}"
             raise UsageError(f"{asked} contradicts --mixed-precision fp32: these kernels need bf16 or fp16.")
-        if self.eval_interval is not None and not self.eval_data and not self.eval_tasks:
+        if self.eval_interval is not None and not self.eval_data and not self.questions.eval_tasks:
             raise UsageError("--eval-interval needs --eval-data or --eval-tasks.")
-        if (self.eval_shots or self.eval_questions) and not self.eval_tasks:
-            raise UsageError("--eval-shots and --eval-questions need --eval-tasks.")
         if self.on_spike == "rollback" and not self.save_interval and self.save_seconds is None:
             raise UsageError(
                 "--on-spike rollback contradicts --save-interval 0: there is no checkpoint to roll back to."

@@ -36,7 +36,8 @@ class Questions:
     def __init__(
         self, config: TrainOptions, tokenizer: Tokenizer, length: int, documents_per_row: int
     ) -> None:
-        self.tasks = load_tasks(config.eval_tasks, config.eval_shots, (), config.eval_questions)
+        asked = config.questions
+        self.tasks = load_tasks(asked.eval_tasks, asked.eval_shots, (), asked.eval_questions)
         self.micro, self.length = config.micro_batch_size, length
         self.kinds: list[tuple[Task, bool]] = []  # a task, and whether its options stand in the prompt
         for task in self.tasks:

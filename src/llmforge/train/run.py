@@ -81,7 +81,7 @@ def run_training(config: TrainOptions) -> Finished | Stopped | None:
     source = config.retention.source_model
     roots += [hub.local(source)] if source else []
     roots += dataset_roots(config.retention.protect_source, "--protect-source")[0]
-    asked = [path for _, path in labeled(config.eval_tasks)]
+    asked = [path for _, path in labeled(config.questions.eval_tasks)]
     check_apart(config.output, [weights, *roots, *config.eval_data, *asked, *emptied], "train")
     arguments = {**config.arguments(), "parts": parts}
     finished = manifest_path(config.output).is_file()

@@ -108,7 +108,9 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
     preflight.check_rows(data, words, config.data[0])
     holdout = Holdout(config.eval_data, loaded.fingerprint, words.source) if config.eval_data else None
     questions = (
-        Questions(config, loaded, data.max_length, data.documents_per_row) if config.eval_tasks else None
+        Questions(config, loaded, data.max_length, data.documents_per_row)
+        if config.questions.eval_tasks
+        else None
     )
     resumed = find_resumed(config, processes, identity)
     # Adapters are part of the state, and belong to the weights that the run had started from.
