@@ -56,7 +56,9 @@ def test_gradients_are_those_of_transformers(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_kind_of_attention_in_transformers_4() -> None:
-    """Transformers' own values, or a refusal in a sentence; by other values than them no model is trained."""
+    """Transformers' own values, or a refusal in a sentence; by other values than them no model is trained. Version 4 gives
+    a window of no layer to all of them; llmforge computes what version 5 does (tests/weights/test_config.py).
+    """
     python = os.environ.get("LLMFORGE_PYTHON_TRANSFORMERS4")
     if not python:
         if os.environ.get("CI") == "true":
@@ -72,9 +74,9 @@ def test_every_kind_of_attention_in_transformers_4() -> None:
     assert found["transformers"].startswith("4.")
     refused = {name: value for name, value in found["cases"].items() if isinstance(value, str)}
     computed = {name: value for name, value in found["cases"].items() if name not in refused}
-    assert {name: value for name, value in computed.items() if not value < 1e-4} == {}
+    assert {name for name, value in computed.items() if not value < 1e-4} == {"qwen2, no layer"}
     assert len(computed) >= 20
-    assert not refused
+    assert refused.keys() == {"qwen2", "qwen3"}
 
 
 @pytest.mark.parametrize("name", STATE)

@@ -103,11 +103,12 @@ def test_pickled_files_hold_a_tied_matrix_twice(tmp_path: Path) -> None:
     assert torch.equal(logits(filled(tmp_path)), logits(load_model(ModelDirectory(tmp_path), "eager")))
 
 
-def test_tied_names_with_other_values_are_left_to_transformers(tmp_path: Path) -> None:
+def test_tied_names_with_other_values_are_refused(tmp_path: Path) -> None:
     make_model(tmp_path, tie_word_embeddings=False)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    assert not reads_as_it_is(empty_model(ModelDirectory(tmp_path), "eager"), open_weights(tmp_path))
+    with pytest.raises(UserError, match="says that the model is tied"):
+        reads_as_it_is(empty_model(ModelDirectory(tmp_path), "eager"), open_weights(tmp_path))
 
 
 def test_experts_are_left_to_transformers_where_it_converts_them(tmp_path: Path) -> None:
@@ -229,8 +230,8 @@ def test_a_tied_model_with_two_matrices_is_refused_by_every_rank(in_two: Any, tm
     (model / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     first, second = in_two(refusal, model)
     assert "lm_head.weight" in first
-    assert "set tie_word_embeddings to false" in first
-    assert second == "rank 0 could not load the model; its message says why."
+    assert "correct tie_word_embeddings" in first
+    assert second == first
 
 
 def save_where_it_fails(rank: int, model: Path, output: Path) -> str:

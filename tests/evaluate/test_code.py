@@ -157,7 +157,7 @@ def test_limits_alone_refuse_forks_of_a_user_who_is_not_root(namespaces: bool, t
         pytest.skip("no Python that all users can run")
     jail = shutil.copy(Path(sandbox.__file__).with_name("jail.py"), tmp_path)
     for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_mode & 5 != 5 and folder.is_relative_to("/tmp"):
+        if (folder.stat().st_mode & 5) != 5 and folder.is_relative_to("/tmp"):
             folder.chmod(folder.stat().st_mode | 0o5)
     settings = {
         "cpu_seconds": 5,

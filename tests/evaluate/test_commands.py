@@ -79,7 +79,7 @@ def test_wrong_data_is_named(llmforge, tiny_model, tmp_path, name, content, sent
 def test_wrong_names_are_refused_before_anything_is_measured(llmforge, tiny_model, tmp_path):
     (tmp_path / "a.txt").write_text("a")
     words = "evaluate", "--model", tiny_model, "--data", tmp_path / "a.txt"
-    assert "must end in .json or .md" in llmforge(*words, "--output", tmp_path / "a.pdf", code=2).stderr
+    assert "must end in .json, .md, .html" in llmforge(*words, "--output", tmp_path / "a.pdf", code=2).stderr
     assert "is not a Hugging Face model directory" in llmforge(*words, "--model", tmp_path, code=1).stderr
     assert (
         "does not exist"

@@ -78,6 +78,7 @@ def test_without_closure_every_piece_is_added_and_no_other(byte_level: Path, tmp
         "parts_of_characters": 0,
         "control_characters": 0,
         "added": 8,
+        "special": 0,
         "closure": 0,
     }
     reached = finished.manifest.metrics["gates"]["reachability"]

@@ -51,16 +51,29 @@ def generated(value: Any) -> bool:
 
 
 def measured(value: Any) -> bool:
-    """What evaluate gives of one label: bits per byte of texts, or the accuracies of a task."""
+    """What evaluate gives of one label: bits per byte of texts, the accuracies of a task, figures of
+    lm-evaluation-harness, or of programs.
+    """
     if not isinstance(value, dict):
         return False
     if "bits_per_byte" in value:
         return number(value["bits_per_byte"]) and number(value.get("tokens_per_character"))
+    if "harness" in value:
+        return _misfit(value, _HARNESS, "", True) is None
+    if "code" in value:
+        orders = {key: part for key, part in value.items() if key.startswith("pass@")}
+        return _misfit(orders, Each(_FIGURE), "", True) is None and all(
+            count(value.get(name)) for name in ("problems", "samples")
+        )
     subjects = value.get("subjects")
     return isinstance(subjects, dict) and all(
         isinstance(part, dict) and count(part.get("questions")) and all(map(_accuracies, part.values()))
         for part in (*subjects.values(), value.get("all"))
     )
+
+
+_FIGURE = {"value": number, "stderr": Maybe(number)}
+_HARNESS = {"shots": Each(count), "rows": Each(Each(_FIGURE))}
 
 
 def _accuracies(value: Any) -> bool:

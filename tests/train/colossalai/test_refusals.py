@@ -9,6 +9,7 @@ import pytest
 from llmforge.backends import registry
 from llmforge.backends.colossalai import rules
 from llmforge.errors import UsageError, UserError
+from llmforge.options import make
 from llmforge.train.options import TrainOptions
 from llmforge.weights.directory import ModelDirectory
 
@@ -16,7 +17,8 @@ HYBRID = {"plugin": "3d", "gradient_accumulation_steps": 4}
 
 
 def configured(**flags: Any) -> TrainOptions:
-    return TrainOptions(model=Path("m"), data=[Path("d")], output=Path("s"), **flags)
+    values = {"model": Path("m"), "data": [Path("d")], "output": Path("s"), **flags}
+    return make(TrainOptions, values)
 
 
 @pytest.mark.parametrize(
