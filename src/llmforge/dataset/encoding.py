@@ -21,7 +21,12 @@ import pyarrow as pa
 import tokenizers
 
 from llmforge.corpus import Block, Spans
-from llmforge.dataset.gigatoken_encoder import Framing, GigatokenEncoder, framing_definition
+from llmforge.dataset.gigatoken_encoder import (
+    Framing,
+    GigatokenEncoder,
+    framing_definition,
+    release_freed,
+)
 from llmforge.tokenizer import Tokenizer
 from llmforge.tokenizer.cuts import Cuts
 from llmforge.tokenizer.loading import backend_of_text
@@ -175,6 +180,7 @@ class Encoder:
                 joined[length : length + len(part)] = part
                 length, count = length + len(part), min(count, int(encoded))
         joined[length] = self.eos_id
+        release_freed()
         return joined[: length + 1], np.array([0, length + 1], np.int64), count
 
     def _part_ids(

@@ -5,6 +5,7 @@ definition of the tokenizer has these as added tokens, with the ids of bos and e
 no more than cutting. It has no special token, so text that spells one stays text.
 """
 
+import contextlib
 import ctypes
 import json
 import sys
@@ -161,6 +162,14 @@ class _Mallinfo2(ctypes.Structure):
             *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
         )
     ]
+
+
+def release_freed() -> None:
+    """Gives memory that is free to the C library back to the system, where the library can: a worker that has encoded a long
+    document waits, while others need it.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _heap_bytes() -> int:
