@@ -51,3 +51,10 @@ def test_special_tokens_that_cannot_be(llmforge: Any, byte_level: Path, tmp_path
     assert "control characters" in refused("--special-tokens", "a\tb")
     assert "does not exist" in refused("--chat-template", "nothing.jinja")
     assert not (tmp_path / "out").exists()
+
+
+def test_special_tokens_alone_are_recognized_as_done(llmforge: Any, byte_level: Path, tmp_path: Path) -> None:
+    command = ["init-tokenizer", "--tokenizer", byte_level, "--special-tokens", ",".join(NAMES)]
+    command += ["--chat-template", "chatml", "--output", tmp_path / "out"]
+    assert "2 special tokens" in llmforge(*command).stdout
+    assert "already done" in llmforge(*command).stdout

@@ -107,12 +107,22 @@ SHAPES: dict[str, dict[str, Shape]] = {
         "metrics.characters": Maybe(count),
         "metrics.tokens_before": Maybe(count),
         "metrics.tokens_after": Maybe(count),
+        "metrics.curve": Maybe([[count]]),
     },
     "init-tokenizer": {
         "outputs.source_size": count,
         "outputs.size": count,
-        "metrics.pieces": dict.fromkeys(("added", "closure", "already_present"), count),
+        "metrics.pieces": {
+            "added": count,
+            "closure": count,
+            "already_present": Maybe(count),  # without --pieces there is none
+            "special": Maybe(count),
+        },
         "metrics.gates": _CHECKS,
+    },
+    "score-data": {
+        **{f"metrics.{name}": count for name in ("documents", "bytes", "rejected")},
+        "metrics.mean": Each(number),
     },
     "init-model": {**_MODEL, "outputs.vocabulary": rows},
     "prepare-data": {
