@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmforge.backends.common.memory import room_for_all
+from llmforge.backends.common.memory import fits_gathered
 
 PROGRAM = """
 import torch, torch.distributed as dist
@@ -53,4 +53,4 @@ def test_weights_that_stay_gathered_change_no_number(
 
 @pytest.mark.parametrize(("parameters", "fits"), [(1.3e9, True), (4e9, True), (7e9, False)])
 def test_a_gpu_of_80_gb_keeps_models_whose_16_bits_are_a_tenth_of_it(parameters: float, fits: bool) -> None:
-    assert room_for_all(int(2 * parameters), 80 * 10**9) is fits
+    assert fits_gathered(int(2 * parameters), 80 * 10**9) is fits

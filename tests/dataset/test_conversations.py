@@ -169,6 +169,25 @@ def test_masks_of_real_templates(real_input: Callable[[str], Path], name: str, t
     check()
 
 
+@pytest.mark.parametrize("content", ["", "Let me look."])
+def test_calls_of_tools_are_trained(real_input: Callable[[str], Path], content: str) -> None:
+    call = {"type": "function", "function": {"name": "get", "arguments": {"city": "Paris"}}}
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": content, "tool_calls": [call]},
+        {"role": "tool", "content": "22C"},
+        {"role": "assistant", "content": "It is 22C."},
+    ]
+    template, _ = opened(real_input("qwen3"), None)
+    ids, trained = template.training(messages, [call])
+    text = template.tokenizer.decode(ids[trained])
+    assert '"Paris"' in text
+    assert content in text
+    assert text.count("<|im_end|>") == 2
+    assert text.endswith("It is 22C.<|im_end|>")
+    assert "22C\n</tool_response>" not in text
+
+
 def test_special_tokens_in_what_people_say_are_text(real_input: Callable[[str], Path]) -> None:
     template, _ = opened(real_input("smollm2"), None)
     end = template.end_ids()[0]

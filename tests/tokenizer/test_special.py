@@ -1,6 +1,7 @@
 """`init-tokenizer --special-tokens` and `--chat-template`."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,15 @@ def test_special_tokens_alone_are_recognized_as_done(llmforge: Any, byte_level: 
     command += ["--chat-template", "chatml", "--output", tmp_path / "out"]
     assert "2 special tokens" in llmforge(*command).stdout
     assert "already done" in llmforge(*command).stdout
+
+
+def test_a_template_replaces_the_file_of_the_source(llmforge: Any, byte_level: Path, tmp_path: Path) -> None:
+    shutil.copytree(byte_level, tmp_path / "source")
+    (tmp_path / "source" / "chat_template.jinja").write_text("OLD")
+    command = ["init-tokenizer", "--tokenizer", tmp_path / "source", "--chat-template", "chatml"]
+    refused = llmforge(*command, "--output", tmp_path / "out", code=1)
+    assert "--special-tokens <|im_start|>,<|im_end|>" in refused.stderr
+    llmforge(*command, "--special-tokens", ",".join(NAMES), "--output", tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = theirs.apply_chat_template([{"role": "user", "content": "q"}], tokenize=False)
+    assert text == "<|im_start|>user\nq<|im_end|>\n"

@@ -37,7 +37,7 @@ class Sharding:
     in float32. `model` processes hold other parts of the model (tensor and pipeline parallel); `weights`, `gradients`
     and `optimizer` say among how many of the remaining each is cut; `activations` share those of a row. `keeps_gathered`:
     weights that were gathered for the forward pass stay for the backward pass on devices that have room for all
-    (`backends.common.memory.room_for_all`).
+    (`backends.common.memory.fits_gathered`).
     """
 
     low: bool = False

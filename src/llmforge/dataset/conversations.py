@@ -112,11 +112,7 @@ def check_template(settings: ChatSettings) -> str:
     tokenizer, template = open_template(settings)
     asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     ids, trained = template.training(asked)
-    if missing := template.missing_tokens():
-        raise UserError(
-            f"{template.source}: the chat template writes {', '.join(missing)}, which {settings.tokenizer} does not have as "
-            f"special tokens; add them: llmforge init-tokenizer --special-tokens {','.join(missing)}."
-        )
+    template.require_tokens()
     if ids[np.flatnonzero(trained)[-1]] not in tokenizer.special_ids:
         warn(
             f"{template.source}: the chat template ends answers with no special token, so the model does not learn to stop."

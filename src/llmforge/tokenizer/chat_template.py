@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from llmforge.errors import UserError
 from llmforge.tokenizer import Tokenizer
+from llmforge.tokenizer.formats.config import TEMPLATE
 
 Messages = Sequence[Mapping[str, Any]]
-FILE = "chat_template.jinja"
 NAMED = Path(__file__).parent / "chat_templates"
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 # Characters that no text has, because Unicode keeps them for programs. The first two stand around the number of what a
@@ -103,6 +103,10 @@ class ChatTemplate:
         begin, end = self._marked(messages, number, text, tools)
         if text.startswith(asked):
             begin = len(asked)
+            # Calls of tools stand behind the content. What messages spell is no special token here.
+            if messages[number].get("tool_calls") and self._ender:
+                found = text.find(self._ender, begin)
+                end = None if found < 0 else found
         if begin is None or end is None:
             raise UserError(
                 f"{self.source}: the chat template changes earlier messages when later ones follow, so message "
@@ -143,11 +147,23 @@ class ChatTemplate:
 
     def end_ids(self) -> list[int]:
         """The special token that the template writes right behind an answer, if it does."""
+        return self._encoded(self._ender, [])[0].tolist() if self._ender else []
+
+    def require_tokens(self) -> None:
+        """Raises `UserError` where the template writes what looks like a special token and is none of the tokenizer."""
+        if missing := self.missing_tokens():
+            raise UserError(
+                f"{self.source}: the chat template writes {', '.join(missing)}, which {self.tokenizer.directory} does not have "
+                f"as special tokens; add them: llmforge init-tokenizer --special-tokens {','.join(missing)}."
+            )
+
+    @cached_property
+    def _ender(self) -> str:
         mark = MARK.format("")
         turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
         behind = self.render(turn, asks=False).rpartition(mark)[2]
         found = self._special.match(behind)
-        return self._encoded(found[0], [])[0].tolist() if found else []
+        return found[0] if found else ""
 
     def _hidden(self, messages: Messages) -> _Hidden:
         """`messages` with special tokens that they spell as marks."""
@@ -250,7 +266,7 @@ def _from_file(file: Path) -> tuple[str, str]:
 
 
 def _own(directory: Path, tokenizer: Tokenizer) -> tuple[str, str]:
-    file = directory / FILE
+    file = directory / TEMPLATE
     if file.is_file():
         return str(file), file.read_text(encoding="utf-8")
     config = directory / "tokenizer_config.json"
@@ -265,7 +281,7 @@ def _own(directory: Path, tokenizer: Tokenizer) -> tuple[str, str]:
         found = named.get("default")
     if not isinstance(found, str) or not found.strip():
         raise UserError(
-            f"{directory} has no chat template ({FILE}, or chat_template in tokenizer_config.json), as base models have none; "
+            f"{directory} has no chat template ({TEMPLATE}, or chat_template in tokenizer_config.json), as base models have none; "
             f"give one by --chat-template (a file, or {', '.join(names())}), or continue a text with llmforge generate."
         )
     return str(config), found

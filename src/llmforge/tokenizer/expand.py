@@ -17,7 +17,7 @@ from llmforge.tokenizer.definition import Definition
 from llmforge.tokenizer.files import tokenizer_files
 from llmforge.tokenizer.formats import sentencepiece_model as spm
 from llmforge.tokenizer.formats.added import fill_unused
-from llmforge.tokenizer.formats.config import write_config
+from llmforge.tokenizer.formats.config import TEMPLATE, write_config
 from llmforge.tokenizer.formats.framing import frame_flags
 from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.loading import Tokenizer, from_definition, load
@@ -58,12 +58,16 @@ def init_tokenizer(options: InitTokenizerOptions) -> Finished:
 
 def _build(path: Path, before: Tokenizer, options: InitTokenizerOptions, texts: Sequence[Path]) -> Outcome:
     base = with_special_tokens(before, options.special_tokens)
+    if options.chat_template:
+        ChatTemplate(base, options.chat_template).require_tokens()
     expanded = (
         expand(base, options.pieces, options.closure)
         if options.pieces
         else Expanded(base, Cleaned([], {}), Additions())
     )
     write_tokenizer(expanded.tokenizer.definition, path)
+    if options.chat_template:  # the source's own file would count before the one in the configuration
+        (path / TEMPLATE).unlink(missing_ok=True)
     after = load(path)
     assert after.fingerprint == expanded.tokenizer.fingerprint, "what was written reads as another tokenizer"
     wanted = [*expanded.cleaned.pieces]

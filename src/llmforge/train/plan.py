@@ -14,7 +14,7 @@ from llmforge import hub
 from llmforge.backends import registry
 from llmforge.backends.common import optimizers
 from llmforge.backends.common.devices import Device, head_chunk
-from llmforge.backends.common.memory import room_for_all
+from llmforge.backends.common.memory import fits_gathered
 from llmforge.backends.common.trainable import Trainable, parse
 from llmforge.console import warn
 from llmforge.dataset.packed import PackedDataset
@@ -225,7 +225,7 @@ def memory(
         parts |= {"source model": low * teacher.parameters, "second head": logits}
     if sharing.weights > 1:
         parts["gathered"] = 2 * low * max(shape.layer_parameters, shape.embedding_parameters)
-        if sharing.keeps_gathered and not on_cpu and room_for_all(low * shape.parameters, device_memory):
+        if sharing.keeps_gathered and not on_cpu and fits_gathered(low * shape.parameters, device_memory):
             parts["gathered"] = low * shape.parameters
     return parts
 

@@ -27,7 +27,7 @@ def free_memory(root: Path = Path("/")) -> int:
     return max(0, min([machine, *(limit - used for limit, used in _limits(root))]))
 
 
-def room_for_all(weights: int, memory: int) -> bool:
+def fits_gathered(weights: int, memory: int) -> bool:
     """Whether a GPU of `memory` bytes can keep `weights` bytes, all that ranks share, from the forward to the backward pass:
     they take at most a tenth of it. Then they are gathered once for a micro-batch, not twice.
     """

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from llmforge.backends.base import LossSums, MicroBatch, World
 from llmforge.backends.common import attention, storage
-from llmforge.backends.common.memory import room_for_all
+from llmforge.backends.common.memory import fits_gathered
 from llmforge.backends.common.model import empty_model, load_model
 from llmforge.backends.common.processes import TIMEOUT, over_ranks
 from llmforge.backends.common.settings import Settings
@@ -115,7 +115,7 @@ class FSDPEngine(_Distributed):
         if self.device.type != "cuda":
             return False
         least = over_ranks(torch.cuda.mem_get_info(self.device)[1], dist.ReduceOp.MIN, self.saving)
-        return room_for_all(self.dtype.itemsize * self.causal.num_parameters(), least)
+        return fits_gathered(self.dtype.itemsize * self.causal.num_parameters(), least)
 
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> LossSums:
         from torch.distributed.fsdp import FSDPModule
