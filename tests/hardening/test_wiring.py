@@ -33,10 +33,12 @@ def test_the_demo_is_short_and_every_step_has_what_it_had_when_all_was_written_o
         {"model": "in/smollm2", "tokenizer": "out/tokenizer"},
         {"tokenizer": "out/tokenizer"},
         {"model": "out/resized", "data": "out/data"},
-        {"model": "out/stage-1/modeling", "data": "out/data"},
-        {"checkpoint": "out/stage-2"},
+        {"checkpoint": "out/stage"},
         {"model": "out/trained"},
-        {"model": "in/smollm2, out/resized, out/trained"},
+        {"tokenizer": "in/smollm2"},
+        {"model": "in/smollm2", "data": "out/data-old"},
+        {"checkpoint": "out/stage-old"},
+        {"model": "in/smollm2, out/resized, out/trained, out/trained-old"},
     ]
 
 
