@@ -29,7 +29,7 @@ from llmforge.dataset.gigatoken_encoder import (
 )
 from llmforge.tokenizer import Tokenizer
 from llmforge.tokenizer.cuts import Cuts
-from llmforge.tokenizer.loading import backend_of_text
+from llmforge.tokenizer.loading import backend_of_text, definition_text
 
 DEFINITION, FRAMED, FRAMING = "tokenizer.json", "gigatoken.json", "framing.json"
 UNMERGED = "unmerged.json"  # the definition without merges: all that `Cuts` asks for
@@ -362,7 +362,7 @@ def save_reference(tokenizer: Tokenizer, directory: Path) -> None:
     definition = tokenizer.definition.json
     unmerged = {**definition, "model": {**definition["model"], "merges": []}}
     for name, value in ((UNMERGED, unmerged), (DEFINITION, definition)):
-        (directory / name).write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+        (directory / name).write_text(definition_text(value), encoding="utf-8")
     np.save(directory / TOKEN_BYTES, np.array([len(one) for one in tokenizer.token_bytes()], np.int32))
 
 

@@ -7,7 +7,6 @@ no more than cutting. It has no special token, so text that spells one stays tex
 
 import contextlib
 import ctypes
-import json
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from llmforge.tokenizer.bytelevel import byte_to_character
+from llmforge.tokenizer.loading import definition_text
 
 # The marks of the end of a document, and of its beginning: one for each token that stands there.
 END, BEGINS = "\ufdd1", ("\ufdd0", *map(chr, range(0xFDD2, 0xFDF0)))
@@ -211,7 +211,7 @@ def framing_definition(
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
     }
-    text = json.dumps({**definition, **changed}, ensure_ascii=False)
+    text = definition_text({**definition, **changed})
     return text, Framing(prefix_ids, eos_id, size, numbers, first_number)
 
 

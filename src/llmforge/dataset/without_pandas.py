@@ -1,4 +1,4 @@
-"""Imported first in a worker: pyarrow then takes pandas for not installed.
+"""Imported first in a process that encodes: pyarrow then takes pandas for not installed.
 
 It would import it with the first array, a third of a second in every process, only to ask whether a list is one
 of its Series.

@@ -100,6 +100,8 @@ class LocalRun:
             context = get_context("forkserver")
             self.pool = ProcessPoolExecutor(self.workers, context, initializer=_start_worker)
             self.pool.submit(available_cores)  # so that they start now
+        else:
+            import llmforge.dataset.without_pandas  # noqa: F401
         return self
 
     def __exit__(self, *_: object) -> None:

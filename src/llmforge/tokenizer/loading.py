@@ -1,7 +1,6 @@
 """A tokenizer ready to use: ids for text in which special tokens are never recognized."""
 
 import gc
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -145,13 +144,22 @@ def backend_of(definition: dict[str, Any], name: object, model: Any = None) -> t
     added = definition["added_tokens"] if model else []
     if model:
         definition = {**definition, "model": NO_MODEL, "added_tokens": []}
-    backend = backend_of_text(json.dumps(definition, ensure_ascii=False), name)
+    with reporting(name):
+        text = definition_text(definition)
+    backend = backend_of_text(text, name)
     if model:
         backend.model = model
         backend.add_tokens(
             [tokenizers.AddedToken(**{k: v for k, v in t.items() if k != "id"}) for t in added]
         )
     return backend
+
+
+def definition_text(definition: dict[str, Any]) -> str:
+    """The text of a `tokenizer.json`. json takes seven times as long for 32,000 pieces and their merges: 60 ms."""
+    import msgspec
+
+    return msgspec.json.encode(definition).decode()
 
 
 def backend_of_text(definition: str, name: object) -> tokenizers.Tokenizer:
