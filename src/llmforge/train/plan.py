@@ -310,7 +310,9 @@ class Plan:
             f"speed               {self.tokens_per_second:>12,.0f}/s   {self.processes} x {self.device}, {self.precision}, "
             f"{self.flops_per_token / 1e9:.2f} GFLOP per token",
             *(f"learning rate       {rate:>16.3g}   {name}" for name, rate in self.learning_rates.items()),
-            f"time                {self.hours:>14.2f} h",
+            f"time                {self.hours:>14.2f} h"
+            if self.hours >= 1
+            else f"time                {self.hours * 60:>12.1f} min",
         ]
         if self.floor_tokens_per_second:
             lines.insert(
