@@ -302,6 +302,7 @@ class Plan:
 
     def render(self) -> str:
         total = sum(self.memory.values())
+        time = f"{self.hours:.2f} h" if self.hours >= 1 else f"{self.hours * 60:.1f} min"
         lines = [
             f"parameters          {self.parameters:>16,}   trained {self.trained_parameters:,}",
             f"tokens              {self.tokens:>16,}   steps {self.steps:,} of {self.rows_per_step} rows",
@@ -310,9 +311,7 @@ class Plan:
             f"speed               {self.tokens_per_second:>12,.0f}/s   {self.processes} x {self.device}, {self.precision}, "
             f"{self.flops_per_token / 1e9:.2f} GFLOP per token",
             *(f"learning rate       {rate:>16.3g}   {name}" for name, rate in self.learning_rates.items()),
-            f"time                {self.hours:>14.2f} h"
-            if self.hours >= 1
-            else f"time                {self.hours * 60:>12.1f} min",
+            f"time                {time:>14}",
         ]
         if self.floor_tokens_per_second:
             lines.insert(
