@@ -15,6 +15,7 @@ from llmforge.options import Debug
 if TYPE_CHECKING:
     from llmforge.evaluate.chat import Conversation
 
+CONVERSATION = 1024  # tokens before an answer for which --memory-limit leaves room
 HELP = "/reset begins anew, /save FILE writes the conversation (.json), /quit or the end of input ends."
 
 
@@ -31,7 +32,9 @@ def chat(options: ChatOptions, _: Debug) -> None:
     from llmforge.evaluate.models import load_model
     from llmforge.tokenizer.chat_template import ChatTemplate
 
-    loaded = load_model(directory, options.sampling.dtype, options.trust_remote_code)
+    sampling = options.sampling
+    tokens = CONVERSATION + sampling.max_new_tokens
+    loaded = load_model(directory, sampling.dtype, options.trust_remote_code, sampling.memory, tokens)
     template = ChatTemplate(loaded.tokenizer, options.chat_template)
     conversation = Conversation(loaded, template, options.sampling, options.system)
     if sys.stdin.isatty():
@@ -41,6 +44,7 @@ def chat(options: ChatOptions, _: Debug) -> None:
             break
         if line.strip():
             _one(conversation, line)
+    loaded.tell_memory()
 
 
 def _one(conversation: "Conversation", line: str) -> None:

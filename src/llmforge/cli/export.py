@@ -2,6 +2,7 @@
 
 from llmforge.cli.command import example
 from llmforge.cli.results import show_finished
+from llmforge.console import warn
 from llmforge.options import Result
 from llmforge.weights.options import ExportOptions
 
@@ -38,6 +39,14 @@ def export(options: ExportOptions, result: Result) -> None:
         )
     rows, metrics = finished.manifest.outputs["vocabulary"], finished.manifest.metrics
     summary = f"{rows['size']:,} ids, {metrics['rows_cut']:,} padding rows removed"
+    if quantized := metrics.get("quantized"):
+        size, bits = quantized["bytes"], quantized["bits_per_weight"]
+        summary += f", {options.format.quantize}: {size / 1e6:,.1f} MB of weights, {bits:.2f} bits each"
     if "verified" in metrics:
         summary += f", logits within {metrics['verified']:.2g} of the checkpoint's"
+    against = metrics.get("vllm")
+    for reason in against or []:
+        warn(f"vLLM: {reason}.")
+    if against == []:
+        summary += ", everything there that vLLM asks for"
     show_finished(finished, result.json, summary)

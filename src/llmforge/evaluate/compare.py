@@ -18,12 +18,13 @@ from llmforge.evaluate.options import Asked, ProtocolOptions
 from llmforge.evaluate.tables import asked_tables
 from llmforge.evaluate.tasks import harness
 from llmforge.evaluate.tasks.loading import Task, load_tasks
-from llmforge.evaluate.texts import load_corpora
+from llmforge.evaluate.texts import Corpus, load_corpora
 from llmforge.hub import title
 from llmforge.report import html as page
 from llmforge.report import markdown as report
 from llmforge.steps import Finished, Outcome, Step, run_step
 
+SCORED = 64  # logits of a batch of questions: a few tokens of each row are looked at
 Results = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -60,8 +61,9 @@ def compare(
     from llmforge.weights.architecture import positions
 
     results: Results = {}
+    batch = _batch(corpora, protocol)
     for name, directory in zip(_names(models), models, strict=True):
-        loaded = load_model(directory, protocol.dtype, trust_remote_code)
+        loaded = load_model(directory, protocol.dtype, trust_remote_code, protocol.memory, *batch)
         longest = min(protocol.max_length, positions(loaded.model.config) or protocol.max_length)
         results[name] = {}
         for corpus in corpora:
@@ -75,9 +77,17 @@ def compare(
         for label, answer in _measures(loaded, asked, tasks, named, code, protocol.batch_tokens):
             with progress(f"{name}, {label}", None, "answers") as advance:
                 results[name][label] = answer(advance)
+        loaded.tell_memory()
         del loaded
         gc.collect()
     return results
+
+
+def _batch(corpora: Sequence[Corpus], protocol: ProtocolOptions) -> tuple[int, int]:
+    """(tokens, scored ones) of a batch at most: a document has no more tokens than bytes, and the one before it."""
+    longest = max((len(text.encode()) for corpus in corpora for text in corpus.documents), default=0) + 1
+    tokens = max(protocol.batch_tokens, min(longest, protocol.max_length))
+    return tokens, tokens if corpora else SCORED
 
 
 def _measures(

@@ -1,28 +1,42 @@
 """Loading a Hugging Face model directory for measuring."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llmforge.console import say
 from llmforge.errors import UserError
+from llmforge.evaluate.offload import Placement, place, working_bytes
+from llmforge.evaluate.options import MemoryOptions
 from llmforge.evaluate.products import use_onednn
 from llmforge.tokenizer import Tokenizer, load
 from llmforge.weights.completeness import check_complete
 from llmforge.weights.config import load_config, refuse_own_code
+from llmforge.weights.quantization.load import is_quantized, quantized_model, stored_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A causal language model in evaluation mode, its tokenizer, and the device it lies on."""
+    """A causal language model in evaluation mode, its tokenizer, and the device it is computed on. `placement` where memory
+    is limited.
+    """
 
     model: Any
     tokenizer: Tokenizer
     device: torch.device
+    placement: Placement | None = None
+
+    def tell_memory(self) -> None:
+        """Says how much memory was taken, where it is limited."""
+        if self.placement is not None:
+            say(self.placement.told(self.tokenizer.directory))
 
     @property
     def start_ids(self) -> tuple[int, ...]:
@@ -36,9 +50,17 @@ class Loaded:
         return (self.tokenizer.eos_id,)
 
 
-def load_model(directory: Path, dtype: str = "float32", trust_remote_code: bool = False) -> Loaded:
+def load_model(
+    directory: Path,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    memory: MemoryOptions | None = None,
+    tokens: int = 0,
+    logits: int = 1,
+) -> Loaded:
     """The model and tokenizer of `directory`, on the GPU where there is one. `dtype` is that of the weights;
-    `trust_remote_code` lets code that lies beside the model run.
+    `trust_remote_code` lets code that lies beside the model run. Where `memory` has a limit, a batch of `tokens`, of which
+    `logits` are scored, fits into it as well.
     """
     if not (directory / "config.json").is_file():
         why = "has no config.json" if directory.exists() else "does not exist"
@@ -46,20 +68,16 @@ def load_model(directory: Path, dtype: str = "float32", trust_remote_code: bool 
     if not trust_remote_code:
         refuse_own_code(directory)
     tokenizer = load(directory)
-    for tensor in check_complete(directory, trust_remote_code).tensors.values():
-        tensor.check_finite()
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for name in ("transformers", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    working = partial(working_bytes, tokens=tokens, logits=logits)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=load_config(directory, trust_remote_code),
-            torch_dtype=DTYPES[dtype],
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
+        model, placement = _read(
+            directory, dtype, device, trust_remote_code, memory or MemoryOptions(), working
         )
     except UserError:
         raise
@@ -75,4 +93,46 @@ def load_model(directory: Path, dtype: str = "float32", trust_remote_code: bool 
         )
     if device.type == "cpu":
         use_onednn(model)
-    return Loaded(model.to(device).eval(), tokenizer, device)
+    return Loaded(model.eval(), tokenizer, device, placement)
+
+
+def _read(
+    directory: Path,
+    dtype: str,
+    device: torch.device,
+    trust_remote_code: bool,
+    memory: MemoryOptions,
+    working: Callable[[Any], int],
+) -> tuple[Any, Placement | None]:
+    """The model, and where its parts lie if memory is limited; `working` gives what a batch takes by the configuration."""
+    if is_quantized(directory):
+        if memory.quantize or memory.limit:
+            flag = "--quantize" if memory.quantize else "--memory-limit"
+            raise UserError(f"{directory} is quantized already, by bitsandbytes; leave {flag} out.")
+        return stored_model(directory, dtype, device, trust_remote_code), None
+    weights = check_complete(directory, trust_remote_code)
+    if memory.quantize:  # each matrix is checked where it is rounded
+        model, plan = quantized_model(directory, weights, memory.quantize, dtype, device, trust_remote_code)
+        say(f"{directory.name}: {plan.told(weights, DTYPES[dtype].itemsize)}")
+        return model, None
+    for tensor in weights.tensors.values():
+        tensor.check_finite()
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(directory, trust_remote_code)
+    placement: Placement | None = None
+    where: dict[str, Any] = {}
+    if memory.limit is not None:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        placement = place(empty, DTYPES[dtype], directory, memory.limit, working(config))
+        where = {"device_map": placement.device_map, "offload_folder": placement.folder.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        directory,
+        config=config,
+        torch_dtype=DTYPES[dtype],
+        local_files_only=True,
+        trust_remote_code=trust_remote_code,
+        **where,
+    )
+    return (model if placement else model.to(device)), placement

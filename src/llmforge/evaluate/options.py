@@ -8,12 +8,49 @@ from typing import Any, Literal
 from llmforge.corpus.options import ReadOptions
 from llmforge.errors import UsageError
 from llmforge.options import OVERWRITE, SEED, TEXTS_HELP, TRUST_REMOTE_CODE, Options, group, option
+from llmforge.weights.options import size_in_bytes
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 COLDEST, HOTTEST = 1e-4, 1e4  # beyond them the likeliest token, or any, is taken, and further on float32 ends
 DTYPE = "Data type of the weights."
-TASKS, CODE = "Tasks", "Code"
+TASKS, CODE, MEMORY = "Tasks", "Code", "Memory"
 SCORINGS = ("letter", "answer", "bytes", "exact")
+
+
+@dataclass(frozen=True)
+class MemoryOptions(Options):
+    """How a model takes less memory than its weights."""
+
+    quantize: Literal["int8", "int4"] | None = option(
+        "Round the linear layers to 8 or 4 bits while they are read (bitsandbytes: LLM.int8() or NF4 in blocks of 32); embedding "
+        "and head, norms and biases keep --dtype.",
+        None,
+        panel=MEMORY,
+    )
+    memory_limit: str | None = option(
+        "Take at most this much memory, such as 2GB, of the GPU where there is one: layers that do not fit are read from the "
+        "weight files whenever they are computed, so results are the same and take longer.",
+        None,
+        panel=MEMORY,
+        metavar="SIZE",
+        decides=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.limit is not None and self.quantize is not None:
+            raise UsageError(
+                "--memory-limit contradicts --quantize: bitsandbytes computes what is in memory; give one of them."
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """What decides results; nothing without --quantize, as in versions that had no such option."""
+        return {"quantize": self.quantize} if self.quantize else {}
+
+    @property
+    def limit(self) -> int | None:
+        """`memory_limit` in bytes."""
+        return None if self.memory_limit is None else size_in_bytes("--memory-limit", self.memory_limit)
 
 
 @dataclass(frozen=True)
@@ -35,6 +72,7 @@ class ProtocolOptions(Options):
     by_category: bool = option(
         "Figures by the categories of the documents, of sources without a label.", False
     )
+    memory: MemoryOptions = group(MemoryOptions)
     reading: ReadOptions = group(ReadOptions, argument="reading")
 
     def arguments(self) -> dict[str, Any]:
@@ -227,6 +265,7 @@ class SamplingOptions(Options):
     )
     seed: int = option(SEED, 0)
     dtype: Dtype = option(DTYPE, "float32")
+    memory: MemoryOptions = group(MemoryOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,9 @@ def use_onednn(model: Any) -> None:
         return
     for module in model.modules():
         if type(module) is torch.nn.Linear and module.weight.dtype == torch.float32:
-            module.forward = functools.partial(_linear, module)  # type: ignore[method-assign]
+            # accelerate's hook, which reads the weight from disk first, calls what it found as `forward`.
+            name = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+            setattr(module, name, functools.partial(_linear, module))
 
 
 def _linear(module: torch.nn.Linear, given: torch.Tensor) -> torch.Tensor:

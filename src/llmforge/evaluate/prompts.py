@@ -39,16 +39,20 @@ def generate_text(
     from llmforge.evaluate.models import load_model
     from llmforge.evaluate.streaming import TextStream, visible
 
-    loaded = load_model(directory, sampling.dtype, trust_remote_code)
+    tokens = len(prompt.encode()) + 1 + sampling.max_new_tokens
+    loaded = load_model(directory, sampling.dtype, trust_remote_code, sampling.memory, tokens)
     ids = [*loaded.start_ids, *loaded.tokenizer.encode([prompt])[0].tolist()]
     check_room(loaded, len(ids), sampling.max_new_tokens)
     if write is None:
         (new,) = continue_ids(loaded, [ids], sampling)
+        loaded.tell_memory()
         return prompt + visible(text_after(loaded, ids, new), sampling.stop)
     write(prompt)
     stream = TextStream(loaded, ids, sampling.stop, write)
     (new,) = continue_ids(loaded, [ids], sampling, follow=stream.put)
-    return prompt + stream.finish()
+    text = prompt + stream.finish()
+    loaded.tell_memory()
+    return text
 
 
 def generate_to_file(
@@ -89,7 +93,10 @@ def generate_all(
     from llmforge.evaluate.models import load_model
     from llmforge.evaluate.streaming import visible
 
-    loaded = load_model(directory, sampling.dtype, trust_remote_code)
+    longest = max(len(one.text.encode()) for one in prompts) + 1 + sampling.max_new_tokens
+    tokens = max(batch_tokens, longest)
+    rows = max(1, batch_tokens // sampling.max_new_tokens)
+    loaded = load_model(directory, sampling.dtype, trust_remote_code, sampling.memory, tokens, rows)
     flat, offsets = loaded.tokenizer.encode([one.text for one in prompts])
     ids = [[*loaded.start_ids, *flat[offsets[i] : offsets[i + 1]].tolist()] for i in range(len(prompts))]
     for one, prompt in zip(ids, prompts, strict=True):
@@ -106,6 +113,7 @@ def generate_all(
             ):
                 found[i] = visible(text_after(loaded, ids[i], new), sampling.stop)
             advance(len(batch))
+    loaded.tell_memory()
     for i, prompt in enumerate(prompts):
         yield {**prompt.record, COMPLETION: found[i]}
 

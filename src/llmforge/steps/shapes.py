@@ -145,6 +145,8 @@ SHAPES: dict[str, dict[str, Shape]] = {
         "outputs.vocabulary": rows,
         "metrics.rows_cut": count,
         "metrics.verified": Maybe(number),
+        "metrics.vllm": Maybe([text]),
+        "metrics.quantized": Maybe({"bytes": count, "bits_per_weight": number}),
     },
     "delta-make": {f"metrics.{name}": count for name in ("tensors", "grown_tensors", "whole_tensors")},
     "generate": {"metrics": generated},

@@ -10,12 +10,15 @@ from llmforge.tokenizer import load
 from llmforge.weights.architecture import find_vocabulary_tensors, with_vocabulary_size
 from llmforge.weights.card import write_card
 from llmforge.weights.completeness import check_complete
-from llmforge.weights.config import read_config, refuse_own_code, stating_tied
+from llmforge.weights.config import load_config, read_config, refuse_own_code, stating_tied
 from llmforge.weights.files import copy_code, copy_legal_files, copy_tokenizer, write_configs
 from llmforge.weights.floats import NAMES, STORAGE, all_finite, from_float32
 from llmforge.weights.options import FormatOptions
+from llmforge.weights.quantization.plan import make_plan
+from llmforge.weights.quantization.write import rounded_tensors
 from llmforge.weights.tensor import Tensor, write_all
 from llmforge.weights.verify import verify_export
+from llmforge.weights.vllm import reasons_against
 from llmforge.weights.vocabulary import Vocabulary, check_fits
 from llmforge.weights.write import NewTensor, packed, room_for, write_weights
 
@@ -46,7 +49,8 @@ def export(
     """Writes the model of `checkpoint` (see `model_directory`), its padding cut off, as the step directory `output`.
 
     With `checksums` every byte of a checkpoint that llmforge wrote is compared with what it wrote before the work begins.
-    The metrics of a verified export hold `verified`, the largest difference of a logit. `trust_remote_code` lets the
+    The metrics of a verified export hold `verified`, the largest difference of a logit, and `vllm`, why vLLM would not load
+    it (`vllm.reasons_against`). `trust_remote_code` lets the
     code that lies beside a model run, which is needed to verify it and to tell whether its weights are complete.
     """
     model = model_directory(checkpoint)
@@ -68,25 +72,43 @@ def _build(
         )
     exported = Vocabulary(vocabulary.source, vocabulary.size, vocabulary.size)
     roles = tensors.names()
-    planned = [
-        _exported(tensor, vocabulary.size if name in roles else tensor.rows, options.dtype)
-        for name, tensor in weights.tensors.items()
-        if name not in tensors.aliases
-    ]
+    plan = None
+    if options.quantize:
+        made = load_config(model, trust_remote_code)
+        plan = make_plan(model, made, weights, options.quantize, trust_remote_code)
+    stored = next(name for name, short in NAMES.items() if short == tensors.embedding.dtype)
+    dtype = stored if options.dtype == "stored" else options.dtype
+    planned: list[NewTensor] = []
+    parameters = 0
+    for name, tensor in weights.tensors.items():
+        if name in tensors.aliases:
+            continue
+        rows = vocabulary.size if name in roles else tensor.rows
+        parameters += rows * math.prod(tensor.shape[1:])
+        if plan is not None and name in plan.matrices:
+            planned += rounded_tensors(tensor, plan, dtype)
+        else:
+            planned.append(_exported(tensor, rows, options.dtype))
     config = with_vocabulary_size(stating_tied(config, tensors.tied), vocabulary.size)
     if options.dtype != "stored":
         config = {**config, "torch_dtype": options.dtype}
         config.pop("dtype", None)
+    if plan is not None:
+        config["quantization_config"] = plan.settings(dtype)
     with room_for(output, sum(tensor.size for tensor in planned)):
         write_weights(partial, packed(planned, options.max_shard_bytes), STEP)
         write_configs(partial, config, model)
         copy_tokenizer(model, partial)
         copy_code(model, partial)
         copy_legal_files(model, partial)
-        write_card(partial, model, output.name, exported, sum(_elements(tensor) for tensor in planned))
+        write_card(partial, model, output.name, exported, parameters)
     metrics: dict[str, Any] = {"rows_cut": tensors.rows - vocabulary.size}
+    if plan is not None:
+        size = sum(tensor.size for tensor in planned)
+        metrics["quantized"] = {"bytes": size, "bits_per_weight": round(8 * size / parameters, 3)}
     if options.verify:
-        metrics["verified"] = verify_export(model, partial, exported, trust_remote_code)
+        metrics["verified"] = verify_export(model, partial, exported, options.quantize, trust_remote_code)
+        metrics["vllm"] = reasons_against(partial, trust_remote_code)
     return Outcome(
         outputs={"vocabulary": exported.to_json(), "tokenizer": tokenizer.fingerprint}, metrics=metrics
     )
@@ -114,7 +136,3 @@ def _exported(tensor: Tensor, rows: int, dtype: str) -> NewTensor:
     if wanted == tensor.dtype:
         return NewTensor(tensor.name, wanted, shape, rows * tensor.row_bytes, write)
     return NewTensor.made(tensor.name, wanted, shape, write)
-
-
-def _elements(tensor: NewTensor) -> int:
-    return math.prod(tensor.shape)

@@ -45,8 +45,14 @@ class FormatOptions(Options):
         "stored",
         metavar=f"[{'|'.join(GGUF_DTYPES)}]",
     )
+    quantize: Literal["int8", "int4"] | None = option(
+        "Round the linear layers to 8 or 4 bits in the format of bitsandbytes, which transformers and vLLM load: LLM.int8(), or "
+        "NF4 in blocks of 32; embedding and head, norms and biases keep --dtype.",
+        None,
+    )
     verify: bool | None = option(
-        "Compare the logits of checkpoint and export, both loaded by transformers. By default only the "
+        "Compare the logits of checkpoint and export, both loaded by transformers, and check what vLLM asks of the export. "
+        "By default only the "
         "checksums of a checkpoint that llmforge wrote are verified; --no-verify skips them too.",
         None,
     )
@@ -59,6 +65,8 @@ class FormatOptions(Options):
             raise UsageError(f"--dtype {self.dtype} is not known; choose one of {', '.join(known)}{hint}.")
         if self.format == "gguf" and self.verify:
             raise UsageError("--verify compares what transformers loads; leave it out with --format gguf.")
+        if self.format == "gguf" and self.quantize:
+            raise UsageError("--quantize is for --format huggingface; for GGUF give --dtype q8_0.")
         _ = self.max_shard_bytes
 
     def arguments(self) -> dict[str, Any]:
@@ -68,6 +76,8 @@ class FormatOptions(Options):
             del values["max_shard_size"]
         else:  # exports of versions that had no other format stay recognized
             del values["format"]
+        if not self.quantize:
+            del values["quantize"]
         return values
 
     @property
