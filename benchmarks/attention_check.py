@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from llmforge.backends.common import attention, attention_check, packing
-from llmforge.backends.common.attention import NAMES, Documents
+from llmforge.backends.common.attention import NAMES
+from llmforge.backends.common.documents import Documents
 
 KINDS = ("Llama", "Mistral", "Gemma3Text", "Qwen3Moe", "DeepseekV3", "Bloom", "Mamba")
 LENGTH, TIMES = 512, 9

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from llmforge.backends.common import attention_check
-from llmforge.backends.common.attention import NAMES, Documents
+from llmforge.backends.common.attention import NAMES
+from llmforge.backends.common.documents import Documents
 from llmforge.backends.common.model import load_model
 from llmforge.errors import UserError
 from llmforge.weights.directory import ModelDirectory

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmforge.backends.common.attention import Documents, by_flex, by_sdpa, choose
+from llmforge.backends.common.attention import by_flex, by_sdpa, choose
+from llmforge.backends.common.documents import Documents
 from llmforge.errors import UserError
 
 CPU = torch.device("cpu")

@@ -14,7 +14,8 @@ from llmforge.backends import registry
 from llmforge.backends.base import World
 from llmforge.backends.build import build_engine
 from llmforge.backends.common import attention, attention_check, packing
-from llmforge.backends.common.attention import NAMES, Documents, Terms, by_flex, by_sdpa
+from llmforge.backends.common.attention import NAMES, Terms, by_flex, by_sdpa
+from llmforge.backends.common.documents import Documents
 from llmforge.backends.common.model import load_model
 from llmforge.errors import UserError
 from llmforge.train.options import TrainOptions

@@ -14,7 +14,7 @@ from llmforge.backends.common.settings import PRECISIONS, Settings
 from llmforge.backends.torch.engine import NativeEngine
 from llmforge.errors import UserError
 
-KERNELS = ("flash", "varlen", "flex", "sdpa")
+KERNELS = ("flash", "flash3", "varlen", "flex", "sdpa")
 # How far loss and norm may be from float32's on the CPU; TF32 is off unless asked for.
 CLOSE = {"fp32": (1e-4, 1e-3), "bf16": (5e-3, 3e-2), "fp16": (2e-3, 1e-2)}
 Make = Callable[..., Settings]

@@ -140,7 +140,7 @@ def test_the_schema_knows_every_option(llmforge):
     assert schema == json.loads(json.dumps(recipe_schema(SPELLINGS)))
     train = schema["$defs"]["train"]["properties"]
     assert train["max-steps"]["anyOf"][0] == {"type": "integer", "minimum": 1}
-    assert train["attention"]["anyOf"][0] == {"enum": ["auto", "flash", "flex", "sdpa", "varlen"]}
+    assert train["attention"]["anyOf"][0] == {"enum": ["auto", "flash", "flash3", "flex", "sdpa", "varlen"]}
     assert train["learning-rate"]["default"] == 3e-4
     assert train["lr"]["deprecated"]
     assert "delta make" in schema["$defs"]

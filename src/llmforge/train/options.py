@@ -171,8 +171,10 @@ class TrainOptions(Options):
     mixed_precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
         "Precision; auto is bf16 if the device supports it, else fp32.", "auto", panel=ENGINE
     )
-    attention: Literal["auto", "sdpa", "flash", "varlen", "flex"] = option(
-        "Attention kernel; auto is the fastest available.", "auto", panel=ENGINE
+    attention: Literal["auto", "sdpa", "flash", "flash3", "varlen", "flex"] = option(
+        "Attention kernel; auto is the fastest available, but never flash3, which needs an H100 or H200.",
+        "auto",
+        panel=ENGINE,
     )
     use_flash_attn: bool = option("Use flash-attn if it is installed.", False, panel=ENGINE)
     gradient_checkpointing: bool = option(
@@ -301,7 +303,9 @@ class TrainOptions(Options):
         self.lora.check(self.trainable)
         if self.use_flash_attn and self.attention not in ("auto", "flash"):
             raise UsageError(f"--use-flash-attn contradicts --attention {self.attention}; give one of them.")
-        if self.mixed_precision == "fp32" and (self.attention in ("flash", "varlen") or self.use_flash_attn):
+        if self.mixed_precision == "fp32" and (
+            self.attention in ("flash", "flash3", "varlen") or self.use_flash_attn
+        ):
             asked = "--use-flash-attn" if self.use_flash_attn else f"--attention {self.attention}"
             raise UsageError(f"{asked} contradicts --mixed-precision fp32: these kernels need bf16 or fp16.")
         if self.eval_interval is not None and not self.eval_data and not self.questions.eval_tasks:

@@ -18,7 +18,7 @@ from colossalai.shardformer.layer._operation import (
 from colossalai.shardformer.policies.llama import LlamaForCausalLMPolicy
 from torch.utils.checkpoint import checkpoint
 
-from llmforge.backends.common.attention import Documents
+from llmforge.backends.common.documents import Documents
 from llmforge.backends.common.head import chunked_cross_entropy
 
 

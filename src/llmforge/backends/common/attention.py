@@ -10,20 +10,21 @@ the window say. That this holds, and that a layer hands all of it on, is compare
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from importlib.util import find_spec
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from llmforge.backends.common.transfer import to_device
+from llmforge.backends.common.documents import Documents, one_line
 from llmforge.errors import UserError
 
 # None holds "sdpa" or "flash": transformers takes these for its own, and asks the class whether it knows them.
 SDPA, FLASH, VARLEN, FLEX = "llmforge_documents", "llmforge_fa", "llmforge_varlen", "llmforge_flex"
-NAMES = {"sdpa": SDPA, "flash": FLASH, "varlen": VARLEN, "flex": FLEX}
+FLASH3 = "llmforge_fa3"
+NAMES = {"sdpa": SDPA, "flash": FLASH, "flash3": FLASH3, "varlen": VARLEN, "flex": FLEX}
+HOPPER = 9  # the major number of the only compute capability that flash-attn 3 is for
 BLOCK = 512  # queries at a time, at least, where a window is shorter than a document
 # Keywords that layers hand on and that do not change what attention computes.
 SILENT = {
@@ -84,60 +85,6 @@ class Terms:
         return self.softcap is not None or self.sinks is not None
 
 
-class Documents:
-    """The lengths of the documents of each row of a micro-batch, and what the kernels want to know of them.
-
-    `padded[i]`: the last document of row i is padding (none are where it is left out). An object and no tuple, so
-    that compiled layers hand it on without looking inside.
-    """
-
-    def __init__(
-        self,
-        lengths: tuple[tuple[int, ...], ...],
-        device: torch.device,
-        padded: tuple[bool, ...] = (),
-    ) -> None:
-        self.sizes = [n for row in lengths for n in row]
-        self.rows, self.device, self.padded = lengths, device, padded or (False,) * len(lengths)
-
-    @property
-    def one_a_row(self) -> bool:
-        """Whether no row has two documents; padding is none."""
-        return all(len(row) - padded < 2 for row, padded in zip(self.rows, self.padded, strict=True))
-
-    @cached_property
-    def longest(self) -> int:
-        return max(self.sizes)
-
-    @cached_property
-    def bounds(self) -> torch.Tensor:
-        """int32 (documents + 1,): where documents begin in the rows laid end to end."""
-        return to_device(torch.tensor([0, *accumulate(self.sizes)], dtype=torch.int32), self.device)
-
-    @cached_property
-    def _block_masks(self) -> dict[int | None, Any]:
-        return {}
-
-    def block_mask(self, window: int | None = None) -> Any:
-        """The mask of flex attention: causal, inside a document, and at most `window` keys."""
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        if window in self._block_masks:
-            return self._block_masks[window]
-        length = sum(self.rows[0])
-        documents = [torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in self.rows]
-        numbers = to_device(torch.stack(documents), self.device)
-        reach = window or length
-
-        def visible(row: Any, _head: Any, query: Any, key: Any) -> Any:
-            near = (query >= key) & (query - key < reach)
-            return near & (numbers[row, query] == numbers[row, key])
-
-        mask = create_block_mask(visible, len(self.rows), None, length, length, device=str(self.device))
-        self._block_masks[window] = mask
-        return mask
-
-
 # (query, key, value, documents, terms) to (rows, length, heads, width); None for what it cannot compute.
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Documents, Terms], torch.Tensor | None]
 
@@ -146,7 +93,8 @@ def register() -> None:
     """Makes the functions of this file known to transformers."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    for name, function in ((SDPA, by_sdpa), (FLASH, by_flash), (VARLEN, by_varlen), (FLEX, by_flex)):
+    functions = {SDPA: by_sdpa, FLASH: by_flash, FLASH3: by_flash3, VARLEN: by_varlen, FLEX: by_flex}
+    for name, function in functions.items():
         ALL_ATTENTION_FUNCTIONS[name] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
 
 
@@ -157,7 +105,9 @@ def available(device: torch.device, dtype: torch.dtype) -> list[str]:
     half = dtype in (torch.bfloat16, torch.float16)
     flash = ["flash"] if half and find_spec("flash_attn") else []
     varlen = ["varlen"] if half and find_spec("torch.nn.attention.varlen") else []
-    return [*flash, *varlen, "flex", "sdpa"]
+    hopper = half and torch.cuda.get_device_capability(device)[0] == HOPPER
+    flash3 = ["flash3"] if hopper and (find_spec("flash_attn_interface") or find_spec("kernels")) else []
+    return [*flash, *varlen, "flex", "sdpa", *flash3]  # last: auto takes what was measured
 
 
 def choose(device: torch.device, dtype: torch.dtype, wanted: str = "auto") -> str:
@@ -295,6 +245,30 @@ def flash(
     return attended.view(rows, length, heads, -1)
 
 
+def flash3(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, terms: Terms
+) -> torch.Tensor | None:
+    """The same by flash-attn 3 (arXiv 2407.08608), which has no dropout either."""
+    if terms.sinks is not None or terms.dropout or key.shape[3] != value.shape[3]:
+        return None
+    rows, heads, length, _width = query.shape
+    attended: Any = flash3_kernel()(
+        *(one_line(query), one_line(key), one_line(value)),
+        cu_seqlens_q=documents.bounds,
+        cu_seqlens_k=documents.bounds,
+        max_seqlen_q=documents.longest,
+        max_seqlen_k=documents.longest,
+        softmax_scale=terms.scaling,
+        causal=True,
+        window_size=(-1, -1) if terms.window is None else (terms.window - 1, 0),
+        softcap=terms.softcap or 0.0,
+    )
+    made: torch.Tensor = (
+        attended[0] if isinstance(attended, tuple) else attended
+    )  # some versions add the sums
+    return made.view(rows, length, heads, -1)
+
+
 def varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, terms: Terms
 ) -> torch.Tensor | None:
@@ -342,7 +316,25 @@ def flex(
     return made
 
 
-by_sdpa, by_flash, by_varlen, by_flex = map(_as_interface, (sdpa, flash, varlen, flex))
+by_sdpa, by_flash, by_flash3, by_varlen, by_flex = map(_as_interface, (sdpa, flash, flash3, varlen, flex))
+
+
+@lru_cache
+def flash3_kernel() -> Any:
+    """The function of the installed flash-attn 3; else of the build of it that `kernels` gets from the Hub."""
+    if find_spec("flash_attn_interface"):
+        from flash_attn_interface import flash_attn_varlen_func
+
+        return flash_attn_varlen_func
+    from kernels import get_kernel
+
+    try:
+        return get_kernel("kernels-community/flash-attn3", version=1).flash_attn_varlen_func
+    except Exception as error:  # of HTTP, of the Hub, of a build for another torch
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(
+            f"--attention flash3: kernels cannot load kernels-community/flash-attn3 ({why}); use another --attention."
+        ) from None
 
 
 @lru_cache
@@ -369,8 +361,3 @@ def varlen_options(window: int | None) -> dict[str, Any] | None:
     if "window_size" in has:
         return {"window_size": (-1 if window is None else window - 1, 0), **grouped}
     return {"is_causal": True, **grouped} if window is None else None
-
-
-def one_line(states: torch.Tensor) -> torch.Tensor:
-    """(rows, heads, length, width) as (rows * length, heads, width)."""
-    return states.transpose(1, 2).flatten(0, 1)

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from llmforge.backends.common.attention import FLEX, NAMES, SDPA, Documents, register
+from llmforge.backends.common.attention import FLEX, NAMES, SDPA, register
+from llmforge.backends.common.documents import Documents
 from llmforge.backends.common.head import apply_in_place
 from llmforge.backends.common.packing import Way
 from llmforge.backends.common.reduced import reduce

@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from llmforge.backends.base import MicroBatch
 from llmforge.backends.common import attention, packing
 from llmforge.backends.common.attention_check import find_way
+from llmforge.backends.common.documents import Documents
 from llmforge.backends.common.head import chunked_cross_entropy
 from llmforge.errors import UserError
 from llmforge.weights.completeness import check_complete
@@ -119,7 +120,7 @@ class CausalLoss(torch.nn.Module):
             input_ids=batch.input_ids,
             position_ids=batch.positions,
             use_cache=False,
-            documents=attention.Documents(batch.lengths, batch.input_ids.device, batch.padded),
+            documents=Documents(batch.lengths, batch.input_ids.device, batch.padded),
         ).last_hidden_state
         hidden = hidden.flatten(0, 1)
         total, each = self.head(hidden, batch.targets.flatten(), batch.kept)

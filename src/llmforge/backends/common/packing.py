@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from llmforge.backends.backend import Backend
-from llmforge.backends.common.attention import Documents
+from llmforge.backends.common.documents import Documents
 from llmforge.console import warn
 from llmforge.errors import UserError
 from llmforge.weights.modules import PLAIN, Logits

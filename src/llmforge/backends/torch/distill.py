@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from llmforge.backends.base import MicroBatch
-from llmforge.backends.common import attention, packing
+from llmforge.backends.common import packing
+from llmforge.backends.common.documents import Documents
 from llmforge.backends.common.head import apply_in_place
 from llmforge.backends.common.model import load_model, own_memory
 from llmforge.weights.directory import ModelDirectory
@@ -64,7 +65,7 @@ class Teacher:
                 input_ids=batch.input_ids.masked_fill(batch.input_ids >= self.old_rows, 0),
                 position_ids=batch.positions,
                 use_cache=False,
-                documents=attention.Documents(batch.lengths, batch.input_ids.device, batch.padded),
+                documents=Documents(batch.lengths, batch.input_ids.device, batch.padded),
             ).last_hidden_state.flatten(0, 1)
         head, old = self.causal.get_output_embeddings(), self.old_rows
         theirs = None if head.bias is None else head.bias[:old]

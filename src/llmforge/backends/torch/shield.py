@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from llmforge.backends.base import MicroBatch, World
-from llmforge.backends.common import attention
+from llmforge.backends.common.documents import Documents
 from llmforge.backends.common.model import load_model, own_memory
 from llmforge.backends.common.processes import agree
 from llmforge.backends.common.trainable import linear_matrices
@@ -93,7 +93,7 @@ def scores(
             input_ids=batch.input_ids.to(device),
             position_ids=batch.positions.to(device),
             use_cache=False,
-            documents=attention.Documents(batch.lengths, device, batch.padded),
+            documents=Documents(batch.lengths, device, batch.padded),
         )
     # A matrix that is called in another way is left alone.
     return {
