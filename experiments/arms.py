@@ -29,7 +29,7 @@ class Arm:
 
     `pieces` new tokens are asked for; 0 leaves the vocabulary as it is. `untie` gives the base a head of its own, a copy
     of its embedding. The first `first_parts` eighths of the budget train `first_trainable` alone, at
-    `first_learning_rate`. `replay` is the share of rows that are English. `grow` and `train` are further options of
+    `first_learning_rate`. `replay` is the share of rows that are English, `rows` the rows of a step. `grow` and `train` are further options of
     `init-model` and of `train` (of both stages), such as {cross-document-attention: true}.
     """
 
@@ -44,6 +44,7 @@ class Arm:
     first_trainable: str = "new-embeddings"
     first_learning_rate: float | None = None
     replay: float = 0.1
+    rows: int = 2
     seed: int = 1
     budget: float = 2e12
     grow: dict[str, Any] = field(default_factory=dict)

@@ -1,9 +1,11 @@
-"""Source models for the experiment: LLaMAs of about 5, 20 and 60 million parameters, trained here from nothing.
+"""Source models for the experiment: LLaMAs of about 2 to 60 million parameters, trained here from nothing.
 
     python -m experiments.bases 5M 20M        makes HOME/bases/NAME-TOKENS; killed and called again, it goes on
 
-All have one byte-level BPE of 8,000 tokens, learned from the English training texts, and see the same mixture. Their
-embeddings are tied, as those of nearly all models of these sizes.
+All have a byte-level BPE of 8,000 tokens, and those of one language see the same mixture: 5M, 20M and 60M English alone, those
+whose names end in -zh half Chinese, of documents that no arm reads: trained for so little, they know some only so. Their
+tokenizer is learned from the English texts and a few Chinese ones, and needs 1.6 tokens for a Chinese character, as
+SmolLM2's needs 1.8. Embeddings are tied, as those of nearly all models of these sizes.
 """
 
 import argparse
@@ -13,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.commands import llmforge, locked
-from experiments.data import HOME, make
+from experiments.data import CHINESE, HOME, make, split
 
 VOCABULARY, ROW = 8000, 512
 # Nothing of a mixture is repeated: speeches, the smallest, set its end. Code is read so that there is some to forget.
 MIX = {"speeches": 0.2, "dictionary": 0.15, "documentation": 0.3, "pydocs": 0.1, "code": 0.25}
+CHINESE_SHARE, CHINESE_OF_DATA = 0.5, 0.2
 TOKENS = 12_000_000
 LEARNED_FROM = 4_000_000  # characters of each category
+LEARNED_FROM_CHINESE = 20_000
 
 
 @dataclass(frozen=True)
@@ -33,34 +37,60 @@ class Base:
     rows: int
     steps: int
     learning_rate: float
+    chinese: bool = False
 
     @property
     def tokens(self) -> int:
         """What it is trained on."""
         return self.steps * self.rows * ROW
 
+    @property
+    def suffix(self) -> str:
+        """Ends the names of what the bases of one language share."""
+        return "-zh" if self.chinese else ""
+
+    def mix(self, chinese: float) -> list[str]:
+        """`NAME=SHARE` of its texts, of which `chinese` are Chinese if it reads any."""
+        if not self.chinese:
+            return [f"{name}={share}" for name, share in MIX.items()]
+        english = {name: round(share * (1 - chinese), 6) for name, share in MIX.items()}
+        shares = english | {name: round(chinese / len(CHINESE), 6) for name in CHINESE}
+        return [f"{name}={share}" for name, share in shares.items()]
+
+    @property
+    def texts(self) -> dict[str, Path]:
+        """The file of each category; a base with Chinese reads documents of it that arms do not read."""
+        chinese = {name: split() / "source" / f"{name}.jsonl" for name in CHINESE} if self.chinese else {}
+        return {name: make() / "train" / f"{name}.jsonl" for name in MIX} | chinese
+
 
 BASES = {
     "5M": Base(hidden=256, layers=4, heads=4, intermediate=704, rows=2, steps=600, learning_rate=3e-3),
     "20M": Base(hidden=384, layers=9, heads=6, intermediate=1024, rows=8, steps=2000, learning_rate=2e-3),
     "60M": Base(hidden=640, layers=11, heads=10, intermediate=1728, rows=16, steps=4000, learning_rate=1e-3),
+    "2M-zh": Base(
+        hidden=160, layers=3, heads=5, intermediate=448, rows=4, steps=300, learning_rate=4e-3, chinese=True
+    ),
+    "5M-zh": Base(
+        hidden=256, layers=4, heads=4, intermediate=704, rows=4, steps=400, learning_rate=3e-3, chinese=True
+    ),
 }
 
 
-def make_tokenizer() -> Path:
-    """The tokenizer of all bases."""
-    target = HOME / "bases" / "tokenizer"
+def make_tokenizer(base: Base) -> Path:
+    """The tokenizer of the base, and of all others of its language."""
+    target = HOME / "bases" / f"tokenizer{base.suffix}"
     if (target / "tokenizer_config.json").is_file():
         return target
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     def texts() -> Iterator[str]:
-        for name in MIX:
+        for name, file in base.texts.items():
             read = 0
-            for line in (make() / "train" / f"{name}.jsonl").open(encoding="utf-8"):
+            for line in file.open(encoding="utf-8"):
                 yield (text := json.loads(line)["target"])
                 read += len(text)
-                if read > LEARNED_FROM:
+                if read > (LEARNED_FROM_CHINESE if name in CHINESE else LEARNED_FROM):
                     break
 
     tokenizer = Tokenizer(models.BPE())
@@ -118,12 +148,12 @@ def make_base(name: str) -> Path:
 
 
 def _make_base(base: Base, name: str, home: Path) -> Path:
-    tokenizer, log = make_tokenizer(), home / f"{name}.log"
-    if not (home / "data" / "llmforge.json").is_file():
+    tokenizer, data, log = make_tokenizer(base), home / f"data{base.suffix}", home / f"{name}.log"
+    if not (data / "llmforge.json").is_file():
         llmforge(
-            *("prepare-data", "--tokenizer", tokenizer, "--output", home / "data", "--max-length", ROW),
-            *("--data", *(make() / "train" / f"{part}.jsonl" for part in MIX), "--max-tokens", TOKENS),
-            *("--mix", *(f"{part}={share}" for part, share in MIX.items()), "--bins", 1, "--workers", 1),
+            *("prepare-data", "--tokenizer", tokenizer, "--output", data, "--max-length", ROW),
+            *("--data", *base.texts.values(), "--max-tokens", TOKENS, "--bins", 1, "--workers", 1),
+            *("--mix", *base.mix(CHINESE_OF_DATA)),
             log=log,
         )
     if not (home / f"{name}-random" / "tokenizer.json").is_file():
@@ -131,10 +161,11 @@ def _make_base(base: Base, name: str, home: Path) -> Path:
     training = home / f"{name}-{base.tokens}"  # one that is trained longer is another
     if not (training / "llmforge.json").is_file():
         llmforge(
-            *("train", "--model", home / f"{name}-random", "--data", home / "data", "--output", training),
+            *("train", "--model", home / f"{name}-random", "--data", data, "--output", training),
             *("--max-steps", base.steps, "--micro-batch-size", base.rows, "--num-epochs", 100),
             *("--learning-rate", base.learning_rate, "--schedule", "wsd"),
             *("--save-interval", 100, "--keep-last", 1),
+            *(["--mix", ",".join(base.mix(CHINESE_SHARE))] if base.chinese else []),
             *(["--load-checkpoint", "latest"] if training.is_dir() else []),
             log=log,
         )

@@ -4,6 +4,7 @@
 
     train/*.jsonl   English: speeches, dictionary, documentation, pydocs, code. Chinese: news, reviews, idioms.
     held/*.jsonl    news, reviews, idioms, speeches, documentation, code: one excerpt of each held-out document
+    split/source/*.jsonl, split/arms/*.jsonl    Chinese of train/ in two: for sources that know some, and for their arms
     data.json       documents, bytes and SHA-256 of each file
 
 A document (a speech, a file, an entry) is held out by the SHA-256 of its text, so whatever is added later moves nothing.
@@ -26,6 +27,7 @@ HOME = Path(os.environ.get("LLMFORGE_EXPERIMENTS") or Path.home() / ".cache" / "
 CHINESE, ENGLISH = ("news", "reviews", "idioms"), ("speeches", "documentation", "code")
 HELD = (*CHINESE, *ENGLISH)
 EXCERPT = 1500  # characters
+SOURCE_EVERY = {"news": 3, "reviews": 6, "idioms": 6}  # one document in so many is for source models
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,24 @@ def make() -> Path:
                 target / "held" / f"{source.name}.jsonl", excerpts, source.name
             )
     (target / "data.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
+    return target
+
+
+def split() -> Path:
+    """HOME/data/split, made on first use: the Chinese training documents in two, one in SOURCE_EVERY for source models."""
+    target = make() / "split"
+    if (target / "split.json").is_file():
+        return target
+    files: dict[str, dict[str, object]] = {}
+    for name in CHINESE:
+        parts: dict[str, list[str]] = {"source": [], "arms": []}
+        for line in (make() / "train" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+            text = json.loads(line)["target"]
+            parts["source" if held_out(f"source {text}", SOURCE_EVERY[name]) else "arms"].append(text)
+        for part, texts in parts.items():
+            (target / part).mkdir(parents=True, exist_ok=True)
+            files[f"{part}/{name}"] = _write(target / part / f"{name}.jsonl", texts, name)
+    (target / "split.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
     return target
 
 

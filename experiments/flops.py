@@ -64,5 +64,26 @@ def initialization_flops(init: str, new_rows: int, width: int, matrices: int) ->
     step of training. Raises `ValueError` for initializations that compute more than that.
     """
     if init not in SUMS:
-        raise ValueError(f"FLOPs of --init {init} are not counted, only of {', '.join(SUMS)}.")
+        raise ValueError(f"FLOPs of --init {init} are not counted here, only of {', '.join(SUMS)}.")
     return 2.0 * new_rows * width * SUMS[init] * matrices
+
+
+def distillation_flops(
+    config: Mapping[str, Any], old_rows: int, new_rows: int, spelled: float, given: Mapping[str, Any]
+) -> float:
+    """FLOPs of `--init distill` with the options `given`, where `spelled` old tokens spell a token of the text.
+
+    Both sides read T = --distill-tokens. The input side runs the source's first layers on the old tokens once, and the resized
+    model's on T in each epoch, forward and backward to the rows. The output side runs the whole model on T once, and then fits
+    the rows in at most 4 passes: new logits, their gradient, and two products of all rows with a matrix of width x width for
+    every 512 tokens. Attention and the anchor of a tied model are left out, and so is the last judgment of each pass on a tenth
+    of T.
+    """
+    width, layers, rows = config["hidden_size"], config["num_hidden_layers"], old_rows + new_rows
+    tokens = given.get("distill-tokens", 16384)
+    first = given.get("distill-layers", max(1, layers // 3))
+    layer = token_flops(config, rows, 0).layers / 6 / layers
+    states = 2 * first * layer * (spelled + 2 * given.get("distill-epochs", 3))
+    collected = 2 * (layers * layer + old_rows * width)
+    fitted = 4 * new_rows * width * (4 + 4 * width / 512)
+    return float(tokens * (states + collected + fitted))

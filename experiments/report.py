@@ -7,9 +7,11 @@ Nothing in that page is written by hand: what stands in it stands here or in the
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from experiments.analysis import (
     SAMPLES,
@@ -26,7 +28,7 @@ from experiments.analysis import (
     weights,
 )
 from experiments.arms import MEASURED, PARTS, Arm, all_arms, recipe_of
-from experiments.bases import BASES
+from experiments.bases import BASES, CHINESE_SHARE
 from experiments.data import CHINESE, ENGLISH
 from experiments.plot import svg
 from experiments.run import RESULTS
@@ -74,19 +76,55 @@ def page(lines: Sequence[Line], arms: dict[str, Arm], plots: Path) -> str:
         sections.setdefault(key, []).append(line)
     for key, own in sorted(sections.items()):
         parts.append(_section(*key, own, plots))
+    parts.insert(1, _break_even_table(sections))
     parts.append(_missing(everything, arms))
     return "\n".join(parts)
 
 
+def _break_even_table(sections: Mapping[tuple[str, int, float], Sequence[Line]]) -> str:
+    """Break-even of each source model and family, the headline."""
+    rows = []
+    for (base, tokens, budget), lines in sorted(sections.items()):
+        drawn, found = _drawn(lines), families(lines)
+        if (plain := found.pop("no new tokens", None)) is None:
+            continue
+        start = next((arm[0] for arm in plain.arms.values() if not arm[0]["part"]), None)
+        known = f"{mean_bits(start, CHINESE, drawn)[0]:.2f}" if start else ""
+        for family in found.values():
+            even = break_even(family.curves(drawn), plain.curves(drawn))
+            seconds = "" if even.flops is None else f"{_cpu_seconds_at(family.best(drawn), even.flops):.0f}"
+            row = [base, f"{tokens:,}", known, family.name, _even(even), seconds, f"{budget:.2g}"]
+            rows.append(row)
+    header = [
+        "source model",
+        "tokens of its training",
+        "its Chinese bits/byte",
+        "family",
+        "break-even, FLOPs",
+        "CPU s",
+        "measured to, FLOPs",
+    ]
+    return f"## Break-even\n\n{table(header, rows, (0, 3))}"
+
+
+def _cpu_seconds_at(lines: Sequence[Line], flops: float) -> float:
+    """What the arm had taken when it had computed `flops`, between its points."""
+    return float(np.interp(flops, *([line[name] for line in lines] for name in ("flops", "cpu_seconds"))))
+
+
+def _drawn(lines: Sequence[Line]) -> Drawn:
+    """The samples of the documents that the lines are measured on."""
+    return weights({label: len(held["bits"]) for label, held in lines[0]["held"].items()})
+
+
 def _section(base: str, tokens: int, budget: float, lines: Sequence[Line], plots: Path) -> str:
-    documents = {label: len(held["bits"]) for label, held in lines[0]["held"].items()}
-    drawn = weights(documents)
+    drawn = _drawn(lines)
     found = families(lines)
     plain = next((family for name, family in found.items() if name == "no new tokens"), None)
     start = next((arm[0] for arm in plain.arms.values() if not arm[0]["part"]), None) if plain else None
     plot = f"{base}-{tokens}-{budget:.0e}.svg"
     parts = [
-        f"## Source model {base}, trained on {tokens:,} tokens of English; budget {budget:.3g} training FLOPs\n",
+        f"## Source model {base}, trained on {tokens:,} tokens of {_languages(base)}; budget {budget:.3g} training FLOPs\n",
     ]
     if start:
         sets = ", ".join(
@@ -122,6 +160,10 @@ def _section(base: str, tokens: int, budget: float, lines: Sequence[Line], plots
     return "\n".join(parts)
 
 
+def _languages(base: str) -> str:
+    return f"English and Chinese, {CHINESE_SHARE:.0%} of it Chinese" if BASES[base].chinese else "English"
+
+
 def _findings(ordered: Sequence[Family], plain: Family | None, start: Line | None, drawn: Drawn) -> str:
     """What the tables come to, in sentences."""
     found = []
@@ -135,7 +177,7 @@ def _findings(ordered: Sequence[Family], plain: Family | None, start: Line | Non
     found.append(f"Lowest at the end of the budget: {ordered[0].name}, at {_of(lowest)} bits per byte.")
     for family in ordered[1:]:
         last = family.best(drawn)[-1]
-        if family is plain or _recipe(last) == "colossal-llama":
+        if family is plain or _recipe(last).startswith("colossal-llama"):
             name = (
                 "The model without new tokens"
                 if family is plain
@@ -290,8 +332,8 @@ def _rates(found: dict[str, Family], drawn: Drawn) -> str:
     return table(["family", "learning rate", "seed", *CHINESE, "Chinese"], rows)
 
 
-NOT_BUILT = """These questions have no arms: `linear` and `distill` as initializations, learning rates by group, an EMA, merging,
-`--protect-source`, growth in steps, constant size, SmolLM2-135M, and runs on a GPU.
+NOT_BUILT = """These questions have no arms: `linear` and `donor` as initializations, merging, `--protect-source`, `--mix-later`, growth in
+steps and constant size.
 """
 
 

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.arms import MEASURED, PARTS, Arm, all_arms
-from experiments.bases import BASES, ROW, make_base, make_tokenizer
+from experiments.bases import BASES, ROW, Base, make_base, make_tokenizer
 from experiments.commands import llmforge, locked, manifest
-from experiments.data import CHINESE, ENGLISH, HELD, HOME, make
-from experiments.flops import initialization_flops, token_flops
+from experiments.data import CHINESE, ENGLISH, HELD, HOME, make, split
+from experiments.flops import distillation_flops, initialization_flops, token_flops
 from llmforge.embedding.options import READ_DATA
+from llmforge.train.save_dir import AVERAGE, MODELING
 
 RESULTS = Path(__file__).parent / "results.jsonl"
-ROWS = 2  # of a step: 1,024 tokens
 WARMUP = 10
 STOPPED = 75  # of a training that was asked to stop: it is not done
 DOCUMENTS, CHARACTERS = 32, 160  # measured of each held-out set, at each point
@@ -59,48 +59,63 @@ def home_of(arm: Arm) -> Path:
     return HOME / f"{arm.base}-{BASES[arm.base].tokens}"
 
 
-def prepare_texts(pieces: int) -> tuple[Path, Path]:
-    """The tokenizer with that many new pieces, and the dataset that it encodes; all bases have one tokenizer."""
-    home, texts, tokenizer = HOME / "vocabularies", make() / "train", make_tokenizer()
+def texts_of(base: Base) -> dict[str, Path]:
+    """The training file of each category: no Chinese document that the base has read."""
+    english = {name: make() / "train" / f"{name}.jsonl" for name in ENGLISH}
+    chinese = split() / "arms" if base.chinese else make() / "train"
+    return {name: chinese / f"{name}.jsonl" for name in CHINESE} | english
+
+
+def prepare_texts(base: Base, pieces: int) -> tuple[Path, Path]:
+    """The tokenizer with that many new pieces, and the dataset that it encodes; bases of one language share them."""
+    home, texts, tokenizer = HOME / f"vocabularies{base.suffix}", texts_of(base), make_tokenizer(base)
     if pieces:
         learned, source, tokenizer = home / f"pieces-{pieces}.jsonl", tokenizer, home / f"tokenizer-{pieces}"
-        once(
-            learned, "learn-pieces", "--tokenizer", source, "--num-pieces", pieces, "--data", *chinese_texts()
-        )
+        chinese = [texts[name] for name in CHINESE]
+        once(learned, "learn-pieces", "--tokenizer", source, "--num-pieces", pieces, "--data", *chinese)
         once(tokenizer, "init-tokenizer", "--tokenizer", source, "--pieces", learned)
     data = home / f"data-{pieces}"
     once(
         data,
         *("prepare-data", "--tokenizer", tokenizer, "--max-length", ROW, "--max-tokens", 2_000_000),
-        *("--data", *(texts / f"{name}.jsonl" for name in HELD), "--bins", 1, "--workers", 1),
+        *("--data", *(texts[name] for name in HELD), "--bins", 1, "--workers", 1),
         *("--mix", *(f"{name}={share}" for name, share in mixture(0.2).items())),
     )
     return tokenizer, data
 
 
-def chinese_texts() -> list[Path]:
-    return [make() / "train" / f"{name}.jsonl" for name in CHINESE]
-
-
 def prepare(arm: Arm, base: Path) -> Start:
     """The model and dataset of the arm; arms with the same vocabulary and rows share them."""
     home = home_of(arm)
-    tokenizer, data = prepare_texts(arm.pieces)
+    tokenizer, data = prepare_texts(BASES[arm.base], arm.pieces)
     model = untied(base, home / "untied") if arm.untie else base
     if not arm.pieces:
         return Start(model, data, 0.0, 0.0)
     words = [f"{arm.init}-{arm.head_init}", *(f"{name}={value}" for name, value in arm.grow.items())]
     kind = "untied" if arm.untie else "tied"
     source, model = model, home / "-".join([kind, str(arm.pieces), *words])
-    learn = ["--data", *chinese_texts()] if {arm.init, arm.head_init} & {*READ_DATA} else []
+    texts = texts_of(BASES[arm.base])
+    reads = {arm.init, arm.head_init} & {*READ_DATA}
+    learn = ["--data", *(texts[name] for name in CHINESE)] if reads else []
     once(
         model,
         *("init-model", "--model", source, "--tokenizer", tokenizer),
         *("--init", arm.init, "--head-init", arm.head_init, *learn, *flags(arm.grow)),
     )
-    rows, width = manifest(model)["outputs"]["vocabulary"], read_config(model)["hidden_size"]
-    flops = initialization_flops(arm.init, rows["size"] - rows["source"], width, 2 if arm.untie else 1)
+    rows, config = manifest(model)["outputs"]["vocabulary"], read_config(model)
+    new = rows["size"] - rows["source"]
+    if arm.init == "distill":
+        spelled = _tokens_per_character(base, home) / _tokens_per_character(model, home)
+        flops = distillation_flops(config, rows["source"], new, spelled, arm.grow)
+    else:
+        flops = initialization_flops(arm.init, new, config["hidden_size"], 2 if arm.untie else 1)
     return Start(model, data, flops, spent_on(model))
+
+
+def _tokens_per_character(model: Path, home: Path) -> float:
+    """Of the Chinese held-out sets."""
+    figures = start_figures(model, home)
+    return float(sum(figures[name]["tokens_per_character"] for name in CHINESE)) / len(CHINESE)
 
 
 def flags(options: dict[str, Any]) -> list[object]:
@@ -180,10 +195,10 @@ def stages(arm: Arm, start: Start, output: Path) -> list[Stage]:
         wanted.insert(0, (arm.first_trainable, arm.first_learning_rate, arm.first_parts))
     made, model = [], start.model
     for number, (trainable, rate, parts) in enumerate(wanted, 1):
-        step = ROWS * ROW * token_flops(config, config["vocab_size"], length, trainable).total
+        step = arm.rows * ROW * token_flops(config, config["vocab_size"], length, trainable).total
         steps = max(1, round((arm.budget - start.flops) / PARTS / step))
         made.append(Stage(model, output / f"stage-{number}", trainable, rate, parts, steps, step))
-        model = output / f"stage-{number}" / "modeling"
+        model = output / f"stage-{number}" / MODELING
     return made
 
 
@@ -191,7 +206,7 @@ def train(arm: Arm, stage: Stage, data: Path) -> float:
     """Trains the stage, or goes on with it; returns its CPU seconds."""
     return llmforge(
         *("train", "--model", stage.model, "--data", data, "--output", stage.output, "--seed", arm.seed),
-        *("--max-steps", stage.parts * stage.steps, "--num-epochs", 100, "--micro-batch-size", ROWS),
+        *("--max-steps", stage.parts * stage.steps, "--num-epochs", 100, "--micro-batch-size", arm.rows),
         *("--learning-rate", stage.learning_rate, "--schedule", "constant", "--warmup-steps", WARMUP),
         *("--trainable", stage.trainable, "--save-interval", stage.steps, "--stopped-exit-code", STOPPED),
         *("--mix", ",".join(f"{name}={share}" for name, share in mixture(arm.replay).items())),
@@ -272,6 +287,7 @@ def run_arm(arm: Arm, base: Path, results: Path = RESULTS) -> None:
         zero = {"flops": start.flops, "cpu_seconds": start.cpu_seconds, "steps": 0, "tokens": 0}
         append(results, [line_of(arm, 0, start, figures, **zero)])
     points: list[tuple[int, Path, dict[str, float]]] = []
+    measured = AVERAGE if "ema" in arm.train else MODELING
     part, steps, flops, seconds = 0, 0, start.flops, start.cpu_seconds
     for stage in plan:
         spent = stage.output.with_name(f"{stage.output.name}.cpu")
@@ -288,9 +304,9 @@ def run_arm(arm: Arm, base: Path, results: Path = RESULTS) -> None:
                     "flops": flops,
                     "cpu_seconds": seconds,
                     "steps": steps,
-                    "tokens": steps * ROWS * ROW,
+                    "tokens": steps * arm.rows * ROW,
                 }
-                points.append((part, checkpoint(stage, part, plan), counts))
+                points.append((part, checkpoint(stage, part, plan, measured), counts))
     figures_of = measure([model for _, model, _ in points], home / "points.json") if points else []
     append(
         results,
@@ -304,13 +320,13 @@ def run_arm(arm: Arm, base: Path, results: Path = RESULTS) -> None:
         shutil.rmtree(stage.output)
 
 
-def checkpoint(stage: Stage, part: int, plan: Sequence[Stage]) -> Path:
-    """The model after `part` parts of the whole budget, which `stage` wrote."""
+def checkpoint(stage: Stage, part: int, plan: Sequence[Stage], measured: str) -> Path:
+    """The model after `part` parts of the whole budget, which `stage` wrote: its folder `measured`."""
     before = sum(one.parts for one in plan[: plan.index(stage)])
     if part - before == stage.parts:
-        return stage.output / "modeling"
+        return stage.output / measured
     (found,) = stage.output.glob(f"epoch-*_step-{(part - before) * stage.steps}")
-    return found / "modeling"
+    return found / measured
 
 
 def main(prefixes: Sequence[str]) -> None:

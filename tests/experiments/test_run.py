@@ -27,7 +27,7 @@ def small(tmp_path, monkeypatch, tiny_tokenizer):
                 "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
             )
     monkeypatch.setattr(run, "make", lambda: tmp_path / "data")
-    monkeypatch.setattr(run, "make_tokenizer", lambda: tiny_tokenizer)
+    monkeypatch.setattr(run, "make_tokenizer", lambda _: tiny_tokenizer)
     for name, value in {"HOME": tmp_path, "ROW": 64, "WARMUP": 2, "DOCUMENTS": 3}.items():
         monkeypatch.setattr(run, name, value)
     return tmp_path
