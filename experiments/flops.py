@@ -73,17 +73,22 @@ def distillation_flops(
 ) -> float:
     """FLOPs of `--init distill` with the options `given`, where `spelled` old tokens spell a token of the text.
 
-    Both sides read T = --distill-tokens. The input side runs the source's first layers on the old tokens once, and the resized
-    model's on T in each epoch, forward and backward to the rows. The output side runs the whole model on T once, and then fits
-    the rows in at most 4 passes: new logits, their gradient, and two products of all rows with a matrix of width x width for
-    every 512 tokens. Attention and the anchor of a tied model are left out, and so is the last judgment of each pass on a tenth
-    of T.
+    Both sides read T = --distill-tokens, in snippets of 48 and of 192. The input side runs the source's first layers on the old
+    tokens once, and the resized model's on T in each epoch, forward and backward to the rows. The output side runs the whole
+    model on T once, and then fits the rows in at most 4 passes: new logits, their gradient, and two products of all rows with
+    a matrix of width x width for every 512 tokens; each pass and the start are judged on a tenth of T. The anchor of a tied
+    model is left out.
     """
     width, layers, rows = config["hidden_size"], config["num_hidden_layers"], old_rows + new_rows
     tokens = given.get("distill-tokens", 16384)
     first = given.get("distill-layers", max(1, layers // 3))
-    layer = token_flops(config, rows, 0).layers / 6 / layers
-    states = 2 * first * layer * (spelled + 2 * given.get("distill-epochs", 3))
-    collected = 2 * (layers * layer + old_rows * width)
-    fitted = 4 * new_rows * width * (4 + 4 * width / 512)
+
+    def forward(length: float) -> float:
+        """Of a layer, for a token of a snippet of that length."""
+        token = token_flops(config, rows, length)
+        return (token.layers + token.attention) / 3 / layers
+
+    states = first * (spelled * forward(48 * spelled) + 2 * given.get("distill-epochs", 3) * forward(48))
+    collected = layers * forward(192) + 2 * old_rows * width
+    fitted = new_rows * width * (4 * (4 + 4 * width / 512) + 5 * 2 / 10)
     return float(tokens * (states + collected + fitted))

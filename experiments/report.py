@@ -30,6 +30,7 @@ from experiments.analysis import (
 from experiments.arms import MEASURED, PARTS, Arm, all_arms, recipe_of
 from experiments.bases import BASES, CHINESE_SHARE
 from experiments.data import CHINESE, ENGLISH
+from experiments.flops import token_flops
 from experiments.plot import svg
 from experiments.run import RESULTS
 from llmforge.report.markdown import table
@@ -42,6 +43,7 @@ INTRODUCTION = f"""# Experiments
 
     python -m experiments.run        runs the arms of experiments/arms, goes on where it was killed
     python -m experiments.report     makes this page from experiments/results.jsonl
+    experiments/gpu.sh               runs the arms of experiments/arms/gpu on SmolLM2-135M: one GPU, nine minutes
 
 Which way teaches a model a language with the least compute? Arms start from one source model and read the same texts at the
 same budget of training FLOPs. A budget is cut into {PARTS} parts; held-out texts are measured after {", ".join(map(str, MEASURED))} of them.
@@ -124,7 +126,7 @@ def _section(base: str, tokens: int, budget: float, lines: Sequence[Line], plots
     start = next((arm[0] for arm in plain.arms.values() if not arm[0]["part"]), None) if plain else None
     plot = f"{base}-{tokens}-{budget:.0e}.svg"
     parts = [
-        f"## Source model {base}, trained on {tokens:,} tokens of {_languages(base)}; budget {budget:.3g} training FLOPs\n",
+        f"## Source model {base}, {_trained(base, tokens)}; budget {budget:.3g} training FLOPs\n",
     ]
     if start:
         sets = ", ".join(
@@ -160,8 +162,11 @@ def _section(base: str, tokens: int, budget: float, lines: Sequence[Line], plots
     return "\n".join(parts)
 
 
-def _languages(base: str) -> str:
-    return f"English and Chinese, {CHINESE_SHARE:.0%} of it Chinese" if BASES[base].chinese else "English"
+def _trained(base: str, tokens: int) -> str:
+    if BASES[base].package:
+        return "trained by others"
+    share = f" and Chinese, {CHINESE_SHARE:.0%} of it Chinese" if BASES[base].chinese else ""
+    return f"trained on {tokens:,} tokens of English{share}"
 
 
 def _findings(ordered: Sequence[Family], plain: Family | None, start: Line | None, drawn: Drawn) -> str:
@@ -275,9 +280,8 @@ def _tokens_per_character(line: Line) -> float:
 
 def _inference(line: Line) -> float:
     """FLOPs of layers and head, forward, for a Chinese character."""
-    shape = BASES[line["recipe"]["base"]]
-    layers = shape.layers * shape.hidden * (4 * shape.hidden + 3 * shape.intermediate)
-    return 2 * (layers + line["rows"] * shape.hidden) * _tokens_per_character(line)
+    token = token_flops(BASES[line["recipe"]["base"]].config, line["rows"], attended=0)
+    return token.total / 3 * _tokens_per_character(line)  # a third of what training takes
 
 
 def _english(ordered: Sequence[Family], start: Line | None, drawn: Drawn) -> str:
@@ -351,6 +355,8 @@ def _missing(lines: Sequence[Line], arms: dict[str, Arm]) -> str:
         parts.append(f"Arms that have not been run to their end, by recipe: {', '.join(counts)}.\n")
     if unused:
         parts.append(f"Source models without any result: {', '.join(unused)}.\n")
+    if "SmolLM2-135M" in unused:
+        parts.append("`experiments/gpu.sh` has been rehearsed on a CPU and not been run on a GPU.\n")
     return "\n".join([*filter(None, parts), NOT_BUILT])
 
 

@@ -11,14 +11,16 @@ may run side by side; each takes arms that no other has. Weights and data lie in
 import json
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from experiments.arms import MEASURED, PARTS, Arm, all_arms
 from experiments.bases import BASES, ROW, Base, make_base, make_tokenizer
-from experiments.commands import llmforge, locked, manifest
+from experiments.commands import STOPPED, StoppedError, llmforge, locked, manifest
 from experiments.data import CHINESE, ENGLISH, HELD, HOME, make, split
 from experiments.flops import distillation_flops, initialization_flops, token_flops
 from llmforge.embedding.options import READ_DATA
@@ -26,7 +28,6 @@ from llmforge.train.save_dir import AVERAGE, MODELING
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 WARMUP = 10
-STOPPED = 75  # of a training that was asked to stop: it is not done
 DOCUMENTS, CHARACTERS = 32, 160  # measured of each held-out set, at each point
 
 
@@ -77,7 +78,7 @@ def prepare_texts(base: Base, pieces: int) -> tuple[Path, Path]:
     data = home / f"data-{pieces}"
     once(
         data,
-        *("prepare-data", "--tokenizer", tokenizer, "--max-length", ROW, "--max-tokens", 2_000_000),
+        *("prepare-data", "--tokenizer", tokenizer, "--max-length", ROW, "--max-tokens", base.read),
         *("--data", *(texts[name] for name in HELD), "--bins", 1, "--workers", 1),
         *("--mix", *(f"{name}={share}" for name, share in mixture(0.2).items())),
     )
@@ -202,8 +203,8 @@ def stages(arm: Arm, start: Start, output: Path) -> list[Stage]:
     return made
 
 
-def train(arm: Arm, stage: Stage, data: Path) -> float:
-    """Trains the stage, or goes on with it; returns its CPU seconds."""
+def train(arm: Arm, stage: Stage, data: Path, ends: float) -> float:
+    """Trains the stage, or goes on with it; returns its CPU seconds. It stops at `ends` of time.monotonic()."""
     return llmforge(
         *("train", "--model", stage.model, "--data", data, "--output", stage.output, "--seed", arm.seed),
         *("--max-steps", stage.parts * stage.steps, "--num-epochs", 100, "--micro-batch-size", arm.rows),
@@ -211,6 +212,7 @@ def train(arm: Arm, stage: Stage, data: Path) -> float:
         *("--trainable", stage.trainable, "--save-interval", stage.steps, "--stopped-exit-code", STOPPED),
         *("--mix", ",".join(f"{name}={share}" for name, share in mixture(arm.replay).items())),
         *(["--load-checkpoint", "latest"] if stage.output.is_dir() else []),
+        *(["--time-limit", max(1, int(ends - time.monotonic()))] if ends < inf else []),
         *flags(arm.train),
         log=stage.output.with_name(f"{stage.output.name}.log"),
     )
@@ -274,8 +276,8 @@ def line_of(arm: Arm, part: int, start: Start, figures: dict[str, Any], **counts
     }
 
 
-def run_arm(arm: Arm, base: Path, results: Path = RESULTS) -> None:
-    """Brings the arm to its end."""
+def run_arm(arm: Arm, base: Path, results: Path = RESULTS, ends: float = inf) -> None:
+    """Brings the arm to its end, or as far as it comes until `ends` of time.monotonic(): what it has saved is measured."""
     missing = set(MEASURED) - done_parts(results, arm)
     if not missing:
         return
@@ -287,18 +289,15 @@ def run_arm(arm: Arm, base: Path, results: Path = RESULTS) -> None:
         zero = {"flops": start.flops, "cpu_seconds": start.cpu_seconds, "steps": 0, "tokens": 0}
         append(results, [line_of(arm, 0, start, figures, **zero)])
     points: list[tuple[int, Path, dict[str, float]]] = []
-    measured = AVERAGE if "ema" in arm.train else MODELING
     part, steps, flops, seconds = 0, 0, start.flops, start.cpu_seconds
+    stopped = False
     for stage in plan:
-        spent = stage.output.with_name(f"{stage.output.name}.cpu")
-        if not spent.is_file():
-            seconds_of_stage = train(arm, stage, start.data)
-            spent.write_text(f"{seconds_of_stage:.2f}\n")
-        for _ in range(stage.parts):
+        parts, seconds_of_stage, stopped = trained(arm, stage, start.data, ends)
+        for own in range(1, int(parts) + 1):
             part += 1
             steps += stage.steps
             flops += stage.steps * stage.step_flops
-            seconds += float(spent.read_text()) / stage.parts
+            seconds += seconds_of_stage / parts
             if part in missing:
                 counts = {
                     "flops": flops,
@@ -306,7 +305,9 @@ def run_arm(arm: Arm, base: Path, results: Path = RESULTS) -> None:
                     "steps": steps,
                     "tokens": steps * arm.rows * ROW,
                 }
-                points.append((part, checkpoint(stage, part, plan, measured), counts))
+                points.append((part, checkpoint(arm, stage, own), counts))
+        if stopped:
+            break
     figures_of = measure([model for _, model, _ in points], home / "points.json") if points else []
     append(
         results,
@@ -315,17 +316,32 @@ def run_arm(arm: Arm, base: Path, results: Path = RESULTS) -> None:
             for (part, _, counts), figures in zip(points, figures_of, strict=True)
         ],
     )
-    for stage in plan:  # the weights go, their measurements stay
-        (stage.output / "metrics.jsonl").rename(stage.output.with_name(f"{stage.output.name}.metrics.jsonl"))
-        shutil.rmtree(stage.output)
+    if not stopped:
+        for stage in plan:  # the weights go, their measurements stay
+            metrics = stage.output / "metrics.jsonl"
+            metrics.rename(stage.output.with_name(f"{stage.output.name}.metrics.jsonl"))
+            shutil.rmtree(stage.output)
 
 
-def checkpoint(stage: Stage, part: int, plan: Sequence[Stage], measured: str) -> Path:
-    """The model after `part` parts of the whole budget, which `stage` wrote: its folder `measured`."""
-    before = sum(one.parts for one in plan[: plan.index(stage)])
-    if part - before == stage.parts:
+def trained(arm: Arm, stage: Stage, data: Path, ends: float) -> tuple[float, float, bool]:
+    """(parts of the stage that are trained, the CPU seconds they took, whether it was stopped before its end)."""
+    spent = stage.output.with_name(f"{stage.output.name}.cpu")
+    if not spent.is_file():
+        try:
+            seconds = train(arm, stage, data, ends)
+        except StoppedError as stopped:
+            steps = [int(name.name.rpartition("-")[2]) for name in stage.output.glob("epoch-*_step-*")]
+            return max(steps, default=0) / stage.steps, stopped.seconds, True
+        spent.write_text(f"{seconds:.2f}\n")
+    return stage.parts, float(spent.read_text()), False
+
+
+def checkpoint(arm: Arm, stage: Stage, part: int) -> Path:
+    """The model after `part` parts of the stage; with `ema` its average."""
+    measured = AVERAGE if "ema" in arm.train else MODELING
+    if part == stage.parts:
         return stage.output / measured
-    (found,) = stage.output.glob(f"epoch-*_step-{(part - before) * stage.steps}")
+    (found,) = stage.output.glob(f"epoch-*_step-{part * stage.steps}")
     return found / measured
 
 

@@ -63,7 +63,7 @@ def parts(tiny: bool) -> list[Part]:
     ]
     experiment = ROOT / "experiments/gpu.sh"
     if experiment.is_file():
-        found.append(Part("experiment", 60 * MINUTES, ["bash", str(experiment), *small]))
+        found.append(Part("experiment", 60 * MINUTES, ["bash", str(experiment), *small], "--seconds"))
     return found
 
 

@@ -7,9 +7,16 @@ import time
 
 import pytest
 from experiments.arms import MEASURED, Arm
+from experiments.bases import BASES
 from experiments.data import CHINESE, ENGLISH
+from experiments.flops import distillation_flops
+from tokenizers import Tokenizer
+from torch.utils.flop_counter import FlopCounterMode
 
 from experiments import run
+from llmforge.embedding.initializers.distill import DistillOptions
+from llmforge.embedding.options import InitializerOptions, ResizeOptions
+from llmforge.embedding.resize import resize
 
 TEXTS = dict.fromkeys(CHINESE, "一只猫坐在垫子上，老鼠吃了帽子。") | dict.fromkeys(
     ENGLISH, "the cat sat on the mat"
@@ -78,3 +85,37 @@ def test_an_untied_base_is_the_same_model(small, tiny_model):
     assert run.read_config(made)["tie_word_embeddings"] is False
     one, other = run.measure([tiny_model, made], small / "both.json")
     assert one == other
+
+
+@pytest.mark.slow
+def test_an_arm_whose_time_is_over_keeps_what_it_has_trained(small, tiny_model):
+    arm, results = Arm("un-grown", "5M", 1e-2, budget=1e11), small / "results.jsonl"
+    run.run_arm(arm, tiny_model, results, ends=time.monotonic() + 1)
+    stage = run.home_of(arm) / "arms" / "un-grown" / "stage-1"
+    assert any(stage.glob("epoch-*_step-*"))
+    assert not stage.with_name("stage-1.cpu").exists()
+    assert set(figures(results)[0]) <= {0, 1, 2, 4}
+
+
+@pytest.mark.slow
+def test_flops_of_distilled_rows_are_what_torch_counts(small, tiny_model, tiny_tokenizer):
+    tokenizer, _ = run.prepare_texts(BASES["5M"], 12)
+    methods = InitializerOptions(distill=DistillOptions(distill_tokens=400))
+    with FlopCounterMode(display=False) as counter:
+        texts = [small / "data" / "train" / "news.jsonl"]
+        resize(
+            tiny_model,
+            tokenizer,
+            small / "grown",
+            ResizeOptions(init="distill", untie=True, methods=methods),
+            corpus=texts,
+        )
+    old, new = (
+        len(Tokenizer.from_file(str(one / "tokenizer.json")).encode(TEXTS["news"]).ids)
+        for one in (tiny_tokenizer, tokenizer)
+    )
+    rows, config = run.manifest(small / "grown")["outputs"]["vocabulary"], run.read_config(tiny_model)
+    counted = distillation_flops(
+        config, rows["source"], rows["size"] - rows["source"], old / new, {"distill-tokens": 400}
+    )
+    assert 0.7 < counter.get_total_flops() / counted < 1.4  # torch counts pairs that are not causal
