@@ -1,8 +1,11 @@
 """`--ema`: the average of the weights after every step, to the last bit, wherever it lies and however the run went on."""
 
 import json
+import os
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,60 @@ def test_a_resume_gives_the_same_bits(train: Train, tmp_path: Path) -> None:
     train(max_steps=6, save_interval=2, retention=EMA, output=tmp_path / "again", load_checkpoint="latest")
     for name in ("modeling", "ema"):
         assert same(read(tmp_path / "whole" / name), read(tmp_path / "again" / name))
+
+
+def held_out(save_dir: Path, name: str = "holdout_bits_per_byte") -> dict[int, float]:
+    lines = [json.loads(line) for line in (save_dir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name]["all"] for line in lines if name in line}
+
+
+def test_it_is_measured_beside_the_weights_and_changes_nothing(
+    train: Train, tiny_data: Path, tmp_path: Path
+) -> None:
+    """The figures are those of the model directory `ema`; steps and checkpoints are those of a run that measures nothing."""
+    common = {"max_steps": 4, "retention": EMA, "save_interval": 2, "learning_rate": 3e-2}
+    train(**common, output=tmp_path / "silent")
+    train(**common, eval_data=[tiny_data], eval_interval=2)
+    for name in ("modeling", "ema", "epoch-0_step-2/modeling", "epoch-0_step-2/ema"):
+        assert same(read(tmp_path / "run" / name), read(tmp_path / "silent" / name))
+    weights, average = (held_out(tmp_path / "run", f"{p}holdout_bits_per_byte") for p in ("", "ema_"))
+    assert (list(weights), list(average)) == ([0, 2, 4], [2, 4])
+    for step, model in ((2, "epoch-0_step-2/ema"), (4, "ema")):
+        again = tmp_path / f"again-{step}"
+        train(model=tmp_path / "run" / model, eval_data=[tiny_data], max_steps=1, output=again)
+        assert held_out(again)[0] == average[step] != weights[step]
+
+
+def test_a_stop_while_it_is_measured_gives_the_same_bits(
+    train: Train, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = {
+        "max_steps": 4,
+        "retention": EMA,
+        "save_interval": 0,
+        "eval_data": [tiny_data],
+        "eval_interval": 2,
+    }
+    train(**common, output=tmp_path / "whole")
+    averaged, asked = NativeEngine.averaged, list[bool]()
+
+    @contextmanager
+    def stop(self: NativeEngine) -> Iterator[None]:
+        with averaged(self):
+            if not asked:
+                os.kill(os.getpid(), signal.SIGTERM)
+            asked.append(True)
+            yield
+
+    monkeypatch.setattr(NativeEngine, "averaged", stop)
+    stopped = train(**common)
+    assert (stopped.step, stopped.reason) == (2, "SIGTERM")
+    assert list(held_out(tmp_path / "run")) == [0]
+    train(**common, load_checkpoint="latest")
+    for name in ("modeling", "ema"):
+        assert same(read(tmp_path / "whole" / name), read(tmp_path / "run" / name))
+    for name in ("holdout_bits_per_byte", "ema_holdout_bits_per_byte"):
+        assert held_out(tmp_path / "run", name) == held_out(tmp_path / "whole", name)
 
 
 def test_a_rollback_takes_the_average_of_its_checkpoint(
@@ -190,11 +247,16 @@ def test_two_processes_average_what_they_train(
     words = [
         *("--model", tiny_model, "--data", tiny_data, "--mixed-precision", "fp32", "--save-interval", 1),
         *("--max-steps", 3, "--micro-batch-size", 2, "--ema", DECAY, "--output", tmp_path / "two"),
+        *("--eval-data", tiny_data, "--eval-interval", 1),
     ]
     steps = [f"epoch-0_step-{number}" for number in range(1, 4)]
     two_processes(*words, "--plugin", plugin)
     expected = averaged(tiny_model, tmp_path / "two", steps)
     assert same(read(tmp_path / "two" / "ema"), expected)
+    measured = held_out(tmp_path / "two", "ema_holdout_bits_per_byte")
+    again = ("--data", tiny_data, "--eval-data", tiny_data, "--max-steps", 1, "--output", tmp_path / "again")
+    llmforge("train", "--model", tmp_path / "two" / "ema", *again)
+    assert measured[3] == pytest.approx(held_out(tmp_path / "again")[0], abs=1e-5)
     shutil.rmtree(tmp_path / "two" / steps[-1])
     (tmp_path / "two" / "llmforge.json").unlink()
     llmforge("train", *words, "--gradient-accumulation-steps", 2, "--load-checkpoint", "latest")

@@ -6,6 +6,7 @@ are CPU tensors.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,6 +133,10 @@ class Engine(Protocol):
 
     def load_average(self, directory: Path) -> None:
         """Restores the moving average that `Snapshot.write_average` wrote, if the engine keeps one."""
+        ...
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """While it is open, `evaluate` measures the moving average, if the engine keeps one; for nothing else."""
         ...
 
     def describe(self) -> str:

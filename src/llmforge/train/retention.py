@@ -17,7 +17,7 @@ class RetentionOptions(Options):
 
     ema: float | None = option(
         "Also keep an exponential moving average of the trained weights, with this decay per step (such as 0.999): "
-        "OUTPUT/ema, beside OUTPUT/modeling.",
+        "OUTPUT/ema, beside OUTPUT/modeling. --eval-data and --eval-tasks measure both.",
         None,
         panel=PANEL,
         least=0,

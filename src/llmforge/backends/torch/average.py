@@ -1,6 +1,7 @@
 """An exponential moving average of the trained weights (arXiv 1803.05407 averages along a training; 2306.03241)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -28,3 +29,22 @@ class Average:
             for group in (self.values, self.parameters)
         )
         torch._foreach_lerp_(ours, theirs, 1 - self.decay)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """While it is open, the average lies in the parameters and the weights lie in `values`. Afterwards every bit is
+        where it was. Takes the memory of one tensor.
+        """
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, average in self.values.items():
+            ours, theirs = self.local(average)[0], self.local(self.parameters[name].detach())[0]
+            kept = ours.clone()
+            ours.copy_(theirs)
+            theirs.copy_(kept)

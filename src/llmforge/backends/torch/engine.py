@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,9 @@ class NativeEngine:
     def load_average(self, directory: Path) -> None:
         if self.average:  # with it, what is not trained, which has not changed
             self._read({**self._weights(), **self.average.values}, directory)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        return self.average.swapped() if self.average else nullcontext()
 
     def _make_shield(self, share: float) -> Shield:
         settings, wanted = self.settings, linear_matrices(self.causal)

@@ -1,4 +1,6 @@
-"""Bits per byte on `--eval-data` and accuracies on `--eval-tasks`: before the first step, every `--eval-interval` steps, and after the last one."""
+"""Bits per byte on `--eval-data` and accuracies on `--eval-tasks`, also of the average of `--ema`: before the first step, every
+`--eval-interval` steps, and after the last one.
+"""
 
 from typing import Any
 
@@ -41,26 +43,39 @@ class Evaluation(Callback):
     def _measure(self, figures: dict[str, Any]) -> bool:
         """Adds the measurement to `figures`. True where the run was asked to stop before its end."""
         self.unmeasured = None
+        found = self._measured("")
+        if (
+            found and self.run.config.retention.ema is not None and self.run.position.step
+        ):  # at 0 it is the weights
+            with self.run.engine.averaged():
+                average = self._measured(" by the moving average")
+            found = average and found | {f"ema_{name}": value for name, value in average.items()}
+        if found is None:
+            self.unmeasured = figures  # the run that resumes this one measures
+            return True
+        figures |= found
+        return False
+
+    def _measured(self, whose: str) -> dict[str, Any] | None:
+        """What the weights in the engine give; None where the run was asked to stop meanwhile."""
         run, found = self.run, dict[str, Any]()
         if run.setup.holdout:
             values = run.setup.holdout.measure(run.engine, run.config, run.stop_is_asked)
             if values is None:
-                return self._later(figures)
-            run.say(f"step {run.position.step}: {values['all']:.4f} bits per byte on the held-out data.")
+                return None
+            run.say(
+                f"step {run.position.step}: {values['all']:.4f} bits per byte on the held-out data{whose}."
+            )
             found["holdout_bits_per_byte"] = values
         if run.setup.questions:
             answers = run.setup.questions.measure(run.engine, run.stop_is_asked)
             if answers is None:
-                return self._later(figures)
+                return None
             for name, value in answers["task_accuracy"].items():
                 error = answers["task_stderr"].get(name)
                 margin = f" ± {100 * error:.1f}" if error is not None else ""
-                run.say(f"step {run.position.step}: {100 * value:.1f}{margin} per cent of {name} right.")
+                run.say(
+                    f"step {run.position.step}: {100 * value:.1f}{margin} per cent of {name} right{whose}."
+                )
             found |= answers
-        figures |= found
-        return False
-
-    def _later(self, figures: dict[str, Any]) -> bool:
-        """Leaves the measurement to the run that resumes this one."""
-        self.unmeasured = figures
-        return True
+        return found
