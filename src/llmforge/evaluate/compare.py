@@ -15,17 +15,17 @@ from llmforge.errors import UsageError
 from llmforge.evaluate.code.problems import CodeTask, load_code
 from llmforge.evaluate.code.sandbox import Sandbox
 from llmforge.evaluate.options import Asked, ProtocolOptions
-from llmforge.evaluate.tables import asked_tables
+from llmforge.evaluate.tables import Results, tables
 from llmforge.evaluate.tasks import harness
 from llmforge.evaluate.tasks.loading import Task, load_tasks
 from llmforge.evaluate.texts import Corpus, load_corpora
 from llmforge.hub import title
 from llmforge.report import html as page
 from llmforge.report import markdown as report
+from llmforge.report.blocks import Table
 from llmforge.steps import Finished, Outcome, Step, run_step
 
 SCORED = 64  # logits of a batch of questions: a few tokens of each row are looked at
-Results = dict[str, dict[str, dict[str, Any]]]
 
 
 def compare(
@@ -154,20 +154,6 @@ def compare_to_file(
     )
 
 
-def tables(results: Results) -> list[tuple[list[str], list[list[str]]]]:
-    """(header, rows) of text cells, as many tables as there are kinds of results.
-
-    Of texts: a model a row, bits per byte and tokens per character for each label. Of the others: see `tables`.
-    """
-    labels = [label for label, one in next(iter(results.values())).items() if "bits_per_byte" in one]
-    header = ["model", *(f"{label} {what}" for label in labels for what in ("bits/byte", "tokens/char"))]
-    rows = [
-        [name, *(cell for label in labels for cell in _cells(result[label]))]
-        for name, result in results.items()
-    ]
-    return [*([(header, rows)] if labels else []), *asked_tables(results)]
-
-
 def markdown(results: Results) -> str:
     """The tables in Markdown."""
     return "\n".join(report.table(*one) for one in tables(results))
@@ -179,11 +165,7 @@ def as_json(results: Results) -> str:
 
 def html(results: Results) -> str:
     """The tables as a page."""
-    return page.page("Models compared", tables(results))
-
-
-def _cells(bits: dict[str, Any]) -> tuple[str, str]:
-    return f"{bits['bits_per_byte']:.4f}", f"{bits['tokens_per_character']:.3f}"
+    return page.page("Models compared", [Table(*one) for one in tables(results)])
 
 
 def _names(directories: Sequence[Path]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Results of tasks and problems as tables, the models side by side."""
+"""Results of texts, tasks and problems as tables, the models side by side."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,27 @@ from typing import Any
 MEAN, ALL = "mean of subjects", "all questions"
 
 
-Table = tuple[list[str], list[list[str]]]
-Results = Mapping[str, Mapping[str, Any]]
+Cells = tuple[list[str], list[list[str]]]
+Results = dict[str, dict[str, dict[str, Any]]]
 
 
-def asked_tables(results: Results) -> list[Table]:
+def tables(results: Results) -> list[Cells]:
+    """(header, rows) of text cells, as many tables as there are kinds of results.
+
+    Of texts: a model a row, bits per byte and tokens per character for each label. Of the others: figures with their standard errors.
+    """
+    if not results:
+        return []
+    labels = [label for label, one in next(iter(results.values())).items() if "bits_per_byte" in one]
+    header = ["model", *(f"{label} {what}" for label in labels for what in ("bits/byte", "tokens/char"))]
+    rows = [
+        [name, *(cell for label in labels for cell in _cells(result[label]))]
+        for name, result in results.items()
+    ]
+    return [*([(header, rows)] if labels else []), *_asked_tables(results)]
+
+
+def _asked_tables(results: Results) -> list[Cells]:
     """One table for each task: figures with their standard errors. Nothing where `results[model][label]` is of documents.
 
     Of questions: accuracies in per cent by subject, the mean of the subjects, and all questions together.
@@ -22,7 +38,7 @@ def asked_tables(results: Results) -> list[Table]:
     ]
 
 
-def _harness(label: str, results: Results) -> Table:
+def _harness(label: str, results: Results) -> Cells:
     """A task of lm-evaluation-harness: a metric a row, in the units of the harness."""
     first = next(iter(results.values()))[label]
     shots = sorted(set(first["shots"].values()))
@@ -35,7 +51,7 @@ def _harness(label: str, results: Results) -> Table:
     return [f"{label} ({named})", *results], rows
 
 
-def _code(label: str, results: Results) -> Table:
+def _code(label: str, results: Results) -> Cells:
     first = next(iter(results.values()))[label]
     header = [f"{label} ({first['problems']:,} problems, {first['samples']:,} samples)", *results]
     metrics = [key for key in first if key.startswith("pass@")]
@@ -56,7 +72,7 @@ def _plain(part: Mapping[str, float | None]) -> str:
     return f"{part['value'] or 0:.4f}" + (f" ± {error:.4f}" if error is not None else "")
 
 
-def _table(label: str, results: Results) -> Table:
+def _table(label: str, results: Results) -> Cells:
     one = next(iter(results.values()))[label]
     scorings = list(one["mean"])
     several = len(scorings) > 1
@@ -85,3 +101,7 @@ def _count(part: Mapping[str, Any]) -> str:
 def _percent(part: Mapping[str, float | None]) -> str:
     error = part["stderr"]
     return f"{100 * (part['accuracy'] or 0):.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
+
+
+def _cells(bits: dict[str, Any]) -> tuple[str, str]:
+    return f"{bits['bits_per_byte']:.4f}", f"{bits['tokens_per_character']:.3f}"

@@ -1,1 +1,1 @@
-"""Tables for reports and model cards."""
+"""Reports and model cards: blocks of text, tables and charts, as HTML pages or as Markdown."""
