@@ -53,6 +53,7 @@ WITHOUT_TORCH = {
     "compare-tokenizers",
     "prepare-data",
     "inspect-data",
+    "report",
     "verify",
 }
 PR_SET_PDEATHSIG = 1  # linux/prctl.h

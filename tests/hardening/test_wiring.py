@@ -39,6 +39,7 @@ def test_the_demo_is_short_and_every_step_has_what_it_had_when_all_was_written_o
         {"model": "in/smollm2", "data": "out/data-old"},
         {"checkpoint": "out/stage-old"},
         {"model": "in/smollm2, out/resized, out/trained, out/trained-old"},
+        {"paths": "out/stage, out/generated.txt, out/stage-old, out/comparison.md"},
     ]
 
 
@@ -61,6 +62,23 @@ def test_what_is_given_counts_and_is_worked_from_afterwards(read):
     assert steps[5].inputs == {"model": "t1/modeling", "data": "d1"}
     assert steps[6].inputs == {"model": "base, t2/modeling"}
     assert steps[7].inputs == {"base": "base", "model": "t2/modeling"}
+
+
+def test_a_gguf_file_is_no_model_to_work_from(read):
+    steps = read(
+        "- init-model: {model: base, tokenizer: k, output: g}\n"
+        "- train: {data: d, output: t}\n"
+        "- export: {output: e}\n"
+        "- export: {output: e.gguf, format: gguf}\n"
+        "- evaluate: {data: texts}\n"
+        "- generate: {prompt: x}\n"
+        "- export: {output: other.gguf, format: gguf, checkpoint: t0}\n"
+        "- export: {output: e2}\n"
+        "- train: {data: d, output: t3}\n"
+    )
+    assert [step.inputs.get("model") for step in steps[4:6]] == ["base, e", "e"]
+    assert steps[7].inputs == {"checkpoint": "t"}
+    assert steps[8].inputs["model"] == "e2"
 
 
 def test_a_launched_training_is_a_training(read):

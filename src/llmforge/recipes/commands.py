@@ -127,6 +127,11 @@ COMMANDS: dict[str, Command] = {
         "Restore a tuned model from its base and a delta, bit for bit.",
         "llmforge.weights.options:DeltaApplyOptions",
     ),
+    "report": Command(
+        RESULT,
+        "Write a report of trainings, comparisons and samples.",
+        "llmforge.overview.options:ReportOptions",
+    ),
     "verify": Command(
         RESULT,
         "Verify the checksums of outputs.",

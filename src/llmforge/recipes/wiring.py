@@ -15,11 +15,14 @@ class Wiring:
 
     def __init__(self) -> None:
         self._last: dict[str, str] = {}
+        self._results: dict[str, None] = {}  # what a report shows: trainings, tables, texts
 
     def find(self, one: Option) -> list[str]:
         """The words that option `one` has by default; empty where no step before has any."""
         if one.reads == "models":  # to compare: where it began, and where it is
             return [*dict.fromkeys(self._last[kind] for kind in ("source", "model") if kind in self._last)]
+        if one.reads == "result":
+            return [*self._results]
         return [self._last[one.reads]] if one.reads in self._last else []
 
     def add(self, declared: Sequence[Option], texts: Mapping[str, list[str]]) -> None:
@@ -29,8 +32,11 @@ class Wiring:
             self._add_training(output)
             return
         given = [(one, texts[one.name][0]) for one in declared if texts.get(one.name)]
+        self._results |= {text: None for one, text in given if one.writes in ("table", "text")}
         written = [(one.writes, text) for one, text in given if one.writes and one.writes not in FOR_PEOPLE]
-        if not written:
+        if not written or texts.get("format") == [
+            "gguf"
+        ]:  # llama.cpp loads such a file; no command here does
             return
         self._last.update({one.reads: text for one, text in given if one.reads and one.reads != "models"})
         for kind, text in written:
@@ -44,6 +50,7 @@ class Wiring:
             self._last.pop("training", None)
             self._last.pop("model", None)
         else:
+            self._results[output] = None
             self._last.update(training=output, model=f"{output}/modeling")
 
 

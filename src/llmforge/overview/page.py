@@ -1,0 +1,70 @@
+"""`llmforge report`: gathers, renders, writes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmforge.errors import UserError
+from llmforge.overview.course import course, figures
+from llmforge.overview.find import Found, find
+from llmforge.overview.options import ReportOptions
+from llmforge.overview.origin import origin
+from llmforge.overview.results import comparisons, samples
+from llmforge.overview.training import Training, holds_training, read_training
+from llmforge.report import html, markdown
+from llmforge.report.blocks import Block, Heading, Paragraph
+from llmforge.steps import check_report, manifest_path, write_report
+
+COMMAND = "report"
+
+
+def report(options: ReportOptions) -> dict[str, Any]:
+    """Writes the report, and returns what is in it as values: `trainings` (figures by name), `comparisons`, `texts`."""
+    output = options.output
+    check_report(output, COMMAND, "--output")
+    _refuse_inside(output)
+    found = find(options.paths)
+    trainings = _named([read_training(path) for path in found.trainings])
+    page = {".html": html.page, ".md": markdown.page}[output.suffix]
+    write_report(output, page(_title(options.paths), _blocks(found, trainings)), COMMAND, "--output")
+    return {
+        "output": output,
+        "trainings": {name: {"path": one.path, **figures(one)} for name, one in trainings.items()},
+        "comparisons": len(found.tables),
+        "texts": len(found.texts),
+    }
+
+
+def _blocks(found: Found, trainings: dict[str, Training]) -> list[Block]:
+    blocks: list[Block] = []
+    if trainings:
+        blocks += course(trainings)
+        at = next(number for number, block in enumerate(blocks) if block == Heading("Curves"))
+        blocks[at:at] = origin(trainings.values())
+    blocks += comparisons(found.tables)
+    blocks += samples(found.texts)
+    if found.problems:
+        blocks += [Heading("Not read"), *map(Paragraph, found.problems)]
+    return blocks
+
+
+def _refuse_inside(output: Path) -> None:
+    """Raises `UserError` where the report would lie in an output of llmforge: that would no longer be as it was made."""
+    above = output.resolve().parent
+    for directory in (above, *above.parents):
+        if holds_training(directory) or manifest_path(directory).is_file():
+            raise UserError(
+                f"--output {output} would be inside {directory}, an output of llmforge; choose another place."
+            )
+
+
+def _named(trainings: Sequence[Training]) -> dict[str, Training]:
+    """By the names of their directories where these differ, else by the whole paths."""
+    names = [one.path.resolve().name for one in trainings]
+    unique = len(set(names)) == len(names)
+    return {name if unique else str(one.path): one for name, one in zip(names, trainings, strict=True)}
+
+
+def _title(paths: Sequence[Path]) -> str:
+    names = [path.resolve().name or str(path) for path in paths]
+    return f"Report of {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
