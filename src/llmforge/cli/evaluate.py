@@ -18,7 +18,8 @@ def evaluate(options: EvaluateOptions, result: Result) -> None:
     Accuracies have their standard errors; a difference of less than two of them says little.
     """
     from llmforge import hub
-    from llmforge.evaluate.compare import compare, compare_to_file, tables
+    from llmforge.evaluate.compare import compare, compare_to_file
+    from llmforge.evaluate.tables import tables
 
     models, sources = [hub.local(path) for path in options.model], labeled_texts(options.data)
     asked = Asked(options.tasks, options.asking, options.code, options.programs)

@@ -100,10 +100,7 @@ def _summary(trainings: Mapping[str, Training]) -> Table:
                 of = "" if label == "all" else f" of {label}"
                 rows.append((f"held-out bits per byte{of}, {what}{whose}", _held_out(key, label, what)))
     tasks = dict.fromkeys(name for found in values.values() for name in found["task_accuracy"])
-    for task in list(tasks)[:MOST_LINES]:
-        rows.append(
-            (f"{task}, last, %", lambda _, found, task=task: _percent(found["task_accuracy"].get(task)))
-        )  # type: ignore[misc]
+    rows += [(f"{task}, last, %", _accuracy(task)) for task in list(tasks)[:MOST_LINES]]
     return _side_by_side(trainings, rows, values)
 
 
@@ -236,6 +233,10 @@ def _ends(labels: Mapping[str, Series]) -> dict[str, dict[str, float]]:
 
 def _held_out(key: str, label: str, what: str) -> Callable[[Training, dict[str, Any]], str]:
     return lambda _, found: _shown(found[key].get(label, {}).get(what), ".4f")
+
+
+def _accuracy(task: str) -> Callable[[Training, dict[str, Any]], str]:
+    return lambda _, found: _percent(found["task_accuracy"].get(task))
 
 
 def _process_hours(_: Training, found: dict[str, Any]) -> str:
