@@ -5,6 +5,8 @@ reported as one. Sentences name the file, line or flag, and say what to do.
 """
 
 import errno
+import os
+from pathlib import Path
 
 DISK_FULL = (
     errno.ENOSPC,
@@ -30,3 +32,17 @@ class UsageError(UserError):
     """A wrong flag or a contradiction between flags; exit code 2."""
 
     exit_code = 2
+
+
+def missing(path: Path) -> UserError:
+    """The error where nothing is at `path`: a link that leads nowhere is listed by ls all the same."""
+    name = _text(path)
+    if path.is_symlink():
+        target = _text(os.readlink(path))
+        return UserError(f"{name} is a symbolic link to {target}, which does not exist; check it.")
+    return UserError(f"{name} does not exist; check the path.")
+
+
+def _text(path: str | Path) -> str:
+    """A path of any bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -18,6 +18,22 @@ from llmforge.train.options import TrainOptions
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "tokenizers", "numpy")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["learn-pieces", "--tokenizer", "link", "--data", "x", "--num-pieces", "9", "--output", "o"],
+        ["prepare-data", "--data", "link", "--tokenizer", "{tokenizer}", "--output", "o"],
+        ["verify", "link"],
+        ["report", "link", "--output", "o.md"],
+    ],
+)
+def test_a_link_that_leads_nowhere_is_called_one(words, llmforge, tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("gone")
+    done = llmforge(*(word.format(tokenizer=tiny_tokenizer) for word in words), code=1)
+    assert done.stderr == "error: link is a symbolic link to gone, which does not exist; check it.\n"
+
+
 def test_help_lists_every_command_in_pipeline_order(llmforge):
     text = llmforge("--help").stdout
     positions = [text.index(f"\n  {name} ") for name in COMMANDS]

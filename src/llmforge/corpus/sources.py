@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmforge.console import warn
 from llmforge.corpus.chunk import Chunk
-from llmforge.errors import UserError
+from llmforge.errors import UserError, missing
 
 # Small enough that work is shared evenly and little is lost to a kill, large enough that 10 TB make few
 # files.
@@ -138,10 +138,9 @@ def _given_file(path: Path) -> Path:
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except OSError as error:
-        name = printable(path)
         if isinstance(error, FileNotFoundError):
-            raise UserError(f"{name} does not exist; check the path.") from None
-        raise UserError(f"{name} cannot be read ({error.strerror}).") from None
+            raise missing(path) from None
+        raise UserError(f"{printable(path)} cannot be read ({error.strerror}).") from None
     if kind != stat.S_IFREG:
         raise UserError(
             f"{printable(path)} is a {SPECIAL.get(kind, 'special file')}, which can only be read once and from one "

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmforge.errors import UserError
+from llmforge.errors import UserError, missing
 from llmforge.overview.training import holds_training
 from llmforge.steps import MANIFEST, Manifest, manifest_path, read_manifest
 
@@ -48,7 +48,7 @@ def find(paths: Iterable[Path]) -> Found:
     found, seen = Found(), set[Path]()
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path} does not exist; check the path.")
+            raise missing(path)
         before, known = len(found), set(seen)
         below = [path] if path.is_file() or holds_training(path.resolve()) else list(_below(path, DEEPEST))
         for one in below:

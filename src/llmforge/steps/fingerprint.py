@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from llmforge.errors import UserError
+from llmforge.errors import UserError, missing
 from llmforge.steps.checksums import checksum, checksums
 
 
@@ -27,7 +27,7 @@ def fingerprint(path: Path, *, verify: bool = True) -> str:
     from llmforge.steps.verify import changed_file
 
     if not path.exists():
-        raise UserError(f"{path} does not exist; check the path.")
+        raise missing(path)
     if manifest_path(path).is_file():
         manifest = read_manifest(path)
         if changed := changed_file(path, manifest, contents=verify):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge import __version__
-from llmforge.errors import UserError
+from llmforge.errors import UserError, missing
 from llmforge.steps.checksums import checksum_of
 from llmforge.steps.shapes import misfit
 
@@ -76,7 +76,7 @@ def read_manifest(output: Path, step: str | None = None, needs: Collection[str] 
     """
     path = manifest_path(output)
     if not output.exists():
-        raise UserError(f"{output} does not exist; check the path.")
+        raise missing(output)
     if not path.is_file():
         wanted = f"of llmforge {step}" if step else "of a finished llmforge step"
         raise UserError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmforge.console import progress, say
-from llmforge.errors import UserError
+from llmforge.errors import UserError, missing
 from llmforge.steps.checksums import READERS, checksum
 from llmforge.steps.manifest import MANIFEST, Manifest, manifest_path, read_manifest
 
@@ -37,7 +37,7 @@ def verify_output(path: Path) -> Verified:
     `UserError` where there is none; damage raises nothing: it is in `problems`, each naming its file.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist; check the path.")
+        raise missing(path)
     found = list(_outputs(path))
     if not found:
         raise UserError(

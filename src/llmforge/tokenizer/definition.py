@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmforge import console
-from llmforge.errors import UserError
+from llmforge.errors import UserError, missing
 from llmforge.tokenizer.formats import framing, sentencepiece_model, tiktoken_ranks, vocabulary_files
 from llmforge.tokenizer.formats.added import place_added_tokens
 from llmforge.tokenizer.formats.agreement import check_ranks, check_sentencepiece, rename_pieces
@@ -41,7 +41,7 @@ def read_definition(directory: Path, scheme: str | None = None) -> Definition:
     `scheme` says what a rank file is where it cannot be told (formats/schemes.py).
     """
     if not directory.exists():
-        raise UserError(f"{directory} does not exist; check the path.")
+        raise missing(directory)
     if not directory.is_dir():
         raise UserError(f"{directory} is a file; give the tokenizer's directory.")
     if scheme is not None and scheme not in SCHEMES:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llmforge.errors import UserError
+from llmforge.errors import UserError, missing
 from llmforge.tokenizer.formats.tiktoken_ranks import find_ranks
 
 PATTERNS = (
@@ -22,12 +22,9 @@ PATTERNS = (
 def tokenizer_files(directory: Path) -> list[Path]:
     """Every file that decides the ids, in name order: the inputs of a step that reads the tokenizer of `directory`."""
     if not directory.is_dir():
-        what = (
-            "is a file; give the tokenizer's directory"
-            if directory.exists()
-            else "does not exist; check the path"
-        )
-        raise UserError(f"{directory} {what}.")
+        if not directory.exists():
+            raise missing(directory)
+        raise UserError(f"{directory} is a file; give the tokenizer's directory.")
     found = {file for pattern in PATTERNS for file in directory.glob(pattern) if file.is_file()}
     if ranks := find_ranks(directory):
         found.add(ranks)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmforge.errors import UserError
+from llmforge.errors import UserError, missing
 from llmforge.tokenizer import bytelevel
 from llmforge.tokenizer.formats.sentencepiece_model import NORMAL, SPACE, read_model
 from llmforge.tokenizer.inside import Inside, has_control
@@ -100,7 +100,7 @@ def read_pieces(path: Path, inside: Inside) -> Cleaned:
 def _entries(path: Path) -> Iterator[tuple[str | bytes, str]]:
     """(piece, where it stands) for everything in `path`."""
     if not path.exists():
-        raise UserError(f"{path} does not exist; check the path.")
+        raise missing(path)
     if path.is_dir():
         yield from _tokenizer_entries(path)
     elif path.suffix == ".model":

@@ -308,7 +308,7 @@ class Plan:
             f"tokens              {self.tokens:>16,}   steps {self.steps:,} of {self.rows_per_step} rows",
             f"memory per process  {total / 1e9:>13.2f} GB   {self.device} has {self.device_memory / 1e9:.1f} GB",
             *(f"  {name:<18}{size / 1e9:>13.2f} GB" for name, size in self.memory.items()),
-            f"speed               {self.tokens_per_second:>12,.0f}/s   {self.processes} x {self.device}, {self.precision}, "
+            f"speed      {self.tokens_per_second:>16,.0f} tokens/s   {self.processes} x {self.device}, {self.precision}, "
             f"{self.flops_per_token / 1e9:.2f} GFLOP per token",
             *(f"learning rate       {rate:>16.3g}   {name}" for name, rate in self.learning_rates.items()),
             f"time                {time:>14}",
@@ -316,7 +316,7 @@ class Plan:
         if self.floor_tokens_per_second:
             lines.insert(
                 -1,
-                f"  at most           {self.floor_tokens_per_second:>12,.0f}/s   (roofline, docs/performance.md)",
+                f"  at most  {self.floor_tokens_per_second:>16,.0f} tokens/s   (roofline, docs/performance.md)",
             )
         return "\n".join(lines)
 

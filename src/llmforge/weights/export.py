@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llmforge.errors import UserError
+from llmforge.errors import UserError, missing
 from llmforge.steps import Finished, Outcome, Step, run_step
 from llmforge.tokenizer import load
 from llmforge.weights.architecture import find_vocabulary_tensors, with_vocabulary_size
@@ -28,7 +28,7 @@ STEP = "export"
 def model_directory(checkpoint: Path) -> Path:
     """The model directory of `checkpoint`: itself, or the `modeling` folder of a checkpoint or of a run."""
     if not checkpoint.exists():
-        raise UserError(f"{checkpoint} does not exist; check the path.")
+        raise missing(checkpoint)
     for directory in (checkpoint / "modeling", checkpoint):
         if (directory / "config.json").is_file():
             return directory
