@@ -4,6 +4,11 @@ messages            {"messages": [{"role", "content"}]}, OpenAI's, with `tools` 
 sharegpt            {"conversations": [{"from", "value"}]}, with `system` beside it
 alpaca              {"instruction", "input", "output"}, with `system` and `history` beside it
 prompt-completion   {"prompt", "completion"}, each text or messages
+pairs               {"prompt", "chosen", "rejected"}, each text or messages; or chosen and rejected with the prompt in them
+prompts             {"prompt"}, text or messages
+
+The last two are for training on preferences, and are no part of ANY. Beside the messages of the prompt, pairs have
+`chosen` and `rejected`, an answer each.
 """
 
 import json
@@ -40,18 +45,23 @@ class Layout:
 
 def conversation_of(record: dict[str, Any], layout: str) -> str | None:
     """The conversation in `record` as JSON, {"messages"} and perhaps {"tools"}; None where it is none of `layout` (a name of
-    LAYOUTS, or ANY). A `ValueError` says what is wrong with one.
+    LAYOUTS, or ANY). A `ValueError` says what is wrong with one. Of the layouts of PREFERENCES every record must be one.
     """
-    wanted = LAYOUTS.values() if layout == ANY else [LAYOUTS[layout]]
-    found = next((one for one in wanted if all(record.get(name) is not None for name in one.fields)), None)
-    if found is None:
-        return None
-    messages = found.messages(record)
-    _check(messages)
+    if layout in PREFERENCES:
+        value = PREFERENCES[layout](record)
+    else:
+        wanted = LAYOUTS.values() if layout == ANY else [LAYOUTS[layout]]
+        found = next(
+            (one for one in wanted if all(record.get(name) is not None for name in one.fields)), None
+        )
+        if found is None:
+            return None
+        value = {"messages": found.messages(record)}
+        _check(value["messages"])
     tools = record.get("tools")
     if isinstance(tools, str):
         tools = json.loads(tools)
-    text = json.dumps({"messages": messages, **({"tools": tools} if tools else {})}, ensure_ascii=False)
+    text = json.dumps({**value, **({"tools": tools} if tools else {})}, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -94,6 +104,60 @@ def _prompt_completion(record: dict[str, Any]) -> list[Message]:
     return messages
 
 
+def _pair(record: dict[str, Any]) -> dict[str, Any]:
+    """The two conversations of a pair as their common beginning and an answer each."""
+    whole = [_answered(record, name) for name in ("chosen", "rejected")]
+    for messages in whole:
+        _check(messages)
+    said = [[{**one, "content": one["content"].strip()} for one in messages] for messages in whole]
+    if said[0] == said[1]:
+        raise ValueError("chosen equals rejected")
+    same = next((i for i, (a, b) in enumerate(zip(*whole, strict=False)) if a != b), min(map(len, whole)))
+    for rest in (whole[0][same:], whole[1][same:]):
+        if rest and rest[0]["role"] != "assistant":
+            raise ValueError("chosen and rejected have different prompts")
+        if len(rest) != 1:
+            raise ValueError("chosen or rejected has not one answer behind their common beginning")
+    return {"messages": whole[0][:same], "chosen": whole[0][same], "rejected": whole[1][same]}
+
+
+def _answered(record: dict[str, Any], name: str) -> list[Message]:
+    """The conversation that ends with the answer in the field `name`."""
+    value, prompt = record.get(name), record.get("prompt")
+    if value is None:
+        raise ValueError(f"no '{name}'")
+    if not isinstance(value, list):
+        if prompt is None:
+            raise ValueError(f"'{name}' is text, and there is no 'prompt'")
+        return [*_asked(record), _said("assistant", value, name)]
+    messages = [_message(one) for one in value]
+    if messages and messages[0]["role"] == "assistant":
+        return [*(_asked(record) if prompt is not None else []), *messages]
+    if prompt is not None:  # which many datasets repeat in the conversations
+        asked = _asked(record)
+        if messages[: len(asked)] != asked:
+            without = asked[1:] if asked[0]["role"] == "system" else asked
+            if messages[: len(without)] != without:
+                raise ValueError(f"'{name}' does not begin with 'prompt'")
+            return [*asked, *messages[len(without) :]]
+        return messages
+    return [*_system(record), *messages]
+
+
+def _prompt(record: dict[str, Any]) -> dict[str, Any]:
+    if record.get("prompt") is None:
+        raise ValueError("no 'prompt'")
+    messages = _asked(record)
+    _check([*messages, _said("assistant", "-")])
+    return {"messages": messages}
+
+
+def _asked(record: dict[str, Any]) -> list[Message]:
+    value = record["prompt"]
+    said = [_message(one) for one in value] if isinstance(value, list) else [_said("user", value, "prompt")]
+    return [*_system(record), *said]
+
+
 # Told apart in this order.
 LAYOUTS = {
     "messages": Layout(("messages",), _openai, ("tools",)),
@@ -101,9 +165,15 @@ LAYOUTS = {
     "alpaca": Layout(("instruction", "output"), _alpaca, ("input", "system", "history")),
     "prompt-completion": Layout(("prompt", "completion"), _prompt_completion, ("system", "tools")),
 }
-FIELDS = tuple(
-    dict.fromkeys(name for layout in LAYOUTS.values() for name in (*layout.fields, *layout.others))
-)
+PREFERENCES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"pairs": _pair, "prompts": _prompt}
+
+
+def fields_of(layout: str) -> tuple[str, ...]:
+    """Every field that a record of `layout` may have."""
+    if layout in PREFERENCES:
+        return ("prompt", "chosen", "rejected", "system", "tools")
+    wanted = LAYOUTS.values() if layout == ANY else [LAYOUTS[layout]]
+    return tuple(dict.fromkeys(name for one in wanted for name in (*one.fields, *one.others)))
 
 
 def _list(record: dict[str, Any], name: str) -> Sequence[Any]:

@@ -53,11 +53,18 @@ class Reader:
     """The documents of `inputs`, in order. What cannot be read is counted in `account`.
 
     Where all of it was read, or after `finish`, more than `MAX_REJECTED` unusable lines are a `UserError`, and fewer are
-    said. `category` is that of documents that name none, instead of their directory's.
+    said; `max_rejected` is another share, of a command that has --max-rejected. `category` is that of documents that name
+    none, instead of their directory's.
     """
 
-    def __init__(self, inputs: Sequence[Path], options: ReadOptions, category: str | None = None) -> None:
-        self.inputs, self.options = list(inputs), options
+    def __init__(
+        self,
+        inputs: Sequence[Path],
+        options: ReadOptions,
+        category: str | None = None,
+        max_rejected: float | None = None,
+    ) -> None:
+        self.inputs, self.options, self.max_rejected = list(inputs), options, max_rejected
         self.chunks = find_chunks(self.inputs, options.lines)
         if category is not None:
             self.chunks = [replace(chunk, category=category) for chunk in self.chunks]
@@ -113,24 +120,31 @@ class Reader:
         where = ", ".join(map(printable, self.inputs))
         if not account.read:
             raise UserError(f"{where}: no documents found.")
-        lost = account.rejected.total()
-        if lost > MAX_REJECTED * account.read:
+        lost, share = (
+            account.rejected.total(),
+            MAX_REJECTED if self.max_rejected is None else self.max_rejected,
+        )
+        if lost > share * account.read:
+            more = "" if self.max_rejected is None else ", or allow more by --max-rejected"
             raise UserError(
-                f"{lost:,} of {account.read:,} documents cannot be used, more than {MAX_REJECTED:.0%}; the first is "
-                f"{account.first}. Correct or remove such lines."
+                f"{lost:,} of {account.read:,} documents cannot be used, more than {100 * share:.4g} %; the first is "
+                f"{account.first}. Correct or remove such lines{more}."
             )
         if lost:
             warn(f"{lost:,} of {account.read:,} documents cannot be used; the first is {account.first}")
         self._names.say()
 
+    def reject(self, chunk: Chunk, line: int, reason: str, documents: int = 1) -> None:
+        """Counts documents that were read and cannot be used; `line` (0: none) is that of the file of `chunk`."""
+        self.account.rejected[reason] += documents
+        if not self.account.first:
+            self.account.first = f"{chunk.name}{f', line {line}' if line else ''}: {reason}"
+
     def _count(self, chunk: Chunk, before: int, block: Block) -> None:
         self.account.read += len(block)
         for one in block.rejected:
             self.account.read += one.documents
-            self.account.rejected[one.reason] += one.documents
-            if not self.account.first:
-                line = f", line {before + one.line}" if one.line else ""
-                self.account.first = f"{chunk.name}{line}: {one.reason}"
+            self.reject(chunk, before + one.line if one.line else 0, one.reason, one.documents)
         self._names.see(block)
 
 

@@ -80,6 +80,11 @@ COMMANDS: dict[str, Command] = {
         "llmforge.train.options:TrainOptions",
         "llmforge.train.options:TrainCommandOptions",
     ),
+    "train-preferences": Command(
+        TRAINING,
+        "Train on pairs of answers, or on rewards (DPO, reward models, GRPO, PPO).",
+        "llmforge.align.options:PreferenceOptions",
+    ),
     "plan": Command(
         TRAINING,
         "Estimate memory, steps and hours of a training.",

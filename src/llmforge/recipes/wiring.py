@@ -31,6 +31,8 @@ class Wiring:
             output = output_of(texts["command"])
             self._add_training(output)
             return
+        if texts.get("method") == ["reward"]:  # a reward model is no model to go on with
+            return
         given = [(one, texts[one.name][0]) for one in declared if texts.get(one.name)]
         self._results |= {text: None for one, text in given if one.writes in ("table", "text")}
         written = [(one.writes, text) for one, text in given if one.writes and one.writes not in FOR_PEOPLE]

@@ -99,6 +99,7 @@ _CHECKS = {
     "round_trip": {"failures": count, "inherited": count},
     "drift": dict.fromkeys(("documents", "changed", "changed_without_new_pieces"), count),
 }
+_READ = {"read": count, "used": count, "rejected": {"documents": count, "reasons": Each(count)}}
 _MODEL: dict[str, Shape] = {"outputs.vocabulary": Maybe(rows), "outputs.tokenizer": Maybe(text)}
 SHAPES: dict[str, dict[str, Shape]] = {
     "learn-pieces": {
@@ -139,6 +140,14 @@ SHAPES: dict[str, dict[str, Shape]] = {
     },
     "prepare-data-shard": {"metrics.documents": count, "metrics.tokens": count, "metrics.encoder": _ENCODER},
     "train": _MODEL,
+    "train-preferences": {
+        **_MODEL,
+        "metrics.steps": count,
+        "metrics.data": _READ,
+        "metrics.last": Each(number),
+        "metrics.heldout": Maybe({"accuracy": number, "loss": number, "margin": number, "data": _READ}),
+        "metrics.largest_kl": Maybe(number),
+    },
     "train-model": _MODEL,
     "export": {
         **_MODEL,

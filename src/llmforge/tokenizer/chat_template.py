@@ -65,10 +65,10 @@ class ChatTemplate:
                 f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); give another one by --chat-template."
             ) from error
 
-    def encode(self, messages: Messages) -> list[int]:
+    def encode(self, messages: Messages, tools: Sequence[Any] | None = None) -> list[int]:
         """The ids of a conversation, ready for the answer."""
         hidden = self._hidden(messages)
-        ids: list[int] = self._encoded(self.render(hidden.messages), hidden.spelled)[0].tolist()
+        ids: list[int] = self._encoded(self.render(hidden.messages, tools=tools), hidden.spelled)[0].tolist()
         return ids
 
     def training(

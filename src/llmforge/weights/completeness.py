@@ -86,8 +86,19 @@ def check_complete(directory: Path, trust_remote_code: bool = False) -> Weights:
     return weights
 
 
+def is_classifier(config: dict[str, Any]) -> bool:
+    """Whether `config` is of a model that gives a text labels or a score instead of continuing it."""
+    kinds = config.get("architectures")
+    return isinstance(kinds, list) and bool(kinds) and str(kinds[0]).endswith("ForSequenceClassification")
+
+
 def _check_reading(directory: Path, config: dict[str, Any], weights: Weights) -> None:
     """Refuses what makes transformers read something else than the files of `weights` as they are."""
+    if is_classifier(config):
+        raise UserError(
+            f"{directory} is a model with a head of labels ({config['architectures'][0]}), such as a reward model, and no language model; "
+            "give the model that it was made from."
+        )
     if config.get("quantization_config"):
         kind = config["quantization_config"]
         method = kind.get("quant_method") if isinstance(kind, dict) else None

@@ -22,7 +22,9 @@ def unusable(schema: pa.Schema, options: ReadOptions, what: str) -> str:
             kinds[name] = _kind(schema, name)
         except KeyError:
             return f"{what} has two columns '{name}'"
-    if options.conversations and any(name in schema.names for name in conversations.FIELDS):
+    if options.conversations and any(
+        name in schema.names for name in conversations.fields_of(options.conversations)
+    ):
         return ""
     if all(kinds[name] is None for name in options.texts):
         columns = f" (it has {', '.join(schema.names[:8])})" if schema.names else ""
@@ -37,7 +39,7 @@ def columns_of(schema: pa.Schema, options: ReadOptions) -> list[str]:
     """The columns at the top of the table in which the fields lie."""
     wanted = [*options.fields, *options.numbers]
     tops = [name if name in schema.names else name.split(".")[0] for name in wanted]
-    tops += conversations.FIELDS if options.conversations else ()
+    tops += conversations.fields_of(options.conversations) if options.conversations else ()
     return [name for name in dict.fromkeys(tops) if name in schema.names]
 
 
