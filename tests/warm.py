@@ -46,7 +46,7 @@ IMPORTED = (
     "datasets",
 )
 # Commands that import torch, and those that must do without it.
-COMMANDS = {"train", "plan", "init-model", "export", "delta", "evaluate", "generate"}
+COMMANDS = {"train", "train-preferences", "plan", "init-model", "export", "delta", "evaluate", "generate"}
 WITHOUT_TORCH = {
     "learn-pieces",
     "init-tokenizer",

@@ -129,7 +129,7 @@ class _Rewarded:
                 scores = self.rewards(input_ids, attention_mask)
                 return SimpleNamespace(hidden_states=[scores[:, None, None].expand(*input_ids.shape, 1)])
 
-        model = torch.nn.Module()
+        model: Any = torch.nn.Module()
         model.base_model_prefix = "backbone"
         model.backbone, model.score = Backbone(self.rewards), torch.nn.Identity()
         return model
