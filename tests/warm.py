@@ -46,7 +46,17 @@ IMPORTED = (
     "datasets",
 )
 # Commands that import torch, and those that must do without it.
-COMMANDS = {"train", "train-preferences", "plan", "init-model", "export", "delta", "evaluate", "generate"}
+COMMANDS = {
+    "train",
+    "train-preferences",
+    "plan",
+    "init-model",
+    "prune-vocabulary",
+    "export",
+    "delta",
+    "evaluate",
+    "generate",
+}
 WITHOUT_TORCH = {
     "learn-pieces",
     "init-tokenizer",

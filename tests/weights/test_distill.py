@@ -1,6 +1,7 @@
 """Rows learned from the source model itself: distill, linear, and a head of its own for a tied model."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,15 @@ import numpy as np
 import pytest
 
 from llmforge.corpus import Reader, ReadOptions
-from llmforge.embedding.distillation import both_sides, inputs, linear, outputs, snippets, state
+from llmforge.embedding.distillation import (
+    both_sides,
+    inputs,
+    linear,
+    outputs,
+    snippets,
+    source_model,
+    state,
+)
 from llmforge.embedding.distillation.source_model import SourceModel
 from llmforge.embedding.initializers.distill import DistillOptions
 from llmforge.embedding.options import InitializerOptions, ResizeOptions
@@ -221,6 +230,44 @@ def test_a_killed_distillation_goes_on_to_the_same_bytes(
     assert not (tmp_path / "killed" / ".work").exists()
 
 
+def test_a_bound_by_time_is_a_number_of_tokens_that_a_killed_run_goes_on_with(
+    tiny_model: Callable[..., Path],
+    new_tokenizer: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    source, file = tiny_model(), "model.safetensors"
+    monkeypatch.setattr(both_sides, "PROBE_TOKENS", 60)
+    with pytest.raises(UsageError, match=r"--distill-minutes 1e-05 is too short: .* at least 1"):
+        resize(source, new_tokenizer, tmp_path / "short", distilling(distill_minutes=1e-5), corpus=[corpus])
+    began = time.monotonic()
+    resize(source, new_tokenizer, tmp_path / "probed", distilling(distill_minutes=5), corpus=[corpus])
+    assert "300 of --distill-tokens 300 fit in 5 minutes" in capfd.readouterr().err
+    options = distilling(distill_tokens=10**8, distill_minutes=(time.monotonic() - began) / 60)
+    finish = inputs.distill_inputs
+
+    def dies(*words: Any) -> Any:
+        done = finish(*words)
+        if (words[-1] / "plan.json").exists():  # the probe works in a folder of its own
+            raise _KilledError
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "distill_inputs", dies)
+        with pytest.raises(_KilledError):
+            resize(source, new_tokenizer, tmp_path / "killed", options, corpus=[corpus])
+    said = capfd.readouterr().err
+    resize(source, new_tokenizer, tmp_path / "killed", options, corpus=[corpus])
+    tokens = read_manifest(tmp_path / "killed").metrics["initialization"]["distill_tokens"]
+    assert 60 <= tokens < 10**8
+    assert f"{tokens:,} of --distill-tokens 100,000,000 fit" in said
+    assert "fit in" not in capfd.readouterr().err
+    resize(source, new_tokenizer, tmp_path / "same", distilling(distill_tokens=tokens), corpus=[corpus])
+    assert (tmp_path / "same" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
+
+
 def test_tokens_that_the_text_lacks_are_counted_and_made_from_their_subtokens(
     tiny_model: Callable[..., Path], new_tokenizer: Path, tmp_path: Path
 ) -> None:
@@ -274,6 +321,23 @@ def test_what_cannot_be_distilled_is_refused_in_a_sentence(
     assert not (tmp_path / "grown").exists()
     with pytest.raises(UsageError, match=r"--untie: .* has a head of its own already"):
         resize(source, new_tokenizer, tmp_path / "grown", ResizeOptions(untie=True))
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_memory_that_it_needs(
+    tiny_model: Callable[..., Path],
+    new_tokenizer: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = tiny_model(dtype="bfloat16")
+    elements = sum(value.size for value in tensors(source).values())
+    monkeypatch.setattr(source_model, "free_memory", lambda: 4 * elements - 1)
+    for init, texts in ((distilling(), [corpus]), (ResizeOptions(init="linear"), [])):
+        with pytest.raises(UserError, match=r"needs 0\.000 GB .* in float32, and 0\.000 GB are free"):
+            resize(source, new_tokenizer, tmp_path / "grown", init, corpus=texts)
+    monkeypatch.setattr(source_model, "free_memory", lambda: 4 * elements)
+    SourceModel(load(source), False)
 
 
 def test_the_ridge_finds_a_linear_map() -> None:

@@ -12,12 +12,12 @@ from llmforge.backends.base import Engine, MicroBatch, World
 from llmforge.backends.common import attention, optimizers, packing
 from llmforge.backends.common.attention_check import find_way
 from llmforge.backends.common.devices import head_chunk
-from llmforge.backends.common.memory import free_memory
 from llmforge.backends.common.settings import PRECISIONS, Adapters, Settings
 from llmforge.backends.common.trainable import parse
 from llmforge.console import say, warn
 from llmforge.weights.architecture import check_length
 from llmforge.weights.directory import ModelDirectory
+from llmforge.weights.memory import free_memory
 from llmforge.weights.read import Weights
 
 # Weights, gradients and the two moments of AdamW in float32 (weights alone under adapters), with a third more for

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge import __version__
-from llmforge.backends.common.memory import free_memory, total_memory
+from llmforge.weights.memory import free_memory, total_memory
 
 PROBE_SECONDS = 180.0
 PACKAGES = (

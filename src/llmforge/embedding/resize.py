@@ -152,6 +152,7 @@ def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
                 role: made.by_subtokens for role, made in new.items() if made.by_subtokens is not None
             },
             "preflight": reports,
+            **({"initialization": context.figures} if context.figures else {}),
         },
     )
 

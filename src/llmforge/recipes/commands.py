@@ -56,6 +56,11 @@ COMMANDS: dict[str, Command] = {
         "Compare tokenizers on the same texts.",
         "llmforge.tokenizer.options:CompareTokenizersOptions",
     ),
+    "prune-vocabulary": Command(
+        MODEL,
+        "Remove tokens that texts do not use, and their rows of a model.",
+        "llmforge.embedding.prune_options:PruneOptions",
+    ),
     "init-model": Command(
         MODEL,
         "Resize a model's embeddings for an extended tokenizer.",

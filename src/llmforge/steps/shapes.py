@@ -100,6 +100,7 @@ _CHECKS = {
     "drift": dict.fromkeys(("documents", "changed", "changed_without_new_pieces"), count),
 }
 _READ = {"read": count, "used": count, "rejected": {"documents": count, "reasons": Each(count)}}
+_COMPARED = dict.fromkeys(("documents", "changed", "tokens_before", "tokens_after"), count)
 _MODEL: dict[str, Shape] = {"outputs.vocabulary": Maybe(rows), "outputs.tokenizer": Maybe(text)}
 SHAPES: dict[str, dict[str, Shape]] = {
     "learn-pieces": {
@@ -121,11 +122,20 @@ SHAPES: dict[str, dict[str, Shape]] = {
         },
         "metrics.gates": _CHECKS,
     },
+    "prune-vocabulary": {
+        **_MODEL,
+        "outputs.source_size": count,
+        "outputs.size": count,
+        "metrics.removed": count,
+        "metrics.data": _COMPARED,
+        "metrics.keep_data": Maybe(_COMPARED),
+        "metrics.verified": Maybe(number),
+    },
     "score-data": {
         **{f"metrics.{name}": count for name in ("documents", "bytes", "rejected")},
         "metrics.mean": Each(number),
     },
-    "init-model": {**_MODEL, "outputs.vocabulary": rows},
+    "init-model": {**_MODEL, "outputs.vocabulary": rows, "metrics.initialization": Maybe(Each(number))},
     "prepare-data": {
         "outputs.fingerprint": text,
         "outputs.tokenizer": text,

@@ -1,18 +1,21 @@
-"""Whether an export computes what its checkpoint does: both read by transformers, in a process of its own.
+"""Whether a model that was written computes what it was made of: both read by transformers, in a process of its own.
 
-python -m llmforge.weights.verify CHECKPOINT_MODEL EXPORT IDS [int8|int4] [trust-remote-code]
+python -m llmforge.weights.verify SOURCE WRITTEN IDS [int8|int4] [trust-remote-code]
 
-prints the largest difference of their logits.
+prints the largest difference of their logits. IDS is a JSON file: ids of texts for each, and the ids of the source that the
+written model has, null for the first ones.
 """
 
 import gc
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from llmforge.errors import UserError
 from llmforge.weights.quantization import KINDS, Kind
@@ -40,32 +43,49 @@ def verify_export(
     ids[::2] = generator.integers(
         min(vocabulary.source, vocabulary.size - 1), vocabulary.size, (SEQUENCES // 2, LENGTH)
     )
-    command = [
-        sys.executable,
-        "-m",
-        "llmforge.weights.verify",
-        str(model),
-        str(exported),
-        json.dumps(ids.tolist()),
-        *([quantize] if quantize else []),
-        *(["trust-remote-code"] if trust_remote_code else []),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    return _difference(
+        model, exported, (ids, ids, None), [*([quantize] if quantize else []), *_trusting(trust_remote_code)]
+    )
+
+
+def verify_pruned(
+    model: Path, pruned: Path, kept: npt.NDArray[np.int64], trust_remote_code: bool = False
+) -> float:
+    """The largest absolute difference of the logits of `model` and `pruned` over the ids `kept` of `model`, on random ones
+    of them. Raises `UserError` as `verify_export` does.
+    """
+    ids = np.random.default_rng(0).integers(0, len(kept), (SEQUENCES, LENGTH))
+    return _difference(model, pruned, (kept[ids], ids, kept), _trusting(trust_remote_code))
+
+
+def _trusting(trust_remote_code: bool) -> list[str]:
+    return ["trust-remote-code"] if trust_remote_code else []
+
+
+def _difference(
+    model: Path,
+    written: Path,
+    ids: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64] | None],
+    words: list[str],
+) -> float:
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:  # longer than an argument may be
+        json.dump([None if part is None else part.tolist() for part in ids], file)
+        file.flush()
+        command = [sys.executable, "-m", "llmforge.weights.verify", str(model), str(written), file.name]
+        done = subprocess.run([*command, *words], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"--verify: transformers could not compare {model} with its export: {reason}")
+        raise UserError(f"--verify: transformers could not compare {model} with what was written: {reason}")
     difference = float(done.stdout.strip().splitlines()[-1])
     if not difference <= TOLERANCE:
         raise UserError(
-            f"--verify: logits of {model} and of its export differ by {difference:.2g}; nothing was written."
+            f"--verify: logits of {model} and of what was made of it differ by {difference:.2g}; nothing was written."
         )
     return difference
 
 
-def _logits(
-    directory: Path, ids: list[list[int]], rows: int | None, dtype: str, trust: bool
-) -> tuple[np.ndarray, int]:
-    """float32 logits [sequence, position, id] of the first `rows` ids, by default of all."""
+def _logits(directory: Path, ids: list[list[int]], kept: Any, dtype: str, trust: bool) -> np.ndarray:
+    """float32 logits [sequence, position, id] of the ids `kept`, a list or a slice."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -78,15 +98,17 @@ def _logits(
         local_files_only=True,
         trust_remote_code=trust,
     )
-    return _computed(model.float().eval(), ids, rows)
+    return _computed(model.float().eval(), ids, kept)
 
 
-def _computed(model: Any, ids: list[list[int]], rows: int | None) -> tuple[np.ndarray, int]:
+def _computed(model: Any, ids: list[list[int]], kept: Any) -> np.ndarray:
     import torch
 
     with torch.inference_mode():
-        logits = model(torch.tensor(ids, device=model.device), use_cache=False).logits.float().cpu().numpy()
-    return (logits[..., :rows] if rows else logits), logits.shape[-1]
+        logits: np.ndarray = (
+            model(torch.tensor(ids, device=model.device), use_cache=False).logits.float().cpu().numpy()
+        )
+    return logits[..., kept]
 
 
 def _main() -> None:
@@ -98,21 +120,22 @@ def _main() -> None:
     from llmforge.weights.quantization.load import quantized_model, stored_model
     from llmforge.weights.read import open_weights
 
-    model, exported = Path(sys.argv[1]), Path(sys.argv[2])
+    model, written = Path(sys.argv[1]), Path(sys.argv[2])
     trust = "trust-remote-code" in sys.argv[4:]
-    stored = find_vocabulary_tensors(open_weights(exported), read_config(exported), trust).embedding.dtype
+    stored = find_vocabulary_tensors(open_weights(written), read_config(written), trust).embedding.dtype
     dtype = next(name for name, short in NAMES.items() if short == stored)
-    ids = json.loads(sys.argv[3])
+    source_ids, ids, kept = json.loads(Path(sys.argv[3]).read_text())
+    rows = slice(len(kept) if kept else None)
     if kinds := [kind for kind in KINDS if kind in sys.argv[4:]]:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        new, rows = _computed(stored_model(exported, dtype, device, trust), ids, None)
+        new = _computed(stored_model(written, dtype, device, trust), ids, rows)
         gc.collect()
         made, _ = quantized_model(model, open_weights(model), kinds[0], dtype, device, trust)
-        old, _ = _computed(made, ids, rows)
+        old = _computed(made, source_ids, kept or slice(new.shape[-1]))
     else:
-        new, rows = _logits(exported, ids, None, dtype, trust)
+        new = _logits(written, ids, rows, dtype, trust)
         gc.collect()
-        old, _ = _logits(model, ids, rows, dtype, trust)
+        old = _logits(model, source_ids, kept or slice(new.shape[-1]), dtype, trust)
     print(float(np.abs(new - old).max()))
 
 

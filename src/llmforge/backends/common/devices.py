@@ -3,8 +3,8 @@
 import time
 from dataclasses import dataclass, replace
 
-from llmforge.backends.common.memory import total_memory
 from llmforge.errors import UsageError
+from llmforge.weights.memory import total_memory
 
 ATTAINED = 0.40  # model FLOPs utilization that dense training of 1 B parameters and up reaches on one GPU
 # The same against the products measured below: norms, softmax, attention and the optimizer take the rest

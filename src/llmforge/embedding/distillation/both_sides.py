@@ -1,6 +1,12 @@
 """`--init distill` from beginning to end."""
 
+import json
+import math
+import os
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +17,7 @@ from llmforge.embedding.distillation import inputs, outputs, snippets
 from llmforge.embedding.distillation.source_model import SourceModel
 from llmforge.embedding.rows import NewRows
 from llmforge.errors import UsageError
+from llmforge.steps import remove_tree
 from llmforge.weights.floats import Float32
 
 if TYPE_CHECKING:
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
 LENGTH, BATCH_TOKENS = 48, 1024  # of the snippets that hidden states are compared on
 RUNNING_LENGTH, RUNNING_BATCH_TOKENS = 192, 1024  # of those for the head
 PROBES = 4  # batches
+PROBE_TOKENS = 1024  # whose time tells how many fit into --distill-minutes
 
 
 def distill(context: "InitContext", roles: Sequence[str], options: "DistillOptions") -> Mapping[str, NewRows]:
@@ -32,9 +40,8 @@ def distill(context: "InitContext", roles: Sequence[str], options: "DistillOptio
 
     Rows of tokens that the text lacks are made from their sub-tokens.
     """
-    source, target = context.source, context.target
-    tied = "head" not in context.old
-    if tied:
+    began, source = time.monotonic(), context.source
+    if "head" not in context.old:
         warn(
             f"{source.directory} is tied: one matrix is embedding and head, and distilled rows have been worse for it than the "
             "means of sub-tokens (docs/model.md). --untie gives it a head of its own, which has been better than both."
@@ -45,6 +52,60 @@ def distill(context: "InitContext", roles: Sequence[str], options: "DistillOptio
         raise UsageError(
             f"--distill-layers {layers} is more than the {len(model.layers)} layers of {source.directory}; leave it out for a third."
         )
+    options = replace(options, distill_layers=layers)
+    tokens = options.distill_tokens
+    if options.distill_minutes is not None:
+        tokens = _within_minutes(context, model, roles, options, began)
+    context.figures["distill_tokens"] = tokens
+    made, known = _learned(context, model, roles, replace(options, distill_tokens=tokens), context.work)
+    return {role: context.given(role, made[role].cpu().numpy(), known[role]) for role in roles}
+
+
+def _within_minutes(
+    context: "InitContext", model: SourceModel, roles: Sequence[str], options: "DistillOptions", began: float
+) -> int:
+    """How many of the `distill_tokens` can be learned from in `distill_minutes` after `began` (`time.monotonic`), by the time
+    that the first ones take. Decided once and kept in the work directory: a killed run goes on with the same number.
+    """
+    file, probe = context.work / "plan.json", context.work / "probe"
+    if file.exists():
+        return int(json.loads(file.read_text())["tokens"])
+    if probe.exists():
+        remove_tree(probe)
+    probe.mkdir()
+    minutes, few, looked = (
+        options.distill_minutes or 0.0,
+        min(PROBE_TOKENS, options.distill_tokens),
+        time.monotonic(),
+    )
+    say(f"distill: the time of {few:,} tokens tells how many fit in {minutes:g} minutes")
+    _learned(context, model, roles, replace(options, distill_tokens=few), probe)
+    remove_tree(probe)
+    spent, for_few = time.monotonic() - began, time.monotonic() - looked
+    tokens = min(options.distill_tokens, int((60 * minutes - spent) * few / for_few))
+    if tokens < few:
+        raise UsageError(
+            f"--distill-minutes {minutes:g} is too short: loading the model and learning from {few:,} tokens takes longer; give "
+            f"at least {math.ceil((spent + for_few) / 60)}, or choose another --init."
+        )
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps({"tokens": tokens}))
+    os.replace(partial, file)
+    say(f"distill: {tokens:,} of --distill-tokens {options.distill_tokens:,} fit in {minutes:g} minutes")
+    return tokens
+
+
+def _learned(
+    context: "InitContext",
+    model: SourceModel,
+    roles: Sequence[str],
+    options: "DistillOptions",
+    work: Path,
+) -> tuple[dict[str, torch.Tensor], dict[str, "np.ndarray"]]:
+    """The rows of each role, and which of them the text has (bool [new tokens]); goes on from what is in `work`."""
+    source, target, layers = context.source, context.target, options.distill_layers
+    assert layers is not None
+    tied = "head" not in context.old
     wants_input = options.distill_sides != "output" and "embedding" in roles
     wants_output = options.distill_sides != "input" and ("head" in roles or tied)
     texts = snippets.read_texts(source, target, context.reader(), options.distill_tokens)
@@ -61,11 +122,11 @@ def distill(context: "InitContext", roles: Sequence[str], options: "DistillOptio
         options.distill_tokens,
     )
     batches = snippets.in_batches(even, model.start_ids, source.size, BATCH_TOKENS, generator)
-    wanted = inputs.Wanted(model, batches, layers, context.work)
+    wanted = inputs.Wanted(model, batches, layers, work)
     if wants_input:
         rate = options.distill_learning_rate * _root_mean_square(context)
         settings = inputs.InputSettings(layers, rate, options.distill_epochs, context.options.seed)
-        rows, distances = inputs.distill_inputs(model, batches, wanted, rows, settings, context.work)
+        rows, distances = inputs.distill_inputs(model, batches, wanted, rows, settings, work)
         known["embedding"] |= _seen(batches, source.size, number)
         say(
             f"distill: {len(batches):,} batches, {layers} layers; distance of the hidden states {distances[0]:.3f} in the first "
@@ -83,7 +144,7 @@ def distill(context: "InitContext", roles: Sequence[str], options: "DistillOptio
             snippets.in_batches(running, model.start_ids, source.size, RUNNING_BATCH_TOKENS, generator),
             rows,
             logits_are,
-            context.work,
+            work,
         )
         anchor = None
         if tied and wants_input:
@@ -103,7 +164,7 @@ def distill(context: "InitContext", roles: Sequence[str], options: "DistillOptio
         say(
             f"distill: {len(states.coming):,} places; nats a token held out {figures[0]:.3f} before, {min(figures):.3f} behind"
         )
-    return {role: context.given(role, made[role].cpu().numpy(), known[role]) for role in roles}
+    return made, known
 
 
 def _by_subtokens(context: "InitContext", role: str) -> Float32:

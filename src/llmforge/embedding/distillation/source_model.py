@@ -1,7 +1,9 @@
 """The source model as a function of ids: its hidden states after some layers, new ids by rows of their own."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +12,9 @@ from llmforge.embedding.rows import Int64
 from llmforge.errors import UserError
 from llmforge.tokenizer import Tokenizer
 from llmforge.weights.config import load_config
+from llmforge.weights.memory import free_memory
 from llmforge.weights.modules import Logits, decoder_layers, find_base, possible_logits
+from llmforge.weights.read import open_weights
 
 SAME_LOGITS = 1e-3
 
@@ -70,6 +74,7 @@ class SourceModel:
 
         transformers.utils.logging.disable_progress_bar()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        _check_memory(directory, self.device)
         self.causal: Any = transformers.AutoModelForCausalLM.from_pretrained(
             directory,
             config=load_config(directory, trust_remote_code),
@@ -133,6 +138,18 @@ class SourceModel:
         raise UserError(
             f"{self.directory} makes its logits otherwise than by a matrix, a scale and a soft cap; its head cannot be distilled, "
             "its embedding can: --distill-sides input."
+        )
+
+
+def _check_memory(directory: Path, device: torch.device) -> None:
+    """Refuses a model whose weights do not fit in float32."""
+    tensors = open_weights(directory).tensors.values()
+    needed = 4 * sum(math.prod(tensor.shape) for tensor in tensors)
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else free_memory()
+    if needed > free:
+        raise UserError(
+            f"{directory} needs {needed / 1e9:.3f} GB of memory to be computed with in float32, and {free / 1e9:.3f} GB are free; "
+            "use a machine with more, or an --init that does not run the model, such as subtoken-mean."
         )
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -52,6 +52,7 @@ class InitContext:
     `source` and `target` are the tokenizers, `source.directory` holds the source model. `old` has what is known of the
     old rows by role, and its `tensor` their place in the files. `corpus` and `donor` are given where it reads them.
     `work` is a directory for its own files, kept after a kill if it is `resumable`, and deleted once the model is written.
+    `figures` is for numbers that the manifest shall have.
     """
 
     options: "ResizeOptions"
@@ -63,6 +64,7 @@ class InitContext:
     donor: Path | None
     work: Path
     trust_remote_code: bool
+    figures: dict[str, float] = field(default_factory=dict)
 
     def reader(self) -> "Reader":
         """The documents of --data."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmforge.embedding.initializers.base import InitContext, Initializer
 from llmforge.options import Options, option
@@ -17,6 +17,11 @@ class DistillOptions(Options):
 
     distill_tokens: int = option(
         "For --init distill: tokens of --data that each side of the rows is learned from.", 16384, least=1
+    )
+    distill_minutes: float | None = option(
+        "For --init distill: fewer tokens, so many that all takes about these minutes; how many is said and recorded.",
+        None,
+        least=0,
     )
     distill_layers: int | None = option(
         "For --init distill: layers after which hidden states are compared (default: a third of them).",
@@ -39,6 +44,13 @@ class DistillOptions(Options):
         1.0,
         least=0,
     )
+
+    def arguments(self) -> dict[str, Any]:
+        """As in the manifests of earlier versions where there is no bound by time."""
+        values = super().arguments()
+        return {
+            name: value for name, value in values.items() if name != "distill_minutes" or value is not None
+        }
 
 
 class Distill(Initializer):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llmforge.backends.common.memory import free_memory, total_memory
+from llmforge.weights.memory import free_memory, total_memory
 
 GIB = 1 << 30
 
