@@ -73,7 +73,7 @@ def _build(
         "what was written reads as another tokenizer"
     )
     _check_alone(before, after, ids)
-    figures = {"data": _compare(before, after, ids, data, options.reading, "--data")}
+    figures: dict[str, Any] = {"data": _compare(before, after, ids, data, options.reading, "--data")}
     if keep_data:
         figures["keep_data"] = _compare(before, after, ids, keep_data, options.reading, "--keep-data")
         assert not figures["keep_data"]["changed"], "a token of --keep-data left"

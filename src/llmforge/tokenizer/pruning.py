@@ -88,7 +88,8 @@ class _Merges:
         if proto is not None and any(piece.type == spm.UNUSED for piece in proto.pieces):
             # sentencepiece merges through those, which tokenizer.json cannot.
             joining = (spm.NORMAL, spm.UNUSED)
-            merges = spm.merges_by_score({p.piece: p.score for p in proto.pieces if p.type in joining})
+            scores = {piece.piece: piece.score for piece in proto.pieces if piece.type in joining}
+            merges = spm.merges_by_score(scores)
         self.made_of: dict[int, list[tuple[int, int]]] = {}
         self.needed: Counter[int] = Counter()
         for left, right in merges:
@@ -118,7 +119,7 @@ class _Paths:
         """The ids of the best path through the token's piece, none where there is no path; and nobody."""
         piece = self.names[number]
         del self.known[piece]
-        best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] + [(-math.inf, ())] * len(piece)
+        best: list[tuple[float, tuple[int, ...]]] = [(0.0, ()), *[(-math.inf, ())] * len(piece)]
         for end in range(1, len(piece) + 1):
             for start in range(end):
                 found = self.known.get(piece[start:end])
