@@ -1,10 +1,6 @@
-"""DPO: its loss is TRL's and the paper's, pairs it has not seen are told apart, and a run that ended early is continued bit for bit."""
+"""DPO: its loss is TRL's and the paper's, and pairs that it has not seen are told apart."""
 
-import contextlib
 import json
-import os
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,38 +90,3 @@ def test_pairs_that_were_held_out_are_told_apart_and_the_model_works(
     llmforge("export", "--checkpoint", tmp_path / "out", "--output", tmp_path / "exported")
     llmforge("generate", "--model", tmp_path / "out" / "modeling", "--prompt", "the", "--max-new-tokens", 4)
     assert (tmp_path / "exported" / "chat_template.jinja").read_text() == TEMPLATE
-
-
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
-def test_a_run_that_was_ended_is_not_finished_and_continues_bit_for_bit(
-    train: Callable[..., Any], tmp_path: Path, end: signal.Signals
-) -> None:
-    data = make_pairs(tmp_path / "pairs.jsonl", 32)
-    options = {"learning_rate": 1e-3, "micro_batch_size": 4, "num_epochs": 3, "save_interval": 2}
-    train("dpo", "whole", data, **options)
-    child = os.fork()
-    if not child:
-        with contextlib.suppress(BaseException):
-            train("dpo", "cut", data, **options)
-        os._exit(0)
-    partial = tmp_path / ".cut.partial"
-
-    def lines() -> int:
-        file = partial / "metrics.jsonl"
-        return len(file.read_text().splitlines()) if file.is_file() else 0
-
-    while lines() < 9 and os.waitpid(child, os.WNOHANG) == (0, 0):
-        time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child, end)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(child, 0)
-    assert partial.is_dir()
-    assert not (tmp_path / "cut").exists()
-    train("dpo", "cut", data, **options)
-    assert not partial.exists()
-    one, other = (tmp_path / name / "modeling" / "model.safetensors" for name in ("whole", "cut"))
-    assert one.read_bytes() == other.read_bytes()
-    assert [{**line, "num_tokens": 0} for line in figures(tmp_path / "whole")] == [
-        {**line, "num_tokens": 0} for line in figures(tmp_path / "cut")
-    ]

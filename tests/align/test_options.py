@@ -87,3 +87,18 @@ def test_one_file_adds_a_method(tmp_path: Path) -> None:
         ).returncode
         == 0
     )
+
+
+def test_a_recipe_does_not_go_on_with_a_reward_model(tmp_path: Path) -> None:
+    from llmforge.recipes.recipe import read_recipe
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "steps:\n"
+        "  - train-preferences: {method: dpo, model: m, data: d, output: first}\n"
+        "  - train-preferences: {method: reward, data: d, output: scores}\n"
+        "  - train-preferences: {method: grpo, data: d, output: last, reward-model: scores/modeling}\n"
+        "  - generate: {prompt: a}\n"
+    )
+    steps = read_recipe(recipe, [], {})
+    assert [one.inputs["model"] for one in steps] == ["m", *["first/modeling"] * 2, "last/modeling"]

@@ -28,6 +28,14 @@ class Rows:
     def __len__(self) -> int:
         return len(self.columns["prompt_ids"])
 
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest prompt, with the longer of its answers."""
+        prompts, *answers = self.columns.values()
+        return max(
+            len(prompt) + max((len(one[i]) for one in answers), default=0) for i, prompt in enumerate(prompts)
+        )
+
     def dataset(self) -> Any:
         """The same as a `datasets.Dataset` in memory, with the number of each row in `row`."""
         import datasets

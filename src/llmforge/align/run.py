@@ -88,7 +88,7 @@ def _build(
         find_rewards(reward_model, sampling.rules, origin.tokenizer) if method.rows == "prompts" else []
     )
     transformers.set_seed(options.seed)  # a new head is random
-    longest = options.max_length + (sampling.max_new_tokens if rewards else 0)
+    longest = rows.longest + (sampling.max_new_tokens if rewards else 0)
     model = load_policy(origin, longest, method.scores)
     check_room(options.output, model, bool(options.save_interval and method.resumable))
     tokenizer = make_tokenizer(origin.tokenizer, template)
@@ -114,6 +114,7 @@ def _build(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what TRL does
             trainer = method.trainer(context)
+            trainer.create_model_card = lambda *_, **__: None  # of a checkpoint that nobody reads
             trainer.remove_callback(transformers.PrinterCallback)
             try:
                 with watch.signals():
@@ -126,12 +127,13 @@ def _build(
                 f"{trainer.state.max_steps:,}; run the same command again, which continues from there."
             )
     figures = method.measure(trainer, context) if held else {}
+    largest = watch.largest_kl()
     metrics: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "data": rows.account,
         "last": watch.last,
         **({"heldout": {**figures, "data": held.account}} if held else {}),
-        **({"largest_kl": watch.largest_kl} if watch.largest_kl is not None else {}),
+        **({"largest_kl": largest} if largest is not None else {}),
     }
     given = template.text if options.chat_template else None
     write_model(method.trained(trainer), partial / MODELING, origin, given, tokenizer.pad_token_id)
@@ -177,6 +179,10 @@ def _arguments(options: PreferenceOptions, work: Path, steps: int) -> dict[str, 
     import torch
 
     gpu = torch.cuda.is_available()
+    if torch.cuda.device_count() > 1:
+        raise UserError(
+            "train-preferences uses one GPU; make one visible, such as by CUDA_VISIBLE_DEVICES=0."
+        )
     saves = bool(options.save_interval and options.chosen.resumable)
     return {
         "output_dir": str(work / "checkpoints"),

@@ -15,8 +15,8 @@ from llmforge.errors import InterruptionError, UserError
 from llmforge.train.callbacks.metrics import METRICS, Board, Lines, cut_metrics
 
 TENSORBOARD = "tensorboard"
-# What Trainer adds to its last line, and what is no figure of a step.
-NO_FIGURES = ("train_runtime", "total_flos", "epoch", "step")
+# No figures of a step; and TRL counts tokens from a resume on.
+NO_FIGURES = ("epoch", "step", "num_tokens")
 KL = ("kl", "objective/kl_per_token")
 
 
@@ -31,7 +31,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         self.output, self.max_kl, self.resumable, self.advance = output, max_kl, resumable, advance
         self.stopped: str | None = None
         self.last: dict[str, float] = {}
-        self.largest_kl: float | None = None
         self.done = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -78,14 +77,17 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers has no types
                 f"step {step}: {bad} is {figures[bad]}; nothing was written. Lower --learning-rate, or look at the data."
             )
         kl = next((figures[name] for name in KL if name in figures), None)
-        if kl is None:
-            return
-        self.largest_kl = max(kl, self.largest_kl or 0.0)
-        if self.max_kl is not None and kl > self.max_kl:
+        if kl is not None and self.max_kl is not None and kl > self.max_kl:
             raise UserError(
                 f"step {step}: the KL divergence from the starting model is {kl:.4g} nats per token, above --max-kl {self.max_kl:g}; "
                 "nothing was written. Lower --learning-rate, raise --beta, or stop earlier with --max-steps."
             )
+
+    def largest_kl(self) -> float | None:
+        """Of all steps, those before a resume too; None where it is not measured."""
+        lines = map(json.loads, (self.output / METRICS).read_text(encoding="utf-8").splitlines())
+        found = [line[name] for line in lines for name in KL if name in line]
+        return max(found) if found else None
 
     @contextmanager
     def signals(self) -> Iterator[None]:

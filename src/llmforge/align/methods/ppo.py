@@ -76,7 +76,7 @@ class Ppo(Method):
 
         dataset = datasets.Dataset.from_dict({"input_ids": rows})
         batch = shared["per_device_train_batch_size"] * shared["gradient_accumulation_steps"]
-        value = load_policy(ModelDirectory(context.origin), context.options.max_length, scores=True)
+        value = load_policy(ModelDirectory(context.origin), context.rows.longest, scores=True)
         policy = context.model
         trainer = Trainer(
             args=PPOConfig(
