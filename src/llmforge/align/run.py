@@ -79,8 +79,10 @@ def _build(
         if heldout
         else None
     )
+    import datasets
     import transformers
 
+    datasets.disable_progress_bars()
     from llmforge.align.models import check_room, idle_ids, load_policy, make_tokenizer, write_model
     from llmforge.align.watch import Watch
 
