@@ -123,7 +123,7 @@ def test_several_are_shown_side_by_side_by_the_tokens_they_read(tmp_path: Path) 
     text = write([tmp_path / "out"], tmp_path / "r.md")
     assert "|  | a | b |" in text
     assert "| state | finished | not finished: step 10 of 40 |" in text
-    assert "| process hours in steps | 0.03 |  |" in text
+    assert "| process hours in steps | 0.03333 |  |" in text
     assert "| bits per byte by tokens trained on | first |" in text
     assert "| b, moving average | 2.667 at 640 |" in text
     page = Tags(write([tmp_path / "out"], tmp_path / "r.html"))

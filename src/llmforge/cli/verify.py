@@ -46,7 +46,7 @@ def verify(options: VerifyOptions, result: Result) -> None:
                 f"note: {path}: written by a version that recorded no checksums; only file sizes were compared."
             )
         for path in unrecorded:
-            say(f"note: {path} was not written by llmforge and was not checked.")
+            say(f"note: {path} is in no manifest of llmforge and was not checked.")
         for problem in problems:
             show(problem)
         speed = size / 1e9 / max(seconds, 1e-9)

@@ -8,7 +8,7 @@ from llmforge.options import Option, options_of
 from llmforge.overview.series import Series
 from llmforge.overview.training import Training
 from llmforge.report.blocks import Block, Curves, Heading, Paragraph, Points, Table
-from llmforge.report.numbers import duration
+from llmforge.report.numbers import duration, short
 from llmforge.train.options import TrainOptions
 
 MOST_LINES = 12  # in a chart
@@ -87,6 +87,7 @@ def _summary(trainings: Mapping[str, Training]) -> Table:
         ("state", lambda one, _: state(one)),
         ("started from", lambda one, _: _text(one.value("model"))),
         ("data", lambda one, _: _text(one.value("data"))),
+        ("held-out data", lambda one, _: _text(one.value("eval_data"))),
         ("trained", lambda one, _: _text(one.value("trainable"))),
         ("steps", lambda _, found: _shown(found["steps"])),
         ("tokens trained on", lambda _, found: _shown(found["tokens"])),
@@ -241,7 +242,7 @@ def _accuracy(task: str) -> Callable[[Training, dict[str, Any]], str]:
 
 def _process_hours(_: Training, found: dict[str, Any]) -> str:
     processes = found["processes"]
-    return f"{found['seconds'] * processes / 3600:,.2f}" if processes and found["seconds"] else ""
+    return short(found["seconds"] * processes / 3600) if processes and found["seconds"] else ""
 
 
 def _lost(training: Training) -> str:

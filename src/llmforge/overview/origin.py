@@ -12,6 +12,7 @@ from llmforge.steps import Manifest
 from llmforge.weights.lineage import Ancestor
 
 MOST_CATEGORIES = 50
+INSIDE = frozenset({"train-model", "train-checkpoint"})  # parts of a training, which is shown itself
 
 
 def origin(trainings: Iterable[Training]) -> list[Block]:
@@ -20,7 +21,7 @@ def origin(trainings: Iterable[Training]) -> list[Block]:
     for training in trainings:
         for one in training.ancestors():
             found.setdefault((one.path.resolve(), one.fingerprint), one)
-    made = [(one, one.manifest) for one in found.values() if one.manifest]
+    made = [(one, one.manifest) for one in found.values() if one.manifest and one.manifest.step not in INSIDE]
     made.sort(key=lambda pair: pair[1].created)
     blocks: list[Block] = []
     if made:

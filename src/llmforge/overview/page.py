@@ -26,7 +26,8 @@ def report(options: ReportOptions) -> dict[str, Any]:
     found = find(options.paths)
     trainings = _named([read_training(path) for path in found.trainings])
     page = {".html": html.page, ".md": markdown.page}[output.suffix]
-    write_report(output, page(_title(options.paths), _blocks(found, trainings)), COMMAND, "--output")
+    title = _title(list(trainings) or [path.name for path in options.paths])
+    write_report(output, page(title, _blocks(found, trainings)), COMMAND, "--output")
     return {
         "output": output,
         "trainings": {name: {"path": one.path, **figures(one)} for name, one in trainings.items()},
@@ -65,6 +66,5 @@ def _named(trainings: Sequence[Training]) -> dict[str, Training]:
     return {name if unique else str(one.path): one for name, one in zip(names, trainings, strict=True)}
 
 
-def _title(paths: Sequence[Path]) -> str:
-    names = [path.resolve().name or str(path) for path in paths]
+def _title(names: Sequence[str]) -> str:
     return f"Report of {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"

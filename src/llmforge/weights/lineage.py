@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmforge.errors import UserError
-from llmforge.steps import Manifest, manifest_path, read_manifest
+from llmforge.steps import Input, Manifest, manifest_path, read_manifest
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,22 @@ def _follow(ancestor: Ancestor, found: dict[tuple[Path, str], Ancestor]) -> None
         return
     found[key] = ancestor
     for one in ancestor.manifest.inputs if ancestor.manifest else []:
-        path = Path(one.path)
-        manifest = _manifest(path)
-        if manifest is not None and manifest.outputs.get("fingerprint") != one.fingerprint:
-            manifest = None  # it was made again since
-        _follow(Ancestor(path, one.fingerprint, manifest), found)
+        _follow(_maker(one), found)
+
+
+def _maker(one: Input) -> Ancestor:
+    """The step that made the input `one`: an output, or a file of one, such as of a tokenizer. No manifest where it was
+    made again since.
+    """
+    path = Path(one.path)
+    manifest = _manifest(path)
+    if manifest is not None and manifest.outputs.get("fingerprint") == one.fingerprint:
+        return Ancestor(path, one.fingerprint, manifest)
+    if path.is_file() and manifest is None:
+        around = _manifest(path.parent)
+        if around is not None and around.checksums.get(path.name) == one.fingerprint:
+            return Ancestor(path.parent, str(around.outputs.get("fingerprint", "")), around)
+    return Ancestor(path, one.fingerprint, None)
 
 
 def _step(directory: Path) -> str | None:
