@@ -11,7 +11,7 @@ import torch
 
 from llmforge.console import say
 from llmforge.errors import UserError
-from llmforge.evaluate.offload import Placement, place, working_bytes
+from llmforge.evaluate.offload import Placement, forget_peak, place, working_bytes
 from llmforge.evaluate.options import MemoryOptions
 from llmforge.evaluate.products import use_onednn
 from llmforge.tokenizer import Tokenizer, load
@@ -135,4 +135,7 @@ def _read(
         trust_remote_code=trust_remote_code,
         **where,
     )
-    return (model if placement else model.to(device)), placement
+    if placement is None:
+        return model.to(device), None
+    forget_peak()
+    return model, placement

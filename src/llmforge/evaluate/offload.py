@@ -4,6 +4,7 @@ accelerate reads them (its hooks load the weights of a module before it runs and
 decided here. The values are the same, so the logits are, too.
 """
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class Placement:
     def told(self, directory: Path) -> str:
         """What happened, in a sentence. The peak is that of the process, or of a GPU's memory where there is one."""
         peak = peak_memory()
-        over = "" if peak <= self.limit else "; the limit was exceeded: use a smaller --batch-tokens"
+        over = "" if peak <= self.limit else "; the limit was exceeded"
         return (
             f"{directory.name}: peak memory {_size(peak)} of --memory-limit {_size(self.limit)}, "
             f"{_size(self.on_disk)} of {_size(self.weights)} of weights stayed on disk{over}."
@@ -56,7 +57,8 @@ def working_bytes(config: Any, tokens: int, logits: int) -> int:
 
 
 def place(model: Any, dtype: torch.dtype, directory: Path, limit: int, working: int) -> Placement:
-    """Which parts of `model`, which has no memory yet, may lie in memory, so that the process takes at most `limit` bytes.
+    """Which parts of `model`, which has no memory yet, may lie in memory as `dtype`, so that the process takes at most `limit`
+    bytes. Pages of weight files that are mapped while they are read do not count: the system takes them back.
 
     A part is a layer, or a module outside of the layers. Layers are left on disk first, the last ones before the others,
     then an embedding and a head that are not tied. `working` is what a batch takes. Raises `UserError` where not even one
@@ -75,20 +77,24 @@ def place(model: Any, dtype: torch.dtype, directory: Path, limit: int, working: 
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     others = [] if tied else [name for name in parts if name not in layers]
     movable = [*reversed(layers), *sorted(others, key=lambda name: sizes[name])]
+
+    def needs(disk: list[str]) -> int:
+        kept = sum(size for name, size in sizes.items() if name not in disk)
+        return taken + kept + max((largest[name] for name in disk), default=0)
+
     disk: list[str] = []
-    needed = least = sum(sizes.values()) + taken
+    needed = least = needs(disk)
     for name in movable:
         if needed <= limit:
             break
         disk.append(name)
-        kept = sum(size for part, size in sizes.items() if part not in disk)
-        needed = kept + taken + max(largest[part] for part in disk)
+        needed = needs(disk)
         least = min(least, needed)
     if needed > limit:
         raise UserError(
-            f"--memory-limit {_size(limit)} is too small for {directory}: it needs {_size(least, up=True)} with all layers on disk "
-            f"({_size(taken - working)} for the program, {_size(working)} for a batch, {_size(least - taken)} for weights); give "
-            "that, or a smaller --batch-tokens or --dtype."
+            f"--memory-limit {_size(limit)} is too small for {directory}: it needs {_size(least, up=True)} with all layers "
+            f"on disk, {_size(taken - working)} of it for the program and {_size(working)} for a batch; give that, or smaller "
+            "batches (--batch-tokens, --max-new-tokens) or --dtype bfloat16."
         )
     where = {name: "disk" if name in disk else device for name in parts}
     return Placement(where, limit, sum(sizes[name] for name in disk), sum(sizes.values()))
@@ -124,8 +130,16 @@ def resident_memory() -> int:
     return _status("VmRSS")
 
 
+def forget_peak() -> None:
+    """Lets `peak_memory` begin anew, where the system can: what is mapped while weights are read is no need of memory."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory() -> int:
-    """The most bytes that this process has had: of a GPU's memory where there is one, else of main memory."""
+    """The most bytes that this process has had since `forget_peak`: of a GPU's memory where there is one, else of main
+    memory.
+    """
     return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else _status("VmHWM")
 
 
