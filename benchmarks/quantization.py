@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from bitsandbytes.functional import dequantize_4bit, get_4bit_type, quantize_4bit
 
 from llmforge.evaluate.bits import measure
 from llmforge.evaluate.models import load_model
 from llmforge.evaluate.texts import load_corpora
-from llmforge.weights.quantization.rounding import BLOCK, NF4
+from llmforge.weights.quantization.rounding import BLOCK
 
 Rounding = Callable[[str, torch.Tensor], torch.Tensor]
-VALUES = torch.tensor(NF4)
+VALUES = get_4bit_type("nf4", device="cpu")
 MIDDLES = (VALUES[1:] + VALUES[:-1]) / 2
 SHARED = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # layers with the same input
 
@@ -30,10 +31,10 @@ def near(quotients: torch.Tensor) -> torch.Tensor:
 
 
 def nf4(matrix: torch.Tensor, block: int) -> torch.Tensor:
-    """As bitsandbytes does it: the scale of a block is its largest magnitude."""
-    blocks = matrix.reshape(-1, block)
-    scale = blocks.abs().amax(1, keepdim=True).clamp(min=1e-30)
-    return (near(blocks / scale) * scale).reshape(matrix.shape)
+    """bitsandbytes' own: the scale of a block is its largest magnitude, stored in 8 bits."""
+    return dequantize_4bit(
+        *quantize_4bit(matrix, blocksize=block, compress_statistics=True, quant_type="nf4")
+    )
 
 
 def fitted(blocks: torch.Tensor, rounds: int = 3) -> torch.Tensor:
@@ -132,24 +133,20 @@ def gptq(matrix: torch.Tensor, moment: torch.Tensor, block: int) -> torch.Tensor
 def ways(moment: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, str, float, Rounding]]:
     """(name, what it is, bits per weight, rounding)."""
     shrinks = tuple(1 - i / 40 for i in range(13))
+    own = "NF4, blocks of 32"
     yield "none", "as the model is", 16, lambda _, w: w
-    yield "nf4-64", "NF4, blocks of 64, largest magnitude (bitsandbytes' own)", 4.5, lambda _, w: nf4(w, 64)
-    yield "nf4-32", "NF4, blocks of 32, largest magnitude", 5, lambda _, w: nf4(w, 32)
-    yield "uniform-32", "equidistant, blocks of 32, asymmetric, range", 4.625, lambda _, w: uniform(w, 32)
-    yield (
-        "uniform-32-mse",
-        "the same, least squares over 13 ranges",
-        4.625,
-        lambda _, w: uniform(w, 32, shrinks),
-    )
-    yield "hqq-32", "equidistant, blocks of 32, HQQ", 5, lambda _, w: hqq(w, 32)
-    yield "nf4-32-fitted", "NF4, blocks of 32, fitted scales (`int4`)", 5, lambda _, w: nf4_fitted(w, BLOCK)
+    yield "nf4-64", "NF4, blocks of 64 (transformers' BitsAndBytesConfig)", 4.13, lambda _, w: nf4(w, 64)
+    yield "nf4-32", f"{own} (`int4`)", 4.25, lambda _, w: nf4(w, BLOCK)
+    yield "nf4-32-fitted", f"{own}, scales by least squares", 5, lambda _, w: nf4_fitted(w, BLOCK)
     yield (
         "gptq",
-        "NF4, blocks of 32, fitted scales, GPTQ on 1,024 random tokens",
+        f"{own}, scales by least squares, GPTQ on random tokens",
         5,
         lambda name, w: gptq(w, moment(name), BLOCK),
     )
+    yield "uniform-32", "equidistant, blocks of 32, asymmetric", 4.63, lambda _, w: uniform(w, 32)
+    yield "uniform-32-mse", "the same, range by least squares", 4.63, lambda _, w: uniform(w, 32, shrinks)
+    yield "hqq-32", "equidistant, blocks of 32, HQQ", 5, lambda _, w: hqq(w, 32)
 
 
 @torch.inference_mode()

@@ -75,7 +75,7 @@ def test_the_commands_say_what_they_took(llmforge, tiny_model, tmp_path):
     assert "peak memory" in said.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_smollm2_takes_no_more_than_its_limit(llmforge, real_input):
     """538 MB of weights in a process that has some 500 MB of libraries."""
     held_out = real_input("demo") / "heldout" / "en.jsonl"

@@ -9,7 +9,7 @@ from llmforge.weights.config import load_config, read_config
 from llmforge.weights.floats import STORAGE
 from llmforge.weights.quantization import Kind
 from llmforge.weights.quantization.plan import Plan, make_plan, require_library
-from llmforge.weights.quantization.rounding import int4, int8
+from llmforge.weights.quantization.rounding import rounded
 from llmforge.weights.read import Weights
 from llmforge.weights.tensor import Tensor
 
@@ -19,23 +19,19 @@ if TYPE_CHECKING:
 TORCH = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
-def rounded(tensor: Tensor, plan: Plan, dtype: str, device: "torch.device") -> "dict[str, torch.Tensor]":
-    """The tensors, by their names in weight files, that `tensor`, a matrix of `plan`, is stored as. On the device "meta"
-    they have shapes only.
-    """
+def rounded_parts(
+    tensor: Tensor, plan: Plan, dtype: str, device: "torch.device"
+) -> "dict[str, torch.Tensor]":
+    """The tensors, by their names in weight files, that `tensor`, a matrix of `plan`, is stored as."""
     import numpy as np
     import torch
 
-    if device.type == "meta":
-        matrix = torch.empty(tensor.shape, device=device)
-    else:
-        tensor.check_finite()
-        matrix = torch.from_numpy(np.concatenate([block for _, block in tensor.blocks()])).to(device)
+    tensor.check_finite()
+    matrix = torch.from_numpy(np.concatenate([block for _, block in tensor.blocks()])).to(device)
     if plan.matrices[tensor.name]:
         matrix = matrix.T.contiguous()
-    parts = int4(matrix, dtype) if plan.kind == "int4" else int8(matrix)
     module = tensor.name.removesuffix(".weight")
-    return {f"{module}.{name}": part for name, part in parts.items()}
+    return {f"{module}.{name}": part for name, part in rounded(plan.kind, matrix, dtype).items()}
 
 
 def quantized_model(
@@ -57,7 +53,7 @@ def quantized_model(
     state: dict[str, torch.Tensor] = {}
     for name, tensor in weights.tensors.items():
         if name in plan.matrices:
-            state.update(rounded(tensor, plan, dtype, device))
+            state.update(rounded_parts(tensor, plan, dtype, device))
         else:
             state[name] = _tensor(tensor, getattr(torch, dtype), device)
     with torch.device("meta"):

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.errors import UserError
+from llmforge.weights.floats import BYTES
 from llmforge.weights.quantization import Kind
-from llmforge.weights.quantization.rounding import BLOCK
+from llmforge.weights.quantization.rounding import BLOCK, Layout, layout
 from llmforge.weights.read import Weights
 from llmforge.weights.tensor import Tensor
 
@@ -34,7 +35,7 @@ class Plan:
             "bnb_4bit_quant_type": "nf4",
             "bnb_4bit_compute_dtype": dtype,
             "bnb_4bit_quant_storage": "uint8",
-            "bnb_4bit_use_double_quant": False,
+            "bnb_4bit_use_double_quant": True,
             "llm_int8_threshold": 6.0,
             "llm_int8_has_fp16_weight": False,
             "llm_int8_enable_fp32_cpu_offload": False,
@@ -55,12 +56,14 @@ class Plan:
             f"weights take {(small + rest) / 1e6:,.1f} MB, {8 * (small + rest) / count:.2f} bits each."
         )
 
+    def layout(self, tensor: Tensor) -> Layout:
+        """`rounding.layout` of a matrix in a weight file."""
+        outputs, inputs = reversed(tensor.shape) if self.matrices[tensor.name] else tensor.shape
+        return layout(self.kind, outputs, inputs)
+
     def _size(self, tensor: Tensor) -> int:
         """Bytes of a rounded matrix with its scales."""
-        elements = math.prod(tensor.shape)
-        if self.kind == "int4":
-            return elements // 2 + 4 * elements // BLOCK
-        return elements + 4 * tensor.shape[1 if self.matrices[tensor.name] else 0]
+        return sum(BYTES[dtype] * math.prod(shape) for dtype, shape in self.layout(tensor).values())
 
 
 def make_plan(

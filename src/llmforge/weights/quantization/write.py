@@ -2,12 +2,10 @@
 
 from typing import BinaryIO
 
-from llmforge.weights.quantization.load import rounded
+from llmforge.weights.quantization.load import rounded_parts
 from llmforge.weights.quantization.plan import Plan
 from llmforge.weights.tensor import Tensor, write_all
 from llmforge.weights.write import NewTensor
-
-STORED = {"torch.uint8": "U8", "torch.int8": "I8", "torch.float32": "F32"}
 
 
 def rounded_tensors(tensor: Tensor, plan: Plan, dtype: str) -> list[NewTensor]:
@@ -19,15 +17,13 @@ def rounded_tensors(tensor: Tensor, plan: Plan, dtype: str) -> list[NewTensor]:
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = tensor.name.removesuffix(".weight")
 
     def writer(name: str) -> NewTensor:
         def write(file: BinaryIO) -> None:
-            write_all(file, rounded(tensor, plan, dtype, device)[name].cpu().numpy())
+            write_all(file, rounded_parts(tensor, plan, dtype, device)[name].cpu().numpy())
 
-        part = shapes[name]
-        return NewTensor(
-            name, STORED[str(part.dtype)], tuple(part.shape), part.numel() * part.itemsize, write
-        )
+        return NewTensor.made(name, *layout[name], write)
 
-    shapes = rounded(tensor, plan, dtype, torch.device("meta"))
-    return [writer(name) for name in shapes]
+    layout = {f"{module}.{name}": part for name, part in plan.layout(tensor).items()}
+    return [writer(name) for name in layout]
