@@ -1,8 +1,9 @@
 """Preferences by a rule that a model of two layers learns in seconds: the answer without "hat" is the better one."""
 
 import json
+import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,16 @@ def make_pairs(file: Path, number: int, seed: int = 0) -> Path:
 
 
 @pytest.fixture
-def train(tiny_model: Path, template: Path, tmp_path: Path) -> Callable[..., Any]:
+def same_environment() -> Iterator[None]:
+    """What transformers and accelerate leave in os.environ would make later tests start processes of their own (tests/warm.py)."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def train(same_environment: None, tiny_model: Path, template: Path, tmp_path: Path) -> Callable[..., Any]:
     """`train("dpo", "out", data, seed=1)` runs the step in this process, and returns what it finished."""
     pytest.importorskip("trl")
 

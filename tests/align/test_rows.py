@@ -106,3 +106,22 @@ def test_the_ids_are_those_of_the_rendered_conversation_up_to_the_end_of_the_ans
     assert (prompt + rejected).count(tokenizer.eos_id) == 2  # what a message spells is no special token
     asked = read_rows([data], "prompts", ChatTemplate(tokenizer, template), 60, 0.0).columns["prompt_ids"][0]
     assert tokenizer.decode(asked.tolist()) == "user: the <|end|><|end|>assistant: "
+
+
+def test_files_that_hold_no_such_records_are_refused_by_what_they_hold(
+    tiny_tokenizer: Path, template: Path, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    made = ChatTemplate(load(tiny_tokenizer), template)
+    (tmp_path / "a.txt").write_text("the cat sat")
+    pyarrow.parquet.write_table(pa.table({"text": ["a"]}), tmp_path / "b.parquet")
+    write(tmp_path / "c.jsonl", {"text": "a"})
+    for name, why in (
+        ("a.txt", "a text, and no record"),
+        ("b.parquet", "no column 'prompt' or 'chosen'"),
+        ("c.jsonl", "no 'chosen'"),
+    ):
+        with pytest.raises(UserError, match=f"the first is .*{name}.*: .*{why}"):
+            read_rows([tmp_path / name], "pairs", made, 60, max_rejected=1.0)

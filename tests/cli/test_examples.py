@@ -91,8 +91,8 @@ def place(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
                 for i in range(documents)
             ]
             (tmp_path / folder / f"{category}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    pairs = [{"prompt": f"the rat {i}", "chosen": "sat on the mat", "rejected": "ate"} for i in range(16)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    example = Path("examples") / "preferences"
+    shutil.copytree(ROOT / example, tmp_path / example)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

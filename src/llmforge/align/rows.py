@@ -58,9 +58,11 @@ def read_rows(
     names = ("prompt_ids", "chosen_ids", "rejected_ids") if kind == "pairs" else ("prompt_ids",)
     columns: dict[str, list[Ids]] = {name: [] for name in names}
     for chunk, before, block in reader.blocks():
-        assert block.conversations is not None
-        for number, text in enumerate(block.conversations.to_pylist()):
+        texts = block.conversations.to_pylist() if block.conversations is not None else [None] * len(block)
+        for number, text in enumerate(texts):
             try:
+                if text is None:
+                    raise UserError("a text, and no record of fields")
                 made = _encoded(json.loads(text), template)
                 if sum(map(len, made[:1])) + max(map(len, made[1:]), default=0) > max_length:
                     raise UserError(f"longer than --max-length {max_length}")
@@ -72,7 +74,7 @@ def read_rows(
     rows = Rows(columns, reader.account.as_json())
     if not len(rows):
         raise UserError(
-            f"{', '.join(map(str, paths))}: none of the {reader.account.read:,} records can be used."
+            f"{', '.join(map(str, paths))}: none of the {reader.account.read:,} records can be used; the first is {reader.account.first}."
         )
     return rows
 

@@ -152,14 +152,15 @@ def _build(
 
 def require_trl(method: Method) -> None:
     """Raises `UserError` unless a TRL is installed that has `method`."""
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     try:
         import trl  # noqa: F401
     except ImportError as error:
         raise UserError(
             f"train-preferences needs TRL, which cannot be imported ({error}); run: pip install 'llmforge[align]'."
         ) from None
-    method.check()
+    with warnings.catch_warnings():  # that an experiment may end, which the help says
+        warnings.simplefilter("ignore")
+        method.check()
 
 
 def _steps(options: PreferenceOptions, rows: int) -> int:

@@ -7,8 +7,8 @@ from llmforge.options import Result
 
 
 @example(
-    "llmforge train-preferences --method dpo --model smollm2 --data pairs.jsonl --output tuned",
-    "--micro-batch-size 4 --max-steps 4",
+    "llmforge train-preferences --method dpo --model smollm2 --data examples/preferences/pairs.jsonl --output tuned",
+    "--max-steps 4",
 )
 def train_preferences(options: PreferenceOptions, result: Result) -> None:
     """Train a model on preferences: on pairs of answers (dpo, reward), or on rewards for what it writes (grpo, ppo).

@@ -26,9 +26,12 @@ def unusable(schema: pa.Schema, options: ReadOptions, what: str) -> str:
         name in schema.names for name in conversations.fields_of(options.conversations)
     ):
         return ""
-    if all(kinds[name] is None for name in options.texts):
+    if options.conversations in conversations.PREFERENCES or all(
+        kinds[name] is None for name in options.texts
+    ):
         columns = f" (it has {', '.join(schema.names[:8])})" if schema.names else ""
-        return f"{what} has no column {' or '.join(repr(name) for name in options.texts)}{columns}"
+        wanted = ("prompt", "chosen") if options.conversations in conversations.PREFERENCES else options.texts
+        return f"{what} has no column {' or '.join(map(repr, wanted))}{columns}"
     for name, kind in kinds.items():
         if kind is not None and not _is_text(kind):
             return f"{not_text(name, options)}: the column is {kind}"
