@@ -11,6 +11,7 @@ from llmforge.errors import UsageError
     [
         ("all", Trainable(everything=True)),
         ("lora", Trainable(lora=True)),
+        (" new-embeddings,lora", Trainable(lora=True, embeddings=True, new_rows_only=True)),
         ("embeddings", Trainable(embeddings=True)),
         ("new-embeddings", Trainable(embeddings=True, new_rows_only=True)),
         ("0-3,28-", Trainable(layers=((0, 4), (28, None)))),
@@ -22,7 +23,19 @@ def test_words_are_read(text: str, expected: Trainable) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "all,lora", "all,0-3", "3-1", "-", "head", "embeddings,new-embeddings", "1-2-3"]
+    "text",
+    [
+        "",
+        "all,lora",
+        "all,0-3",
+        "3-1",
+        "-",
+        "head",
+        "embeddings,new-embeddings",
+        "1-2-3",
+        "lora,embeddings",
+        "lora,lora",
+    ],
 )
 def test_other_words_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--trainable"):

@@ -160,6 +160,11 @@ def test_adapters_on_two_processes_follow_those_of_one(
     two = load_file(tmp_path / "two" / "modeling" / "model.safetensors")
     assert one.keys() == two.keys()
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
+    one, two = (
+        load_file(p / "adapter" / "adapter_model.safetensors") for p in (adapters_alone, tmp_path / "two")
+    )
+    assert one.keys() == two.keys()
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
 
 
 def wait_for_a_step(save_dir: Path, ranks: list[Any]) -> None:

@@ -174,6 +174,11 @@ class Snapshot(Protocol):
         """Whether it has a moving average of the weights."""
         ...
 
+    @property
+    def adapted(self) -> bool:
+        """Whether adapters were trained."""
+        ...
+
     def agree(self, fine: bool) -> bool:
         """Collective: whether all ranks are fine."""
         ...
@@ -188,6 +193,10 @@ class Snapshot(Protocol):
 
     def write_average(self, directory: Path) -> None:
         """Collective: the same of the moving average of the weights."""
+        ...
+
+    def write_adapter(self, directory: Path) -> None:
+        """Collective: the adapters in the files of peft, which the main rank writes."""
         ...
 
     def write_state(self, directory: Path) -> None:

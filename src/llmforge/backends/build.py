@@ -92,6 +92,16 @@ def say_routers(config: Any, model: object) -> None:
         )
 
 
+def _adapters(lora: Any) -> Adapters | None:
+    """What the `LoraOptions` ask for; None without a rank."""
+    if lora.lora_rank is None:
+        return None
+    targets = tuple(lora.lora_targets)
+    return Adapters(
+        lora.lora_rank, lora.lora_alpha, targets, lora.rslora, dropout=lora.lora_dropout, decomposed=lora.dora
+    )
+
+
 def build_engine(
     config: Any,
     model: ModelDirectory,
@@ -113,7 +123,7 @@ def build_engine(
     """
     _check(config, model, world, length)
     plugin = choose_plugin(
-        config.plugin, world, device, count_parameters(model.weights), lora=config.trainable == "lora"
+        config.plugin, world, device, count_parameters(model.weights), lora=parse(config.trainable).lora
     )
     optimizers.find(config.optimizer).check_backend(plugin)
     backend, precision = registry.find(plugin), config.mixed_precision
@@ -136,11 +146,7 @@ def build_engine(
         gradient_checkpointing=config.gradient_checkpointing,
         compile=config.compile,
         attention=choose_attention(config, device, precision, world.is_main),
-        lora=None
-        if config.lora.lora_rank is None
-        else Adapters(
-            config.lora.lora_rank, config.lora.lora_alpha, tuple(config.lora.lora_targets), config.lora.rslora
-        ),
+        lora=_adapters(config.lora),
         noise=config.neft_alpha if config.use_neft else 0.0,
         optimizer=config.optimizer,
         rates=config.rates.factors(),

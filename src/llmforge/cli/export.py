@@ -9,7 +9,7 @@ from llmforge.weights.options import ExportOptions
 
 @example("llmforge export --checkpoint stage-2 --output trained --dtype bfloat16 --verify")
 def export(options: ExportOptions, result: Result) -> None:
-    """Write a checkpoint as a Hugging Face model with tokenizer and model card, or as a GGUF file for llama.cpp.
+    """Write a checkpoint as a Hugging Face model with tokenizer and model card, as an adapter, or as a GGUF file.
 
     Padding rows of embedding and head are removed.
     """
@@ -18,7 +18,13 @@ def export(options: ExportOptions, result: Result) -> None:
     from llmforge.weights.export import model_directory
 
     checkpoint, checksums = hub.local(options.checkpoint), options.format.verify is not False
-    if options.format.format == "gguf":
+    if options.format.format == "adapter":
+        from llmforge.weights.adapter import export_adapter
+
+        finished = export_adapter(
+            checkpoint, options.output, options.format, overwrite=options.overwrite, checksums=checksums
+        )
+    elif options.format.format == "gguf":
         from llmforge.weights.gguf.write import export_gguf
 
         finished = export_gguf(
@@ -38,7 +44,12 @@ def export(options: ExportOptions, result: Result) -> None:
             trust_remote_code=options.trust_remote_code,
         )
     rows, metrics = finished.manifest.outputs["vocabulary"], finished.manifest.metrics
-    summary = f"{rows['size']:,} ids, {metrics['rows_cut']:,} padding rows removed"
+    if "rows_cut" in metrics:
+        summary = f"{rows['size']:,} ids, {metrics['rows_cut']:,} padding rows removed"
+    else:
+        summary = (
+            f"an adapter of {metrics['parameters']:,} parameters for {finished.manifest.outputs['base']}"
+        )
     if quantized := metrics.get("quantized"):
         size, bits = quantized["bytes"], quantized["bits_per_weight"]
         summary += f", {options.format.quantize}: {size / 1e6:,.1f} MB of weights, {bits:.2f} bits each"

@@ -147,6 +147,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
         "metrics.fill": number,
         "metrics.encoder": _ENCODER,
         "metrics.ledger": {**_LEDGER, "categories": Each(_LEDGER)},
+        "metrics.split": Maybe(dict.fromkeys(("conversations", "parts", "longer"), count)),
     },
     "prepare-data-shard": {"metrics.documents": count, "metrics.tokens": count, "metrics.encoder": _ENCODER},
     "train": _MODEL,
@@ -159,10 +160,13 @@ SHAPES: dict[str, dict[str, Shape]] = {
         "metrics.largest_kl": Maybe(number),
     },
     "train-model": _MODEL,
+    "train-adapter": _MODEL,
     "export": {
         **_MODEL,
         "outputs.vocabulary": rows,
-        "metrics.rows_cut": count,
+        "outputs.base": Maybe(text),
+        "metrics.rows_cut": Maybe(count),  # of an adapter there are none
+        "metrics.parameters": Maybe(count),
         "metrics.verified": Maybe(number),
         "metrics.vllm": Maybe([text]),
         "metrics.quantized": Maybe({"bytes": count, "bits_per_weight": number}),

@@ -21,11 +21,11 @@ from llmforge.errors import UserError
 from llmforge.steps import read_manifest, remove_tree, unrecorded_entries
 from llmforge.steps.manifest import write_durably
 from llmforge.steps.verify import changed_file
-from llmforge.train.save_dir import AVERAGE, MODELING
+from llmforge.train.save_dir import MODELS
 from llmforge.train.states import read_schedule, read_states
 
 CHECKPOINT = re.compile(r"epoch-(\d+)_step-(\d+)")
-HIDDEN = re.compile(rf"\.(?:{CHECKPOINT.pattern}|{MODELING}|{AVERAGE})\.(?:partial|removed|replaced)")
+HIDDEN = re.compile(rf"\.(?:{CHECKPOINT.pattern}|{'|'.join(MODELS)})\.(?:partial|removed|replaced)")
 STEP = "train-checkpoint"
 ABANDONED = re.compile(r"abandoned-(\d+)")
 MOVING, RECORD, METRICS = "moving.json", "abandoned.json", "metrics.jsonl"

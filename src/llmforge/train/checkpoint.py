@@ -1,6 +1,7 @@
 """Checkpoints: written into a hidden sibling, completed by their manifest, and published in one rename.
 
-OUTPUT/epoch-0_step-100/{modeling/, ema/ (with --ema), optimizer/, lr_scheduler/, running_states.json, llmforge.json}
+OUTPUT/epoch-0_step-100/{modeling/, ema/ (with --ema), adapter/ (with --trainable lora), optimizer/, lr_scheduler/,
+running_states.json, llmforge.json}
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from llmforge.train.save_dir import AVERAGE, MODELING
 from llmforge.train.schedule import Schedule
 from llmforge.train.states import SCHEDULE, STATES
 from llmforge.weights.config import portable, read_config
+from llmforge.weights.files import ADAPTER_FOLDER, ADAPTER_STEP, LEGAL_FILES, TOKENIZER_FILES
 from llmforge.weights.write import room_for
 
 MODEL_STEP = "train-model"
@@ -55,9 +58,10 @@ def write_checkpoint(path: Path, snapshot: Snapshot, contents: Contents, is_main
     """
     partial = path.with_name(f".{path.name}.partial")
     stages: tuple[tuple[bool, Callable[[], None]], ...] = (
-        (is_main, lambda: _prepare(partial, snapshot.averaged)),
+        (is_main, lambda: _prepare(partial, snapshot)),
         (True, lambda: snapshot.write_model(partial / MODELING)),
         *([(True, lambda: snapshot.write_average(partial / AVERAGE))] if snapshot.averaged else []),
+        *([(True, lambda: snapshot.write_adapter(partial / ADAPTER_FOLDER))] if snapshot.adapted else []),
         (True, lambda: snapshot.write_state(partial / "optimizer")),
         (is_main, lambda: _complete(partial, path, contents)),
     )
@@ -80,10 +84,11 @@ def write_checkpoint(path: Path, snapshot: Snapshot, contents: Contents, is_main
             ) from problem
 
 
-def _prepare(partial: Path, averaged: bool) -> None:
+def _prepare(partial: Path, snapshot: Snapshot) -> None:
     _clear(partial)
     partial.mkdir()
-    for name in (MODELING, *([AVERAGE] if averaged else []), "optimizer", "lr_scheduler"):
+    held = {AVERAGE: snapshot.averaged, ADAPTER_FOLDER: snapshot.adapted}
+    for name in (MODELING, *(name for name, is_held in held.items() if is_held), "optimizer", "lr_scheduler"):
         (partial / name).mkdir()
 
 
@@ -91,6 +96,8 @@ def _complete(partial: Path, path: Path, contents: Contents) -> None:
     for name in (MODELING, AVERAGE):
         if (partial / name).is_dir():
             finish_model(partial / name, contents.files, contents.identity)
+    if (partial / ADAPTER_FOLDER).is_dir():
+        _finish_adapter(partial / ADAPTER_FOLDER, contents)
     (partial / SCHEDULE).write_text(json.dumps(asdict(contents.schedule), indent=2) + "\n")
     (partial / STATES).write_text(contents.states)
     for file in sorted(partial.rglob("*")):
@@ -117,6 +124,15 @@ def finish_model(directory: Path, files: Mapping[str, bytes], identity: Mapping[
     )
     outputs = {**identity, **record_files(directory)}
     write_manifest(manifest_path(directory), Manifest(MODEL_STEP, {}, outputs=outputs))
+
+
+def _finish_adapter(directory: Path, contents: Contents) -> None:
+    """Adds the tokenizer and the license to the files of peft, and the manifest."""
+    for name, data in contents.files.items():
+        if any(fnmatch(name, pattern) for pattern in (*TOKENIZER_FILES, *LEGAL_FILES)):
+            (directory / name).write_bytes(data)
+    outputs = {**contents.identity, **record_files(directory)}
+    write_manifest(manifest_path(directory), Manifest(ADAPTER_STEP, {}, outputs=outputs))
 
 
 def link_model(model: Path, target: Path) -> None:

@@ -116,7 +116,7 @@ class TrainOptions(Options):
     gradient_clipping: float = option("Maximum gradient norm; 0 for none.", 1.0, panel=OPTIMIZER, least=0)
 
     trainable: str = option(
-        "all, lora, or a list of: embeddings or new-embeddings, and layers such as 0-3 or 28-.",
+        "all, lora, or a list of: embeddings or new-embeddings, and layers such as 0-3 or 28-, or lora,new-embeddings.",
         "all",
         panel=MODEL,
     )
@@ -324,7 +324,7 @@ class TrainOptions(Options):
             )
         backend = registry.find(registry.resolved(self.plugin, 1))
         backend.check_options(self)
-        backend.refuse_more([*self.rates.arguments(), *self.retention.given()])
+        backend.refuse_more([*self.rates.arguments(), *self.retention.given(), *self.lora.given()])
         optimizers.find(self.optimizer).check(self)
         self.rates.check(self.trainable, self.optimizer)
         factors = self.rates.factors()

@@ -98,7 +98,7 @@ class Shape:
         if wanted.everything:
             return 3 * forward
         layers = sum(self.active_per_layer[i] for i in self._chosen(wanted))
-        return 2 * forward + 2 * (layers + head * wanted.embeddings) * (not wanted.lora)
+        return 2 * forward + 2 * (layers + head * wanted.embeddings)
 
     def forward_flops(self, visible: float) -> float:
         """Of one token's forward pass."""

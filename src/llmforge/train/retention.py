@@ -55,16 +55,16 @@ class RetentionOptions(Options):
 
     def check(self, trainable: str, largest_rate: float) -> None:
         """Raises `UsageError` for what `--trainable` or the largest learning rate of any group makes impossible."""
-        if self.ema is not None and trainable == "lora":
+        words = {word.strip() for word in trainable.split(",")}
+        if self.ema is not None and "lora" in words:
             raise UsageError(
-                "--ema contradicts --trainable lora, whose adapters are merged wherever weights are saved; use llmforge "
+                f"--ema contradicts --trainable {trainable}, whose adapters are merged wherever weights are saved; use llmforge "
                 "merge on its checkpoints."
             )
-        if self.l2_to_start is not None and trainable in ("lora", "new-embeddings"):
+        if self.l2_to_start is not None and words <= {"lora", "new-embeddings"}:
             raise UsageError(
                 f"--l2-to-start contradicts --trainable {trainable}, which trains no weight of the source itself; leave it out."
             )
-        words = {word.strip() for word in trainable.split(",")}
         if self.protect_source and words <= {"lora", "embeddings", "new-embeddings"}:
             raise UsageError(
                 f"--protect-source contradicts --trainable {trainable}, which trains no matrix of the layers; leave it out."

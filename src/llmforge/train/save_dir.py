@@ -8,13 +8,19 @@ from typing import Any
 
 from llmforge.errors import UserError
 from llmforge.steps import MANIFEST, empty_directory, read_manifest, unrecorded_entries
+from llmforge.weights.files import ADAPTER_FOLDER
 
 RUN_FILE = "run.json"
 MODELING = "modeling"
 AVERAGE = "ema"  # the moving average of --ema
+MODELS = (
+    MODELING,
+    AVERAGE,
+    ADAPTER_FOLDER,
+)  # what a checkpoint holds to be used, and the end of a run beside it
 CONFIG_FILE = "train-config"  # what --config-file names is written by
 CHECKPOINT = re.compile(r"epoch-\d+_step-\d+")
-UNFINISHED = re.compile(rf"\.(?:{CHECKPOINT.pattern}|{MODELING}|{AVERAGE})\.(?:partial|removed|replaced)")
+UNFINISHED = re.compile(rf"\.(?:{CHECKPOINT.pattern}|{'|'.join(MODELS)})\.(?:partial|removed|replaced)")
 FILES = re.compile(
     rf"{re.escape(RUN_FILE)}|{re.escape(MANIFEST)}|config\.yaml|metrics\.jsonl|bad_rows\.jsonl"
     r"|\.wandb-id|\.ranks|\.(?:run\.json|metrics\.jsonl|llmforge\.json|config\.yaml|\.ranks)\.tmp"
@@ -24,7 +30,7 @@ RECORDS = ("abandoned.json", "moving.json", "metrics.jsonl", ".moving.json.tmp")
 # Whether each is a directory.
 ENTRIES = {
     **dict.fromkeys((RUN_FILE, MANIFEST, "config.yaml", "metrics.jsonl", "bad_rows.jsonl"), False),
-    **dict.fromkeys((MODELING, AVERAGE, "tensorboard", "wandb"), True),
+    **dict.fromkeys((*MODELS, "tensorboard", "wandb"), True),
 }
 BOARD = "events.out.tfevents."
 
@@ -94,7 +100,7 @@ def _foreign(path: Path) -> list[Path]:
     if ABANDONED.fullmatch(path.name):
         inner = [one for one in path.iterdir() if one.name not in RECORDS]
         return [one for entry in inner for one in _foreign(entry)]
-    if path.name not in (MODELING, AVERAGE) and not CHECKPOINT.fullmatch(path.name):
+    if path.name not in MODELS and not CHECKPOINT.fullmatch(path.name):
         return [path]
     try:
         return unrecorded_entries(path, read_manifest(path))

@@ -20,6 +20,7 @@ from llmforge.tokenizer import Tokenizer
 from llmforge.train import branch, plan, preflight
 from llmforge.train.batches import Groups
 from llmforge.train.holdout import Holdout
+from llmforge.train.lora_options import trains_adapters
 from llmforge.train.mixture import describe
 from llmforge.train.options import TrainOptions
 from llmforge.train.questions import Questions
@@ -99,7 +100,8 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
     text = SourceText(kept, loaded.fingerprint) if kept else None
     if text:
         identity["text to protect"] = text.data.fingerprint
-    if config.retention.needs_start:
+    adapted = trains_adapters(config.trainable)
+    if config.retention.needs_start or adapted:
         identity["start"] = processes.from_main(lambda: source.fingerprint)
     mine = facts(config, source.path, identity)
     refuse_disagreement(processes, mine)
@@ -114,7 +116,7 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
     )
     resumed = find_resumed(config, processes, identity)
     # Adapters are part of the state, and belong to the weights that the run had started from.
-    start = ModelDirectory(resumed / MODELING) if resumed and config.trainable != "lora" else source
+    start = ModelDirectory(resumed / MODELING) if resumed and not adapted else source
     groups = Groups(tuple(data.categories), words.source)
     datasets = [data, *(one.data for one in (holdout, text) if one)]
     engine = build_engine(

@@ -12,36 +12,60 @@ from llmforge.weights.vocabulary import Vocabulary
 
 CARD = "README.md"
 LONGEST_VALUE = 300
+_USE = (
+    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    "",
+    'model = AutoModelForCausalLM.from_pretrained("path/of/this/directory")',
+)
+_USE_OF_ADAPTER = (
+    "from peft import PeftModel",
+    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    "",
+    'model = AutoModelForCausalLM.from_pretrained("path/of/the/base/model")',
+    'model = PeftModel.from_pretrained(model, "path/of/this/directory")',
+)
 
 
-def write_card(output: Path, model: Path, name: str, vocabulary: Vocabulary, parameters: int) -> None:
-    """Writes the card of the model exported from `model` to `output`. `parameters` counts them all."""
+def write_card(
+    output: Path,
+    model: Path,
+    name: str,
+    vocabulary: Vocabulary,
+    parameters: int,
+    adapter_of: str | None = None,
+) -> None:
+    """Writes the card of the model exported from `model` to `output`. `parameters` counts them all. With `adapter_of` it is
+    that of an adapter for the model of this name.
+    """
     ancestors = lineage(model)
     made = [ancestor for ancestor in ancestors if ancestor.manifest is not None]
     origins = [ancestor for ancestor in ancestors if ancestor.manifest is None]
     sources = [path for path in map(_source_model, made) if path is not None]
     front = [
         "---",
-        "library_name: transformers",
+        f"library_name: {'peft' if adapter_of else 'transformers'}",
         "pipeline_tag: text-generation",
         "tags:",
         "- llmforge",
         "---",
     ]
+    what = f"A causal language model of {parameters:,} parameters with"
+    if adapter_of:
+        what = (
+            f"An adapter of {parameters:,} parameters for the causal language model {cell(adapter_of)} with"
+        )
     lines = [
         *front,
         "",
         f"# {cell(name)}",
         "",
-        f"A causal language model of {parameters:,} parameters with {vocabulary.size:,} tokens, of which the source "
-        f"model had {vocabulary.source:,} and {vocabulary.size - vocabulary.source:,} are new. Made with llmforge.",
+        f"{what} {vocabulary.size:,} tokens, of which the source model had {vocabulary.source:,} and "
+        f"{vocabulary.size - vocabulary.source:,} are new. Made with llmforge.",
         "",
         "## Use",
         "",
         "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'model = AutoModelForCausalLM.from_pretrained("path/of/this/directory")',
+        *(_USE_OF_ADAPTER if adapter_of else _USE),
         'tokenizer = AutoTokenizer.from_pretrained("path/of/this/directory")',
         "```",
         "",

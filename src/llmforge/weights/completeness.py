@@ -14,9 +14,8 @@ from llmforge.console import warn
 from llmforge.errors import UserError
 from llmforge.weights.architecture import check_tied
 from llmforge.weights.config import CONFIG, load_config, needs_own_code, read_config
+from llmforge.weights.files import ADAPTER_CONFIG
 from llmforge.weights.read import Weights, open_weights
-
-ADAPTER = "adapter_config.json"
 
 
 def check_complete(directory: Path, trust_remote_code: bool = False) -> Weights:
@@ -106,9 +105,9 @@ def _check_reading(directory: Path, config: dict[str, Any], weights: Weights) ->
             f"{directory / CONFIG} says that its weights are quantized ({method or 'quantization_config'}); give the "
             "model in bfloat16, float16 or float32."
         )
-    if (directory / ADAPTER).is_file():
+    if (directory / ADAPTER_CONFIG).is_file():
         raise UserError(
-            f"{directory} holds an adapter ({ADAPTER}), which transformers adds to the weights if peft is "
+            f"{directory} holds an adapter ({ADAPTER_CONFIG}), which transformers adds to the weights if peft is "
             "installed; merge it into the weights first, or move it away."
         )
     stated = config.get("transformers_weights")

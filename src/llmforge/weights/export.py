@@ -88,7 +88,7 @@ def _build(
         if plan is not None and name in plan.matrices:
             planned += rounded_tensors(tensor, plan, dtype)
         else:
-            planned.append(_exported(tensor, rows, options.dtype))
+            planned.append(exported_tensor(tensor, rows, options.dtype))
     config = with_vocabulary_size(stating_tied(config, tensors.tied), vocabulary.size)
     if options.dtype != "stored":
         config = {**config, "torch_dtype": options.dtype}
@@ -114,7 +114,7 @@ def _build(
     )
 
 
-def _exported(tensor: Tensor, rows: int, dtype: str) -> NewTensor:
+def exported_tensor(tensor: Tensor, rows: int, dtype: str) -> NewTensor:
     """The first `rows` rows of `tensor`, converted to `dtype` if they are floating-point numbers."""
     shape = (rows, *tensor.shape[1:]) if tensor.shape else ()
     wanted = tensor.dtype if dtype == "stored" or tensor.dtype not in STORAGE else NAMES[dtype]

@@ -10,6 +10,11 @@ from llmforge.errors import UserError
 from llmforge.weights.config import CONFIG, portable, read_config
 
 GENERATION_CONFIG = "generation_config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model"  # of peft
+ADAPTER_FOLDER, ADAPTER_STEP = (
+    "adapter",
+    "train-adapter",
+)  # beside the weights of a training, and in its manifest
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -39,7 +44,7 @@ NOT_BESIDE_OTHER_WEIGHTS = (
         "*.npz",
         "*.ot",
     ),
-    *("*.index.json", "*.index.*.json", "adapter_config.json", "delta.json", "llmforge.json", ".*"),
+    *("*.index.json", "*.index.*.json", ADAPTER_CONFIG, "delta.json", "llmforge.json", ".*"),
 )
 
 

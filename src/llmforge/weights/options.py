@@ -27,13 +27,14 @@ def size_in_bytes(flag: str, text: str) -> int:
 
 @dataclass(frozen=True)
 class FormatOptions(Options):
-    """`format` "huggingface" is a directory, "gguf" one file for llama.cpp; `max_shard_size` such as "5GB"; `dtype` one of
+    """`format` "huggingface" is a directory, "adapter" one of an adapter alone, "gguf" one file for llama.cpp; `max_shard_size` such as "5GB"; `dtype` one of
     "float32", "bfloat16", "float16", for GGUF also "q8_0", or "stored" to keep what the checkpoint has; `verify` compares
     the logits of checkpoint and export before anything is published.
     """
 
-    format: Literal["huggingface", "gguf"] = option(
-        "huggingface: a directory that transformers and vLLM load; gguf: one file for llama.cpp.",
+    format: Literal["huggingface", "adapter", "gguf"] = option(
+        "huggingface: a directory that transformers and vLLM load; adapter: what --trainable lora trained, for peft and the model "
+        "that the training began with; gguf: one file for llama.cpp.",
         "huggingface",
     )
 
@@ -67,12 +68,14 @@ class FormatOptions(Options):
             raise UsageError("--verify compares what transformers loads; leave it out with --format gguf.")
         if self.format == "gguf" and self.quantize:
             raise UsageError("--quantize is for --format huggingface; for GGUF give --dtype q8_0.")
+        if self.format == "adapter" and self.quantize:
+            raise UsageError("--quantize is for --format huggingface; leave it out with --format adapter.")
         _ = self.max_shard_bytes
 
     def arguments(self) -> dict[str, Any]:
         """What decides the output, as arguments of a manifest."""
         values = {**super().arguments(), "max_shard_size": self.max_shard_bytes, "verify": bool(self.verify)}
-        if self.format == "gguf":  # one file, of any size
+        if self.format != "huggingface":  # one file, of any size
             del values["max_shard_size"]
         else:  # exports of versions that had no other format stay recognized
             del values["format"]

@@ -1,9 +1,10 @@
 """Whether a model that was written computes what it was made of: both read by transformers, in a process of its own.
 
-python -m llmforge.weights.verify SOURCE WRITTEN IDS [int8|int4] [trust-remote-code]
+python -m llmforge.weights.verify SOURCE WRITTEN IDS [int8|int4] [trust-remote-code] [base=MODEL]
 
 prints the largest difference of their logits. IDS is a JSON file: ids of texts for each, and the ids of the source that the
-written model has, null for the first ones.
+written model has, null for the first ones. With a base,
+WRITTEN is an adapter for it.
 """
 
 import gc
@@ -22,6 +23,7 @@ from llmforge.weights.quantization import KINDS, Kind
 from llmforge.weights.vocabulary import Vocabulary
 
 TOLERANCE = 1e-4
+BASE = "base="
 SEQUENCES, LENGTH = 4, 64
 
 
@@ -38,14 +40,18 @@ def verify_export(
     `quantize`, `model` is rounded as `evaluate --quantize` does it, and both compute in that dtype.
     Raises `UserError` if transformers cannot read the export, or if a logit differs by more than 1e-4.
     """
-    generator = np.random.default_rng(0)
-    ids = generator.integers(0, vocabulary.size, (SEQUENCES, LENGTH))
-    ids[::2] = generator.integers(
-        min(vocabulary.source, vocabulary.size - 1), vocabulary.size, (SEQUENCES // 2, LENGTH)
-    )
+    ids = _random_ids(vocabulary)
     return _difference(
         model, exported, (ids, ids, None), [*([quantize] if quantize else []), *_trusting(trust_remote_code)]
     )
+
+
+def verify_adapter(merged: Path, adapter: Path, base: Path, vocabulary: Vocabulary) -> float:
+    """The largest absolute difference of the logits of the model `merged` and of `base` with `adapter`, as peft adds it, in
+    float32, on ids as those of `verify_export`. Raises `UserError` as it does.
+    """
+    ids = _random_ids(vocabulary)
+    return _difference(merged, adapter, (ids, ids, None), [f"{BASE}{base}"])
 
 
 def verify_pruned(
@@ -56,6 +62,16 @@ def verify_pruned(
     """
     ids = np.random.default_rng(0).integers(0, len(kept), (SEQUENCES, LENGTH))
     return _difference(model, pruned, (kept[ids], ids, kept), _trusting(trust_remote_code))
+
+
+def _random_ids(vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
+    """(SEQUENCES, LENGTH) of which half the sequences are new ids, where there are some."""
+    generator = np.random.default_rng(0)
+    ids = generator.integers(0, vocabulary.size, (SEQUENCES, LENGTH))
+    ids[::2] = generator.integers(
+        min(vocabulary.source, vocabulary.size - 1), vocabulary.size, (SEQUENCES // 2, LENGTH)
+    )
+    return ids
 
 
 def _trusting(trust_remote_code: bool) -> list[str]:
@@ -84,8 +100,10 @@ def _difference(
     return difference
 
 
-def _logits(directory: Path, ids: list[list[int]], kept: Any, dtype: str, trust: bool) -> np.ndarray:
-    """float32 logits [sequence, position, id] of the ids `kept`, a list or a slice."""
+def _logits(
+    directory: Path, ids: list[list[int]], kept: Any, dtype: str, trust: bool, adapter: Path | None = None
+) -> np.ndarray:
+    """float32 logits [sequence, position, id] of the ids `kept`, a list or a slice, of a model or of it with `adapter`."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -98,7 +116,12 @@ def _logits(directory: Path, ids: list[list[int]], kept: Any, dtype: str, trust:
         local_files_only=True,
         trust_remote_code=trust,
     )
-    return _computed(model.float().eval(), ids, kept)
+    model = model.float().eval()
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter).eval()
+    return _computed(model, ids, kept)
 
 
 def _computed(model: Any, ids: list[list[int]], kept: Any) -> np.ndarray:
@@ -122,10 +145,15 @@ def _main() -> None:
 
     model, written = Path(sys.argv[1]), Path(sys.argv[2])
     trust = "trust-remote-code" in sys.argv[4:]
-    stored = find_vocabulary_tensors(open_weights(written), read_config(written), trust).embedding.dtype
-    dtype = next(name for name, short in NAMES.items() if short == stored)
     source_ids, ids, kept = json.loads(Path(sys.argv[3]).read_text())
     rows = slice(len(kept) if kept else None)
+    if bases := [word.removeprefix(BASE) for word in sys.argv[4:] if word.startswith(BASE)]:
+        new = _logits(Path(bases[0]), ids, rows, "float32", trust, adapter=written)
+        gc.collect()
+        print(float(np.abs(new - _logits(model, source_ids, rows, "float32", trust)).max()))
+        return
+    stored = find_vocabulary_tensors(open_weights(written), read_config(written), trust).embedding.dtype
+    dtype = next(name for name, short in NAMES.items() if short == stored)
     if kinds := [kind for kind in KINDS if kind in sys.argv[4:]]:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         new = _computed(stored_model(written, dtype, device, trust), ids, rows)

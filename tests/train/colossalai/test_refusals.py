@@ -40,6 +40,14 @@ def configured(**flags: Any) -> TrainOptions:
         ({"plugin": "zero2", "compile": True}, "--compile contradicts --plugin zero2; use ddp or fsdp"),
         ({"plugin": "gemini", "trainable": "lora", "lora_rank": 2}, "contradicts --plugin gemini; use zero2"),
         (
+            {"plugin": "zero2", "trainable": "lora,new-embeddings", "lora_rank": 2},
+            "new-embeddings contradicts --plugin zero2; use native",
+        ),
+        (
+            {"plugin": "zero2", "trainable": "lora", "lora_rank": 2, "dora": True},
+            "--dora contradicts --plugin zero2; use native",
+        ),
+        (
             {"plugin": "gemini", "mixed_precision": "fp32"},
             "fp32 contradicts --plugin gemini; use zero2 or 3d",
         ),

@@ -46,8 +46,13 @@ class ColossalBackend(Backend):
     def _check_common(self, options: Any) -> None:
         if options.compile:
             raise UsageError(f"--compile contradicts --plugin {self.name}; use ddp or fsdp.")
-        if options.trainable == "lora" and self.name in (rules.GEMINI, rules.GEMINI_AUTO, rules.HYBRID):
+        words = {word.strip() for word in options.trainable.split(",")}
+        if "lora" in words and self.name in (rules.GEMINI, rules.GEMINI_AUTO, rules.HYBRID):
             raise UsageError(f"--trainable lora contradicts --plugin {self.name}; use zero2 or torch_ddp.")
+        if {"lora", "new-embeddings"} <= words:
+            raise UsageError(
+                f"--trainable {options.trainable} contradicts --plugin {self.name}; use native, ddp or fsdp."
+            )
         if self.name in (rules.GEMINI, rules.GEMINI_AUTO) and options.mixed_precision == "fp32":
             raise UsageError(f"--mixed-precision fp32 contradicts --plugin {self.name}; use zero2 or 3d.")
         if options.rehearse and options.attention not in ("auto", "sdpa"):

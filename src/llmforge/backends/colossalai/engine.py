@@ -173,13 +173,14 @@ class ColossalEngine(ABC):
         for name, tensor in self.weights.gathered():
             if self.world.is_main:
                 weights[name] = tensor
+        adapter = self.lora.as_peft_reads(weights, self.settings) if self.lora else None
         if self.lora:
             weights = self.lora.merge(self.untrained, weights) if self.world.is_main else {}
         elif self.world.is_main:
             weights = {name: weights.get(name, self.untrained.get(name)) for name in self.names.saved}  # type: ignore[misc]
         mine = self.world.rank == self.cut.owner
         state = {name: copy_to_cpu(tensor) for name, tensor in self._state().items()} if mine else None
-        return ColossalSnapshot(weights, state, self.world.rank, self.saving)
+        return ColossalSnapshot(weights, state, self.world.rank, self.saving, adapter=adapter)
 
     def load_state(self, directory: Path) -> None:
         from safetensors.torch import load_file

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from llmforge.backends.common import storage
+from llmforge.backends.common.peft_files import PeftAdapter
 from llmforge.backends.common.processes import agree, over_ranks
 
 
@@ -24,6 +25,11 @@ class ColossalSnapshot:
     rank: int
     group: Any
     averaged: bool = False
+    adapter: PeftAdapter | None = None
+
+    @property
+    def adapted(self) -> bool:
+        return self.adapter is not None
 
     def agree(self, fine: bool) -> bool:
         return agree(fine, self.group)
@@ -37,6 +43,10 @@ class ColossalSnapshot:
 
     def write_average(self, directory: Path) -> None:
         raise AssertionError("ColossalAI's engines keep no average")
+
+    def write_adapter(self, directory: Path) -> None:
+        if self.adapter:
+            self.adapter.write(directory)
 
     def write_state(self, directory: Path) -> None:
         from safetensors.torch import save_file

@@ -1,4 +1,6 @@
-"""Low-rank adapters through peft (arXiv 2106.09685): the base stays as it is, and what is saved is merged."""
+"""Low-rank adapters through peft (arXiv 2106.09685): the base stays as it is, and what is saved is merged, with the
+adapter as peft reads it beside it.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,10 +9,14 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from llmforge.backends.common import storage
+from llmforge.backends.common.peft_files import PeftAdapter, configuration, peft_name
 from llmforge.backends.common.settings import Adapters, Settings
+from llmforge.backends.common.trainable import embedding_parameters
 from llmforge.console import warn
 from llmforge.errors import UserError
 from llmforge.weights.modules import decoder_layers
+
+Rows = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Lora:
@@ -24,7 +30,7 @@ class Lora:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError:
             raise UserError("--trainable lora needs peft: pip install 'llmforge[lora]'.") from None
-        self.causal, self.scale = causal, wanted.scale
+        self.causal, self.wanted, self.scale = causal, wanted, wanted.scale
         before = storage.unique_state(causal)
         head = [n for n, m in causal.named_modules() if m is causal.get_output_embeddings()]
         linear = {
@@ -41,6 +47,7 @@ class Lora:
             raise UserError(
                 f"--lora-targets {unknown[0]}: the model has no linear layer of this name; it has {', '.join(sorted(linear))}."
             )
+        self.targets = sorted(wanted.targets or linear)
         torch.manual_seed(seed)
         made: dict[torch.nn.Module, torch.Tensor] = {}
         hook = register_module_parameter_registration_hook(
@@ -49,15 +56,19 @@ class Lora:
         try:
             config = LoraConfig(
                 r=wanted.rank,
-                lora_alpha=wanted.scale * wanted.rank,
-                target_modules=sorted(wanted.targets or linear),
+                lora_alpha=wanted.alpha_or_default,
+                use_rslora=wanted.stabilized,
+                lora_dropout=wanted.dropout,
+                use_dora=wanted.decomposed,
+                target_modules=self.targets,
             )
             inject_adapter_in_model(config, causal)
         finally:
             hook.remove()
         self.names = list(before)
         self.unreached = {} if wanted.targets else _unreached(causal)
-        self.initial = {f"{n}.weight": made[m] for n, m in causal.named_modules() if m in made}
+        drawn = {m: values for m, values in made.items() if not values.is_meta}
+        self.initial = {f"{n}.weight": drawn[m] for n, m in causal.named_modules() if m in drawn}
 
     @classmethod
     def of(cls, causal: Any, settings: Settings, tell: bool) -> "Lora | None":
@@ -66,6 +77,9 @@ class Lora:
             return None
         assert settings.lora
         made = cls(causal, settings.lora, settings.seed)
+        if settings.trainable.embeddings:  # peft has frozen all that is no adapter
+            for table in embedding_parameters(causal).values():
+                table.requires_grad_(True)
         if tell:
             made.say_unreached()
         return made
@@ -85,15 +99,28 @@ class Lora:
         inner = {name: "{}.base_layer.{}".format(*name.rsplit(".", 1)) for name in self.names}
         return {name: state[inner[name] if inner[name] in state else name] for name in self.names}
 
-    def merged(
-        self, rows: Callable[[torch.Tensor], torch.Tensor], whole: Callable[[torch.Tensor], torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def begin(self, rows: Callable[[torch.Tensor], tuple[torch.Tensor, int]]) -> None:
+        """Gives adapters that were made on the meta device their values, once the base has its own. `rows` gives those of
+        a tensor that this rank holds, and the number of the first.
+        """
+        with torch.no_grad():
+            for name, values in self.initial.items():
+                part, first = rows(self.causal.get_parameter(name))
+                part.copy_(values[first : first + len(part)])
+            for module in self.causal.modules():
+                if self.wanted.decomposed and hasattr(module, "lora_A"):  # the adapters begin as zero
+                    base = rows(module.base_layer.weight)[0]
+                    rows(_magnitude(module))[0].copy_(torch.linalg.norm(base, dim=1))
+        self.initial.clear()
+
+    def merged(self, rows: Rows, whole: Rows) -> dict[str, torch.Tensor]:
         """`rows` of every weight on the CPU under its own name, the adapters added in.
 
-        `rows` gives those of a tensor that this rank holds, `whole` all of them. Where rows are shared, a weight and
-        the second of its adapters are cut alike, so only the first must be whole, which is small.
+        `rows` gives those of a tensor that this rank holds, `whole` all of them. Where rows are shared, a weight, the
+        second of its adapters and its norms are cut alike, so only the first must be whole, which is small.
         """
         modules = dict(self.causal.named_modules())
+        trained = {name for name, parameter in self.causal.named_parameters() if parameter.requires_grad}
         weights = {}
         for name, tensor in self.base().items():
             module, _, part = name.rpartition(".")
@@ -101,7 +128,10 @@ class Lora:
             if part == "weight" and hasattr(modules[module], "lora_A"):
                 down, up = (modules[module].get_submodule(f"lora_{x}.default").weight for x in "AB")
                 values = values + self.scale * (rows(up).detach() @ whole(down).detach())
-            weights[name] = values.cpu()
+                if self.wanted.decomposed:
+                    norms = torch.linalg.norm(values, dim=1)
+                    values = (rows(_magnitude(modules[module])).detach() / norms)[:, None] * values
+            weights[name] = values.to("cpu", copy=name in trained)
         return weights
 
     def merge(
@@ -115,6 +145,23 @@ class Lora:
                 up = adapters[name.replace(".lora_A.", ".lora_B.")]
                 weights[f"{module}.weight"] = weights[f"{module}.weight"] + self.scale * (up @ down)
         return weights
+
+    def as_peft_reads(self, trained: Mapping[str, torch.Tensor], settings: Settings) -> PeftAdapter:
+        """What is trained as an adapter for peft: `trained` are the adapters on the CPU under their names in the model, and
+        the rows of new tokens under the names of their embeddings.
+        """
+        tables = [name.removesuffix(".weight") for name in embedding_parameters(self.causal)]
+        rows = (settings.old_rows, settings.rows) if settings.trainable.embeddings else None
+        return PeftAdapter(
+            configuration(self.wanted, self.targets, settings.model.path, tables, rows),
+            {peft_name(name): tensor for name, tensor in trained.items()},
+        )
+
+
+def _magnitude(module: Any) -> torch.Tensor:
+    """The trained norms of the rows of an adapted weight, (rows,)."""
+    norms: torch.Tensor = module.get_submodule("lora_magnitude_vector.default").weight
+    return norms
 
 
 def _unreached(causal: Any) -> dict[str, torch.Tensor]:

@@ -18,18 +18,25 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float
 @dataclass(frozen=True)
 class Adapters:
     """LoRA: the `rank` of the adapters, `alpha` (None: twice the rank), the last parts of the names of the layers that get them
-    (none: every linear layer but the head), and whether the scale is that of rsLoRA.
+    (none: every linear layer but the head), whether the scale is that of rsLoRA, how likely an input of an adapter is
+    dropped, and whether the norms of a weight's rows are trained apart from their directions (DoRA, arXiv 2402.09353).
     """
 
     rank: int
     alpha: float | None = None
     targets: tuple[str, ...] = ()
     stabilized: bool = False
+    dropout: float = 0.0
+    decomposed: bool = False
+
+    @property
+    def alpha_or_default(self) -> float:
+        return 2.0 * self.rank if self.alpha is None else self.alpha
 
     @property
     def scale(self) -> float:
         """What the product of two adapters is multiplied by: alpha / rank, or alpha / sqrt(rank) (arXiv 2312.03732)."""
-        alpha = 2 * self.rank if self.alpha is None else self.alpha
+        alpha = self.alpha_or_default
         return alpha / math.sqrt(self.rank) if self.stabilized else alpha / self.rank
 
 

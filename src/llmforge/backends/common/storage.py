@@ -23,8 +23,13 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 SHARD_BYTES = 5_000_000_000
 
 
-def write_weights(tensors: Mapping[str, torch.Tensor], directory: Path) -> None:
-    """`tensors` as `model.safetensors`, or as numbered shards with their index where they are larger than one
+def write_weights(
+    tensors: Mapping[str, torch.Tensor],
+    directory: Path,
+    stem: str = "model",
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """`tensors` as `STEM.safetensors`, or as numbered shards with their index where they are larger than one
     shard.
     """
     new = [
@@ -33,7 +38,7 @@ def write_weights(tensors: Mapping[str, torch.Tensor], directory: Path) -> None:
         )
         for name, tensor in tensors.items()
     ]
-    shards.write_weights(directory, shards.packed(new, SHARD_BYTES), label=None)
+    shards.write_weights(directory, shards.packed(new, shard_bytes), label=None, stem=stem)
 
 
 def bytes_of(*groups: Mapping[str, torch.Tensor] | None) -> int:

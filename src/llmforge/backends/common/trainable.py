@@ -25,14 +25,16 @@ class Trainable:
 
 
 def parse(text: str) -> Trainable:
-    """Reads `all`, `lora`, or a comma-separated mix of `embeddings` or `new-embeddings` and layer ranges
-    (`0-3,28-`).
+    """Reads `all`, `lora` (alone or with `new-embeddings`), or a comma-separated mix of `embeddings` or `new-embeddings`
+    and layer ranges (`0-3,28-`).
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
     if words == [ALL]:
         return Trainable(everything=True)
     if words == [LORA]:
         return Trainable(lora=True)
+    if sorted(words) == [LORA, NEW_EMBEDDINGS]:
+        return Trainable(lora=True, embeddings=True, new_rows_only=True)
     layers: list[tuple[int, int | None]] = []
     for word in words:
         if word in (EMBEDDINGS, NEW_EMBEDDINGS):
@@ -41,7 +43,7 @@ def parse(text: str) -> Trainable:
         if word in (ALL, LORA) or match is None or not (match[1] or match[3]):
             raise UsageError(
                 f"--trainable {text}: {word!r} is not one of {ALL}, {LORA}, {EMBEDDINGS}, {NEW_EMBEDDINGS} "
-                f"or layers such as 0-3 or 28-; {ALL} and {LORA} cannot be combined with others."
+                f"or layers such as 0-3 or 28-; {ALL} cannot be combined with others, and {LORA} with {NEW_EMBEDDINGS} alone."
             )
         first = int(match[1] or 0)
         end = first + 1 if not match[2] else int(match[3]) + 1 if match[3] else None
@@ -57,7 +59,9 @@ def parse(text: str) -> Trainable:
 
 
 def freeze(model: Any, trainable: Trainable) -> None:
-    """Sets `requires_grad` on the parameters of a transformers causal model."""
+    """Sets `requires_grad` on the parameters of a transformers causal model; adapters, which are added later, set it
+    themselves.
+    """
     if trainable.lora:
         return
     embeddings = {id(p) for p in embedding_parameters(model).values()}

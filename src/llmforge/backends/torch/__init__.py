@@ -27,6 +27,8 @@ class TorchBackend(Backend):
             "source_model",
             "protect_source",
             "protect_share",
+            "lora_dropout",
+            "dora",
         )
     )
     process_group = "cpu:gloo,cuda:nccl"  # tensors of the host, too

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from llmforge.backends.base import Accept, LossSums, MicroBatch, StepResult, World
 from llmforge.backends.common import attention, optimizers, storage
@@ -20,7 +19,7 @@ from llmforge.backends.common.model import (
     noise_hook,
     own_memory,
 )
-from llmforge.backends.common.processes import agree, over_ranks
+from llmforge.backends.common.peft_files import PeftAdapter
 from llmforge.backends.common.rates import factors
 from llmforge.backends.common.settings import PRECISIONS, Settings
 from llmforge.backends.common.sharded_weights import read_shards
@@ -40,6 +39,7 @@ from llmforge.backends.torch.distill import Teacher
 from llmforge.backends.torch.layers import prepare_layers
 from llmforge.backends.torch.memory_saving import keep_less
 from llmforge.backends.torch.shield import Shield, make_shield
+from llmforge.backends.torch.snapshot import NativeSnapshot
 from llmforge.errors import UserError
 from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.read import open_weights
@@ -139,14 +139,19 @@ class NativeEngine:
         norms[first : first + len(used)] = used.float().norm(dim=1).double().cpu()
         return self._assemble(norms)
 
-    def snapshot(self) -> "NativeSnapshot":
+    def snapshot(self) -> NativeSnapshot:
         weights: dict[str, torch.Tensor] = {}
         average: dict[str, torch.Tensor] = {}
         if self.world.is_main:
             weights = storage.named_as_in_files(self.causal, self._copied_weights())
             average = storage.named_as_in_files(self.causal, self._copied_average())
         return NativeSnapshot(
-            weights, self._copied_state(), self._background_group(), average, self.average is not None
+            weights,
+            self._copied_state(),
+            self._background_group(),
+            average,
+            self.average is not None,
+            self._copied_adapter(),
         )
 
     def load_state(self, directory: Path) -> None:
@@ -298,6 +303,27 @@ class NativeEngine:
         rows = {name: self._local(tensor)[0] for name, tensor in self._weights().items()}
         return {n: copy_to_cpu(averaged[n]) if n in averaged else t.detach().cpu() for n, t in rows.items()}
 
+    def _copied_adapter(self) -> PeftAdapter | None:
+        """Collective: what is trained as peft reads it, on the main rank, where there are adapters."""
+        if self.lora is None:
+            return None
+        tables = {id(table) for table in self.masked}
+        trained = {
+            name: self._new_rows(p) if id(p) in tables else copy_to_cpu(self._whole(p.detach()))
+            for name, p in self.parameters.items()
+        }
+        return self.lora.as_peft_reads(trained if self.world.is_main else {}, self.settings)
+
+    def _new_rows(self, table: torch.Tensor) -> torch.Tensor:
+        """Collective: the trained rows of an embedding on the CPU."""
+        assert self.rows is not None
+        part, first = self._local(table.detach())
+        low, high = max(first, self.rows[0]), min(first + len(part), self.rows[1])
+        made = torch.zeros(self.rows[1] - self.rows[0], table.shape[1], dtype=table.dtype)
+        if low < high:
+            made[low - self.rows[0] : high - self.rows[0]] = part[low - first : high - first].cpu()
+        return self._assemble(made)
+
     def _copied_state(self) -> dict[str, torch.Tensor]:
         return {name: self._copy(tensor) for name, tensor in self._state_tensors().items()}
 
@@ -347,39 +373,9 @@ class NativeEngine:
         return LossSums(loss=sums[0], tokens=sums[1].long())
 
     def _state_tensors(self) -> dict[str, torch.Tensor]:
-        """What `optimizer/` holds: the optimizer's tensors, and the adapters of LoRA."""
+        """What `optimizer/` holds: the optimizer's tensors, and all that is trained with LoRA."""
         states = {parameter: state for one in self.optimizers for parameter, state in one.state.items()}
         tensors = {f"{n}.{key}": t for n, p in self.parameters.items() for key, t in states[p].items()}
         adapters = {n: p.detach() for n, p in self.parameters.items()} if self.lora else {}
         kept = {f"{name}.kept": tensor for name, tensor in self.shield.kept.items()} if self.shield else {}
         return tensors | adapters | kept
-
-
-@dataclass(frozen=True)
-class NativeSnapshot:
-    """Copies on the CPU: of the weights and their `average` (on the main rank), and of this rank's share of the state."""
-
-    weights: dict[str, torch.Tensor]
-    state: dict[str, torch.Tensor]
-    group: Any = None
-    average: dict[str, torch.Tensor] = field(default_factory=dict)
-    averaged: bool = False
-
-    def agree(self, fine: bool) -> bool:
-        return fine if self.group is None else agree(fine, self.group)
-
-    def bytes(self) -> int:
-        # Every rank has all of the state, and the main rank the weights too.
-        mine = storage.bytes_of(self.weights, self.average, self.state)
-        return mine if self.group is None else over_ranks(mine, dist.ReduceOp.MAX, self.group)
-
-    def write_model(self, directory: Path) -> None:
-        if self.weights:
-            storage.write_weights(self.weights, directory)
-
-    def write_average(self, directory: Path) -> None:
-        if self.average:
-            storage.write_weights(self.average, directory)
-
-    def write_state(self, directory: Path) -> None:
-        storage.save_sharded(self.state, directory, self.group)

@@ -26,7 +26,8 @@ from llmforge.backends.common.sharded_weights import (
     write_shards,
 )
 from llmforge.backends.common.step import copy_to_cpu
-from llmforge.backends.torch.engine import NativeEngine, NativeSnapshot
+from llmforge.backends.torch.engine import NativeEngine
+from llmforge.backends.torch.snapshot import NativeSnapshot
 from llmforge.console import say
 from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.modules import decoder_layers
@@ -103,11 +104,7 @@ class FSDPEngine(_Distributed):
                 say(f"{self.settings.model}: transformers converts these weights; rank 0 loads them all.")
             send_shards(self._weights(), super()._load, self.world, self._local)
         if self.lora:
-            with torch.no_grad():
-                for name, values in self.lora.initial.items():
-                    rows, first = self._local(self.causal.get_parameter(name))
-                    rows.copy_(values[first : first + len(rows)])
-            self.lora.initial.clear()
+            self.lora.begin(self._local)
         return self.loss
 
     def _keeps_gathered(self) -> bool:
@@ -141,6 +138,7 @@ class FSDPEngine(_Distributed):
             self._background_group(),
             self._copied_average(),
             self.average is not None,
+            self._copied_adapter(),
             shapes=shapes,
             world=self.world,
             causal=self.causal,

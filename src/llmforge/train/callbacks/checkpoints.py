@@ -13,7 +13,7 @@ from llmforge.train import branch
 from llmforge.train.callbacks.base import Callback, Run, Stage, Step
 from llmforge.train.callbacks.metrics import Metrics
 from llmforge.train.checkpoint import Contents, link_model
-from llmforge.train.save_dir import AVERAGE, MODELING
+from llmforge.train.save_dir import MODELS
 from llmforge.train.saver import Saver
 
 
@@ -71,7 +71,7 @@ class Checkpoints(Callback):
                 f"stopped by {run.stopping} after step {run.position.step}; --load-checkpoint latest resumes."
             )
         elif run.setup.world.is_main and path:
-            for name in (MODELING, AVERAGE):
+            for name in MODELS:
                 if (path / name).is_dir():
                     link_model(path / name, run.config.output / name)
         self.saver.close()
