@@ -13,6 +13,7 @@ import numpy.typing as npt
 from llmforge.console import progress, warn
 from llmforge.corpus import Chunk
 from llmforge.dataset.categories import MIXED
+from llmforge.dataset.conversations import SPLIT
 from llmforge.dataset.encoding import Choice
 from llmforge.dataset.holdout import write_holdout
 from llmforge.dataset.ledger import Ledger
@@ -88,10 +89,18 @@ class Assembly:
                 "fill": tokens / max(1, rows * self.options.max_length),
                 "encoder": choice.__dict__,
                 "ledger": ledger.as_json(),
+                **self._splits(),
                 "parts": parts,
             },
             "fingerprints": fingerprints,
         }
+
+    def _splits(self) -> dict[str, Any]:
+        """What --long-conversations split did."""
+        if self.options.long_conversations != "split":
+            return {}
+        counts = (sum(summary.split.get(name, 0) for summary in self.summaries) for name in SPLIT)
+        return {"split": dict(zip(SPLIT, counts, strict=True))}
 
     def _account_for_bad_lines(self, ledger: Ledger, write: Callable[[int, dict[str, Any]], None]) -> None:
         for summary in self.summaries:

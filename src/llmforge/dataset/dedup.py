@@ -48,14 +48,15 @@ def signatures(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
 
 def exact_duplicates(hashes: npt.NDArray[np.uint64], position: npt.NDArray[np.int64], wanted: Flags) -> Flags:
     """Which documents have the hash ((n, 2) uint64) of one at an earlier `position`; only `wanted` ones
-    count.
+    count. Those at one position are parts of one.
     """
     candidates = np.flatnonzero(wanted)
     own = hashes[candidates]
     order = np.lexsort((position[candidates], own[:, 1], own[:, 0]))
-    same = (own[order][1:] == own[order][:-1]).all(axis=1)
+    begins = np.append(True, (own[order][1:] != own[order][:-1]).any(axis=1))[: len(order)]
+    ordered = candidates[order]
     result = np.zeros(len(wanted), np.bool_)
-    result[candidates[order[1:][same]]] = True
+    result[ordered[position[ordered] != position[ordered[_firsts(begins)]]]] = True
     return result
 
 
@@ -97,11 +98,16 @@ def near_duplicates(found: Signatures, position: npt.NDArray[np.int64], wanted: 
         candidates = np.flatnonzero(wanted & ~result)
         band = found.band(number)[candidates]
         order = np.lexsort((position[candidates], band))
-        begins = np.append(True, band[order][1:] != band[order][:-1])
-        first = candidates[order[np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))]]
-        later = np.flatnonzero(~begins)
+        begins = np.append(True, band[order][1:] != band[order][:-1])[: len(order)]
+        first = candidates[order[_firsts(begins)]]
+        later = np.flatnonzero(position[candidates[order]] != position[first])
         for some in np.array_split(later, max(1, len(later) // 50_000)):
             documents = candidates[order[some]]
             agreement = (found.rows(documents) == found.rows(first[some])).mean(axis=1)
             result[documents[agreement >= AGREEMENT]] = True
     return result
+
+
+def _firsts(begins: Flags) -> npt.NDArray[np.int64]:
+    """(n,) the number of the first of the group of each, where groups follow one another and `begins` marks their firsts."""
+    return np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))

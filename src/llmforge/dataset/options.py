@@ -128,6 +128,13 @@ class PrepareOptions(Options):
     train_on: Literal["all", "last"] = option(
         "Answers of the assistant that are trained: all, or the last one.", "all", panel=CHAT, decides=False
     )
+    long_conversations: Literal["continue", "split"] = option(
+        "A conversation longer than a row: continue in the next row, or split before questions of the user into conversations that "
+        "fit, each with the system message.",
+        "continue",
+        panel=CHAT,
+        decides=False,
+    )
     order: Literal["", "easy-to-hard", "hard-to-easy"] = option(
         "Order of documents over the bins, by the number in --by (default: random); bins are then stages of a curriculum.",
         "",
@@ -249,6 +256,16 @@ class PrepareOptions(Options):
             raise UsageError(
                 "--chat-template and --train-on are for conversations; give --format chat as well."
             )
+        if self.long_conversations == "split":
+            if self.format == "text":
+                raise UsageError(
+                    "--long-conversations split is for conversations; give --format chat as well."
+                )
+            if self.train_on == "last":
+                raise UsageError(
+                    "--long-conversations split contradicts --train-on last: only the last part would have an answer to train; "
+                    "give one of them."
+                )
         if self.by != "bits_per_byte" and not self.order:
             raise UsageError("--by names the number of --order; give --order easy-to-hard as well.")
         numbers = dict.fromkeys([*([self.by] if self.order else []), *(rule.field for rule in self.keep)])
@@ -275,7 +292,11 @@ class PrepareOptions(Options):
         if self.format == "text":
             return None
         return ChatSettings(
-            self.tokenizer, self.tokenizer_scheme, self.chat_template, self.train_on == "last"
+            self.tokenizer,
+            self.tokenizer_scheme,
+            self.chat_template,
+            self.train_on == "last",
+            self.max_length if self.long_conversations == "split" else None,
         )
 
     def identity(self, tokenizer_fingerprint: str, template: str = "") -> dict[str, Any]:
@@ -297,6 +318,7 @@ class PrepareOptions(Options):
                     "format": self.format,
                     "chat_template": fingerprint_json(template),
                     "train_on": self.train_on,
+                    **({"long_conversations": "split"} if self.long_conversations == "split" else {}),
                 }
                 if self.format != "text"
                 else {}

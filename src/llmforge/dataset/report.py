@@ -26,6 +26,11 @@ def summary_text(manifest: Manifest) -> str:
     lines += [row(kind, ledger[kind]) for kind in ("read", "written", "rejected")]
     lines += [row(f"  {reason}", count) for reason, count in ledger["rejected"]["reasons"].items()]
     lines += [row(name, counts["written"]) for name, counts in ledger["categories"].items()]
+    if split := metrics.get("split"):
+        lines.append(
+            f"{split['conversations']:,} conversations longer than a row split into {split['parts']:,}; {split['longer']:,} with one "
+            "turn longer than a row continue in the next"
+        )
     return "\n".join(lines)
 
 

@@ -75,7 +75,7 @@ class ShardSettings:
 @dataclass(frozen=True)
 class Summary:
     """What a shard holds. `bytes` are of text; `read` is the chunk's share of the bytes on disk; `sources` are
-    `SourceNames.values` of its first documents.
+    `SourceNames.values` of its first documents; `split` is that of `ChatEncoder`.
     """
 
     number: int
@@ -89,6 +89,7 @@ class Summary:
     categories: list[str] = field(default_factory=list)
     verdicts: list[str] = field(default_factory=list)
     sources: dict[str, int] = field(default_factory=dict)
+    split: dict[str, int] = field(default_factory=dict)
 
 
 def ids_type(size: int) -> str:
@@ -178,6 +179,7 @@ def make_shard(settings: ShardSettings, chunk: Chunk, directory: Path) -> Summar
         list(categories),
         list(verdicts),
         dict(names.values),
+        dict(chat.split) if chat else {},
     )
     _write_json(shard_path(directory, chunk.number, "json"), {"layout": LAYOUT, **asdict(summary)})
     return summary

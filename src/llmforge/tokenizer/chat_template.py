@@ -71,6 +71,11 @@ class ChatTemplate:
         ids: list[int] = self._encoded(self.render(hidden.messages, tools=tools), hidden.spelled)[0].tolist()
         return ids
 
+    def length(self, messages: Messages, tools: Sequence[Any] | None = None) -> int:
+        """The number of ids of a whole conversation."""
+        hidden = self._hidden(messages)
+        return len(self._encoded(self.render(hidden.messages, asks=False, tools=tools), hidden.spelled)[0])
+
     def training(
         self, messages: Messages, tools: Sequence[Any] | None = None, last: bool = False
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
