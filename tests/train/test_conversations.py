@@ -65,3 +65,62 @@ def test_the_loss_of_packed_conversations_is_that_of_each_alone(
             ).loss
         total, count = total + float(loss) * trained[1:].sum(), count + trained[1:].sum()
     assert found == pytest.approx(total / count, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_model_follows_a_rule_that_its_answers_taught(
+    llmforge: Any, make_tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    import random
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from llmforge.tokenizer import load
+    from llmforge.tokenizer.chat_template import ChatTemplate
+
+    model = make_tiny_model(tmp_path / "model", max_position_embeddings=512)
+    (tmp_path / "t.jinja").write_text(TEMPLATE)
+    chance = random.Random(0)
+
+    def said(words: list[str]) -> str:
+        return " ".join(chance.choices(words, k=chance.randint(1, 3)))
+
+    asked = list(dict.fromkeys(" ".join(chance.choices(WORDS, k=3)) for _ in range(440)))[:420]
+    held = [{"role": "user", "content": question} for question in asked[400:]]
+    assert not set(asked[400:]) & set(asked[:400])
+    with (tmp_path / "c.jsonl").open("w") as file:
+        for question in asked[:400]:
+            answer = {"role": "assistant", "content": said(WORDS[:5]) + "!"}
+            file.write(json.dumps({"messages": [{"role": "user", "content": question}, answer]}) + "\n")
+    command = [
+        "prepare-data",
+        "--data",
+        tmp_path / "c.jsonl",
+        "--tokenizer",
+        model,
+        "--output",
+        tmp_path / "data",
+    ]
+    command += ["--max-length", 128, "--bins", 1, "--format", "chat", "--chat-template", tmp_path / "t.jinja"]
+    llmforge(*command)
+    command = ["train", "--model", model, "--data", tmp_path / "data", "--output", tmp_path / "out"]
+    command += ["--num-epochs", 4, "--learning-rate", 1e-2, "--micro-batch-size", 4, "--seed", 1]
+    llmforge(*command, "--mixed-precision", "fp32", "--save-interval", 0)
+    template = ChatTemplate(load(model), tmp_path / "t.jinja")
+
+    def follow(directory: Path) -> int:
+        """How many held-out questions get an answer that ends with the mark."""
+        made = AutoModelForCausalLM.from_pretrained(directory).eval()
+        found = 0
+        for question in held:
+            ids = torch.tensor([template.encode([question])])
+            with torch.inference_mode():
+                new = made.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=0)[
+                    0, ids.shape[1] :
+                ]
+            found += template.tokenizer.decode(new.tolist()).removesuffix("<|endoftext|>").endswith("!")
+        return found
+
+    assert follow(model) == 0
+    assert follow(tmp_path / "out" / "modeling") >= 18

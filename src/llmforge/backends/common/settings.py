@@ -31,7 +31,7 @@ class Adapters:
 
     @property
     def alpha_or_default(self) -> float:
-        return 2.0 * self.rank if self.alpha is None else self.alpha
+        return float(2 * self.rank if self.alpha is None else self.alpha)
 
     @property
     def scale(self) -> float:
