@@ -224,8 +224,10 @@ def damaged(project: Path, what: str, file: Path, name: str) -> Iterator[None]:
         DAMAGES[name](file)
         yield
     finally:
-        shutil.rmtree(target, ignore_errors=True)
-        target.unlink(missing_ok=True)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)  # rmtree would open a pipe, and wait
         kept.rename(target)
         new = project / "NEW"
         for left in project.glob("*NEW*"):

@@ -206,6 +206,18 @@ def test_a_resumable_step_finds_what_it_left_only_for_the_same_plan(tmp_path, so
     assert run_step(step(tmp_path, source, resumable=True), go_on).manifest.metrics == {"found": True}
 
 
+def test_a_manifest_that_a_kill_left_unfinished_is_no_file_of_the_output(tmp_path, source):
+    def cut(path: Path) -> Outcome:
+        (path / "made").write_text("made")
+        (path / ".llmforge.json.tmp").write_text('{\n  "step"')  # a kill in the last moment before its rename
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_step(step(tmp_path, source, resumable=True), cut)
+    finished = run_step(step(tmp_path, source, resumable=True), lambda path: Outcome())
+    assert list(finished.manifest.files) == ["made"]
+
+
 def test_a_mistake_leaves_nothing_to_go_on_from(tmp_path, source):
     def refuse(path: Path) -> Outcome:
         (path / "shard-0").write_text("made")

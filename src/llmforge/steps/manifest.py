@@ -16,6 +16,7 @@ from llmforge.steps.checksums import checksum_of
 from llmforge.steps.shapes import misfit
 
 MANIFEST = "llmforge.json"
+UNFINISHED = f".{MANIFEST}.tmp"  # where `write_durably` has it until it is whole
 LARGEST = 256 << 20  # bytes; ten thousand parts of a dataset take 3 MB
 # The last lines of the file: the checksum of all that is before them.
 SEAL = re.compile(rb',\n  "checksum": "(xxh3:[0-9a-f]{32})"\n}\n\Z')

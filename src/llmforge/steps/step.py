@@ -24,6 +24,7 @@ from llmforge.steps.earlier import earlier_fingerprint, is_earlier
 from llmforge.steps.fingerprint import combined, fingerprint, fingerprint_json, is_visible
 from llmforge.steps.manifest import (
     MANIFEST,
+    UNFINISHED,
     Input,
     Manifest,
     is_manifest,
@@ -170,7 +171,7 @@ def record_files(
         files = [
             (name, file)
             for name, file in below
-            if name not in (MANIFEST, PLAN) and file.is_file() and counts(name)
+            if name not in (MANIFEST, UNFINISHED, PLAN) and file.is_file() and counts(name)
         ]
     unread = [(name, file) for name, file in files if name not in known]
     made = dict(zip((n for n, _ in unread), checksums([f for _, f in unread]), strict=True))
