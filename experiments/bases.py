@@ -91,8 +91,7 @@ BASES = {
     "5M": Base(hidden=256, layers=4, heads=4, intermediate=704, rows=2, steps=600, learning_rate=3e-3),
     "20M": Base(hidden=384, layers=9, heads=6, intermediate=1024, rows=8, steps=2000, learning_rate=2e-3),
     "60M": Base(hidden=640, layers=11, heads=10, intermediate=1728, rows=16, steps=4000, learning_rate=1e-3),
-    "2M-zh": Base(160, 3, 5, 448, rows=4, steps=100, learning_rate=4e-3, chinese=True, schedule="constant"),
-    "2M-zh-300": Base(160, 3, 5, 448, rows=4, steps=300, learning_rate=4e-3, chinese=True),
+    "2M-zh": Base(160, 3, 5, 448, rows=4, steps=200, learning_rate=4e-3, schedule="constant", chinese=True),
     "5M-zh": Base(256, 4, 4, 704, rows=4, steps=400, learning_rate=3e-3, chinese=True),
     "SmolLM2-135M": Base(576, 30, 9, 1536, rows=0, steps=0, learning_rate=0, keys=3, package="smollm2"),
 }

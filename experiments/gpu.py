@@ -51,7 +51,8 @@ def tiny_texts() -> None:
     ]
     for name in {*HELD, *MIX}:
         lines = [line for line in (chinese if name in CHINESE else english) if len(line) > 20]
-        for folder, some in (("train", lines[::2]), ("held", lines[1::2])):
+        longer = [f"{number} {line}" for number in range(8) for line in lines[::2]]  # a row of each at least
+        for folder, some in (("train", longer), ("held", lines[1::2])):
             target = HOME / "data" / folder / f"{name}.jsonl"
             target.parent.mkdir(parents=True, exist_ok=True)
             records = ({"target": line, "category": name} for line in some)
