@@ -21,6 +21,8 @@ from experiments.data import CHINESE, HELD, HOME, fetch, make
 from llmforge.report.markdown import table
 
 ROOT, INPUTS = Path(__file__).parents[1], Path(__file__).parent / "inputs"
+MODEL = "SmolLM2-135M"
+SHARED = f"vocabularies{BASES[MODEL].suffix}"  # what run.prepare_texts makes
 ORDER = ("un-grown", "grown-5000", "distill", "colossal-llama")  # of worth
 SECONDS, ENDING = 530, 20  # of which measuring an arm takes ENDING
 MEGABYTES = 16  # of the English of a category
@@ -29,17 +31,20 @@ TINY = Base(hidden=64, layers=2, heads=2, intermediate=128, rows=0, steps=0, lea
 
 
 def prepare() -> None:
-    """Fills INPUTS with the model and the texts that arms read."""
+    """Fills INPUTS with the model, the texts, and what llmforge makes of them before an arm starts: it needs no GPU."""
     data = make()
     for name in HELD:
         for folder in ("train", "held"):
-            target = INPUTS / "data" / folder / f"{name}.jsonl"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source = data / folder / target.name
-            kept = source.read_bytes() if name in CHINESE else source.read_bytes()[: MEGABYTES * 2**20]
-            target.write_bytes(kept[: kept.rindex(b"\n") + 1])
-    shutil.copyfile(data / "data.json", INPUTS / "data" / "data.json")
-    shutil.copytree(fetch("smollm2"), INPUTS / "smollm2", dirs_exist_ok=True)
+            target = HOME / "data" / folder / f"{name}.jsonl"
+            if name not in CHINESE:
+                kept = target.read_bytes()[: MEGABYTES * 2**20]
+                target.write_bytes(kept[: kept.rindex(b"\n") + 1])
+    for pieces in sorted({arm.pieces for arm in all_arms(ARMS / "gpu").values()}):
+        run.prepare_texts(BASES[MODEL], pieces)
+    for folder in (data, HOME / SHARED, fetch("smollm2")):
+        shutil.copytree(folder, INPUTS / folder.name, dirs_exist_ok=True)
+    for name in MIX.keys() - set(HELD):
+        (INPUTS / "data" / "train" / f"{name}.jsonl").unlink()
     print(INPUTS)
 
 
@@ -159,8 +164,9 @@ def main() -> None:
         run.DOCUMENTS, run.CHARACTERS = 2, 100
         tiny_texts()
         arms = [tiny(arm) for arm in arms[: len(ORDER)]]
-    elif (INPUTS / "data").is_dir():
-        (HOME / "data").symlink_to(INPUTS / "data")
+    elif INPUTS.is_dir():
+        for name in ("data", SHARED):
+            shutil.copytree(INPUTS / name, HOME / name)
     run_arms(arms, output, ends)
     if not (output / "results.jsonl").is_file():
         sys.exit("no arm gave a result.")

@@ -111,8 +111,9 @@ def test_the_page_has_losers_what_is_missing_and_a_plot(tmp_path):
     assert "not reached" in summary[3]
     assert "`later` 1 of 1" in text
     headline = text.split("## Source model")[0]
-    assert "1,000 new tokens, subtoken-mean | 5e+11" in headline
-    assert "1,000 new tokens, mean | not reached |" in headline
+    assert "1,000 new tokens, subtoken-mean | 5.00 | 5e+11" in headline
+    assert "1,000 new tokens, mean | 6.00 | not reached |" in headline
+    assert "No fit" in headline
     assert "60M" in text.split("What has not been run")[1]
     drawing = (tmp_path / "5M-1000-2e+12.svg").read_text()
     assert len(ET.fromstring(drawing).findall("{*}polyline")) == 3
