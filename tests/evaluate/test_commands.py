@@ -81,6 +81,12 @@ def test_wrong_names_are_refused_before_anything_is_measured(llmforge, tiny_mode
     words = "evaluate", "--model", tiny_model, "--data", tmp_path / "a.txt"
     assert "must end in .json, .md, .html" in llmforge(*words, "--output", tmp_path / "a.pdf", code=2).stderr
     assert "is not a Hugging Face model directory" in llmforge(*words, "--model", tmp_path, code=1).stderr
+    for name in ("epoch-0_step-9", "epoch-1_step-10"):
+        (tmp_path / name / "modeling").mkdir(parents=True)
+        (tmp_path / name / "modeling" / "config.json").write_text("{}")
+    inner = tmp_path / "epoch-1_step-10" / "modeling"
+    unfinished = llmforge(*words, "--model", tmp_path, code=1).stderr
+    assert unfinished.endswith(f"it has no config.json; the model in it is {inner}.\n")
     assert (
         "does not exist"
         in llmforge("evaluate", "--model", tiny_model, "--data", tmp_path / "b.txt", code=1).stderr

@@ -14,6 +14,7 @@ from llmforge.console import progress, say
 from llmforge.errors import InterruptionError, UserError
 from llmforge.steps import Finished, Outcome, Step, fingerprint_json, remove_tree, run_step
 from llmforge.tokenizer.chat_template import ChatTemplate
+from llmforge.weights.absent import not_a_model
 from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.export import model_directory
 
@@ -34,8 +35,7 @@ def train_preferences(
         raise UserError("train-preferences runs in one process; start it without torchrun.")
     origin = ModelDirectory(hub.local(options.model))
     if not (origin.path / "config.json").is_file():
-        why = "has no config.json" if origin.path.exists() else "does not exist"
-        raise UserError(f"--model {origin} is not a Hugging Face model directory: it {why}.")
+        raise not_a_model(origin.path, "--model")
     template = ChatTemplate(origin.tokenizer, options.chat_template)
     template.require_tokens()
     sampling = options.sampling

@@ -6,7 +6,7 @@ from llmforge.options import Result
 from llmforge.overview.options import ReportOptions
 
 
-@example("llmforge report stage --output stage.html")
+@example("llmforge report stage-1 stage-2 models.md --output report.html")
 def report(options: ReportOptions, result: Result) -> None:
     """Write a report of trainings: model and data, curves, cost, events, comparisons and samples.
 

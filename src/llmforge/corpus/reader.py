@@ -126,9 +126,14 @@ class Reader:
         )
         if lost > share * account.read:
             more = "" if self.max_rejected is None else ", or allow more by --max-rejected"
+            field = (
+                " If their text is in another field, give --text-field."
+                if ": no '" in str(account.first)
+                else ""
+            )
             raise UserError(
                 f"{lost:,} of {account.read:,} documents cannot be used, more than {100 * share:.4g} %; the first is "
-                f"{account.first}. Correct or remove such lines{more}."
+                f"{account.first}. Correct or remove such lines{more}.{field}"
             )
         if lost:
             warn(f"{lost:,} of {account.read:,} documents cannot be used; the first is {account.first}")

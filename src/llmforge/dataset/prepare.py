@@ -297,7 +297,11 @@ class _Preparation:
         if rejected > self.options.max_rejected * (read + rejected):
             first = _first_bad(chunks, summaries)
             asked = self.options.format == "text" and ": no '" in first
-            hint = " If its records are conversations, give --format chat." if asked else ""
+            hint = (
+                " If its records are conversations, give --format chat; if their text is in another field, --text-field."
+                if asked
+                else ""
+            )
             raise UserError(
                 f"{rejected:,} of {read + rejected:,} documents cannot be used, more than --max-rejected "
                 f"{self.options.max_rejected:.3%} allows; the first is {first}.{hint}"

@@ -15,6 +15,7 @@ from llmforge.evaluate.offload import Placement, forget_peak, place, working_byt
 from llmforge.evaluate.options import MemoryOptions
 from llmforge.evaluate.products import use_onednn
 from llmforge.tokenizer import Tokenizer, load
+from llmforge.weights.absent import not_a_model
 from llmforge.weights.completeness import check_complete
 from llmforge.weights.config import load_config, refuse_own_code
 from llmforge.weights.quantization.load import is_quantized, quantized_model, stored_model
@@ -63,8 +64,7 @@ def load_model(
     `logits` are scored, fits into it as well.
     """
     if not (directory / "config.json").is_file():
-        why = "has no config.json" if directory.exists() else "does not exist"
-        raise UserError(f"{directory} is not a Hugging Face model directory: it {why}.")
+        raise not_a_model(directory)
     if not trust_remote_code:
         refuse_own_code(directory)
     tokenizer = load(directory)

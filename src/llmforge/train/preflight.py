@@ -13,6 +13,7 @@ from llmforge.dataset.packed import PackedDataset
 from llmforge.errors import UsageError, UserError
 from llmforge.train.mixture import check_weights
 from llmforge.train.options import TrainOptions
+from llmforge.weights.absent import not_a_model
 from llmforge.weights.architecture import check_length
 from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.vocabulary import Vocabulary
@@ -57,9 +58,7 @@ def find_teacher(config: TrainOptions, source: ModelDirectory, length: int) -> M
         return source
     teacher, old = ModelDirectory(hub.local(config.retention.source_model)), source.vocabulary.source
     if not (teacher.path / "config.json").is_file():
-        raise UserError(
-            f"--source-model {teacher} is not a Hugging Face model directory: it has no config.json."
-        )
+        raise not_a_model(teacher.path, "--source-model")
     check_length(teacher.config, teacher.path, length)
     ours, theirs = source.tokenizer.pieces()[:old], teacher.tokenizer.pieces()[:old]
     if ours != theirs or teacher.vocabulary.size < old:

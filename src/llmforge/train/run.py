@@ -50,6 +50,7 @@ from llmforge.train.save_dir import (
     refuse_obstacles,
     remove_training,
 )
+from llmforge.weights.absent import not_a_model
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,7 @@ def run_training(config: TrainOptions) -> Finished | Stopped | None:
     end_with_launcher()
     weights = weights_to_start_from(config)
     if not (weights / "config.json").is_file():
-        why = "has no config.json" if weights.exists() else "does not exist"
-        raise UserError(f"--model {weights} is not a Hugging Face model directory: it {why}.")
+        raise not_a_model(weights, "--model")
     roots, parts = dataset_roots(config.data)
     emptied = [Path(config.load_checkpoint)] if config.overwrite and config.load_checkpoint else []
     source = config.retention.source_model

@@ -13,6 +13,7 @@ from typing import Any
 
 from llmforge.console import warn
 from llmforge.errors import UserError
+from llmforge.weights.absent import not_a_model
 
 CONFIG = "config.json"
 MAX_BYTES = 10 << 20
@@ -44,7 +45,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """`config.json` of a model directory."""
     path = directory / CONFIG
     if not path.is_file():
-        raise UserError(f"{directory} has no {CONFIG}; give a Hugging Face model directory.")
+        raise not_a_model(directory)
     try:
         if path.stat().st_size <= MAX_BYTES:
             config = json.loads(path.read_text(encoding="utf-8"), object_hook=_tagged_float)
