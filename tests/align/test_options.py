@@ -55,7 +55,7 @@ def test_the_recipe_of_the_example_is_complete(monkeypatch: pytest.MonkeyPatch) 
     first, shown, *_ = read_recipe(example / "recipe.yaml", [], {})
     assert first.name == "train-preferences"
     assert shown.inputs["model"] == "preferences/dpo/modeling"
-    assert read_rules(example / "rules.yaml").reward("It is green indeed.", 5) == pytest.approx(0.8 + 0.5)
+    assert read_rules(example / "rules.yaml").reward("It is green indeed.", 5) == pytest.approx(4 / 12 + 0.5)
 
 
 def test_one_file_adds_a_method(tmp_path: Path) -> None:

@@ -90,3 +90,31 @@ def test_a_ppo_run_that_was_ended_begins_again(train: Callable[..., Any], tmp_pa
     train("ppo", "cut", data, **options)
     one, other = (tmp_path / name / "modeling" / "model.safetensors" for name in ("whole", "cut"))
     assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("size", [3_000, 100_000, 300_000, 500_000])
+def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(
+    train: Callable[..., Any], tmp_path: Path, size: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Files may not be larger than `size`: the log of the metrics, weights or the state of the optimizer cannot be written."""
+    import resource
+
+    from llmforge.errors import InterruptionError
+
+    data, options = make_pairs(tmp_path / "pairs.jsonl", 32), {**OFTEN, "save_interval": 1, "max_steps": 3}
+    child = os.fork()
+    if not child:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        try:
+            train("dpo", "out", data, **options)
+        except InterruptionError as error:
+            print(error, flush=True)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    said = capfd.readouterr()
+    assert "not enough disk space" in said.out
+    assert "Traceback" not in said.err
+    assert not (tmp_path / "out").exists()
+    assert train("dpo", "out", data, **options).manifest.metrics["steps"] == 3

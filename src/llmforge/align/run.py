@@ -1,9 +1,12 @@
 """`llmforge train-preferences` as a step: checks, training by TRL, and the model directory that it leaves."""
 
+import errno
 import json
 import os
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,8 @@ from llmforge.weights.export import model_directory
 
 STEP = "train-preferences"
 MODELING = "modeling"
-# How libraries spell a full disk where they raise no OSError.
-FULL = ("No space left", "PytorchStreamWriter", "unexpected pos", "Disk quota")
+# Of what torch raises where a checkpoint cannot be written.
+TORCH_WRITES = ("PytorchStreamWriter", "inline_container")
 
 
 def train_preferences(
@@ -129,16 +132,15 @@ def _build(
                 f"{trainer.state.max_steps:,}; run the same command again, which continues from there."
             )
     figures = method.measure(trainer, context) if held else {}
-    largest = watch.largest_kl()
     metrics: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "data": rows.account,
-        "last": watch.last,
+        **watch.summary(),
         **({"heldout": {**figures, "data": held.account}} if held else {}),
-        **({"largest_kl": largest} if largest is not None else {}),
     }
     given = template.text if options.chat_template else None
-    write_model(method.trained(trainer), partial / MODELING, origin, given, tokenizer.pad_token_id)
+    with _full_disk(partial):
+        write_model(method.trained(trainer), partial / MODELING, origin, given, tokenizer.pad_token_id)
     remove_tree(work)
     return Outcome(
         outputs={
@@ -214,20 +216,27 @@ def _arguments(options: PreferenceOptions, work: Path, steps: int) -> dict[str, 
 
 
 def _train(trainer: Any, method: Method, work: Path) -> None:
-    """Trains, from the last checkpoint that is complete if there is one. A full disk is an `InterruptionError`."""
+    """Trains, from the last checkpoint that is complete if there is one."""
     found = newest_checkpoint(work / "checkpoints") if method.resumable else None
     if found:
         say(f"continuing after step {found.name.rpartition('-')[2]}.")
-    try:
+    with _full_disk(work):
         trainer.train(**({"resume_from_checkpoint": str(found)} if found else {}))
-    except OSError:
+
+
+@contextmanager
+def _full_disk(directory: Path) -> Iterator[None]:
+    """Makes an `OSError` of what safetensors and torch raise inside where a file in `directory` cannot be written."""
+    try:
+        yield
+    except (OSError, UserError):
         raise
     except Exception as error:
-        if any(words in str(error) for words in FULL):
-            raise InterruptionError(
-                f"a checkpoint could not be written ({' '.join(str(error).split())[:200]}); free some disk space and run the same "
-                "command again."
-            ) from error
+        text = str(error)
+        code = re.search(r"os error (\d+)", text)
+        number = int(code[1]) if code else errno.ENOSPC
+        if code or any(words in text for words in TORCH_WRITES):
+            raise OSError(number, os.strerror(number), str(directory)) from error
         raise
 
 

@@ -30,7 +30,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     ) -> None:
         self.output, self.max_kl, self.resumable, self.advance = output, max_kl, resumable, advance
         self.stopped: str | None = None
-        self.last: dict[str, float] = {}
         self.done = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -46,7 +45,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers has no types
             return
         figures = {name: float(value) for name, value in logs.items() if name not in NO_FIGURES}
         self._check(figures, state.global_step)
-        self.last = figures
         epoch = {"epoch": logs["epoch"]} if "epoch" in logs else {}
         self.lines.write(json.dumps({"step": state.global_step, **epoch, **figures}))
         self.board.write(figures, state.global_step)
@@ -83,11 +81,14 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # transformers has no types
                 "nothing was written. Lower --learning-rate, raise --beta, or stop earlier with --max-steps."
             )
 
-    def largest_kl(self) -> float | None:
-        """Of all steps, those before a resume too; None where it is not measured."""
-        lines = map(json.loads, (self.output / METRICS).read_text(encoding="utf-8").splitlines())
-        found = [line[name] for line in lines for name in KL if name in line]
-        return max(found) if found else None
+    def summary(self) -> dict[str, Any]:
+        """`last`, the figures of the last step, and `largest_kl` of all steps, where it is measured; those before a resume count."""
+        lines = [
+            json.loads(line) for line in (self.output / METRICS).read_text(encoding="utf-8").splitlines()
+        ]
+        kl = [line[name] for line in lines for name in KL if name in line]
+        last = {name: value for name, value in lines[-1].items() if name not in NO_FIGURES} if lines else {}
+        return {"last": last, **({"largest_kl": max(kl)} if kl else {})}
 
     @contextmanager
     def signals(self) -> Iterator[None]:
