@@ -157,8 +157,11 @@ def test_adapters_resume_over_the_model_that_they_began_with(
     train: Train, make_tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     train(**LORA, max_steps=4, save_interval=2)
-    other = make_tiny_model(tmp_path / "other", seed=1)
     (tmp_path / "run" / "llmforge.json").unlink()
+    for flags, said in (({"dora": True}, "--dora False"), ({"lora_alpha": 3}, "--lora-alpha 8.0")):
+        with pytest.raises(UserError, match=f"was trained with {said}, and now"):
+            train(**LORA, **flags, max_steps=4, load_checkpoint="latest", allow_changes=True)
+    other = make_tiny_model(tmp_path / "other", seed=1)
     with pytest.raises(UserError, match="another start"):
         train(**LORA, max_steps=4, save_interval=2, model=other, load_checkpoint="latest")
 

@@ -92,7 +92,7 @@ def say_routers(config: Any, model: object) -> None:
         )
 
 
-def _adapters(lora: Any) -> Adapters | None:
+def adapters(lora: Any) -> Adapters | None:
     """What the `LoraOptions` ask for; None without a rank."""
     if lora.lora_rank is None:
         return None
@@ -146,7 +146,7 @@ def build_engine(
         gradient_checkpointing=config.gradient_checkpointing,
         compile=config.compile,
         attention=choose_attention(config, device, precision, world.is_main),
-        lora=_adapters(config.lora),
+        lora=adapters(config.lora),
         noise=config.neft_alpha if config.use_neft else 0.0,
         optimizer=config.optimizer,
         rates=config.rates.factors(),

@@ -12,7 +12,9 @@ from llmforge.steps import Manifest
 from llmforge.weights.lineage import Ancestor
 
 MOST_CATEGORIES = 50
-INSIDE = frozenset({"train-model", "train-checkpoint"})  # parts of a training, which is shown itself
+INSIDE = frozenset(
+    {"train-model", "train-adapter", "train-checkpoint"}
+)  # parts of a training, which is shown itself
 
 
 def origin(trainings: Iterable[Training]) -> list[Block]:

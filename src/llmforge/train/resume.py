@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from llmforge.backends import registry
 from llmforge.backends.base import Engine, World
+from llmforge.backends.build import adapters
 from llmforge.backends.common.processes import Processes
 from llmforge.console import say
 from llmforge.errors import UserError
@@ -60,7 +61,23 @@ def find_resumed(config: TrainOptions, processes: Processes, identity: Mapping[s
             f"{found} was trained with {before} frozen for --protect-source, and now it is {now:g}: what moved already cannot be "
             f"frozen as it was; --load-checkpoint {found / MODELING} starts a new stage."
         )
+    _check_adapters(found, states, config)
     return found
+
+
+def _check_adapters(found: Path, states: RunStates, config: TrainOptions) -> None:
+    """Raises `UserError` for adapters of another kind than the checkpoint has, whose numbers would mean something else."""
+    before, wanted = states.engine.get("adapters"), adapters(config.lora)
+    if (
+        not before or wanted is None
+    ):  # of a version that did not say, or none now, whose state is another anyway
+        return
+    for flag, value in wanted.shape.items():
+        if before.get(flag, value) != value:
+            raise UserError(
+                f"{found} was trained with {flag} {before[flag]}, and now it is {value}; --load-checkpoint "
+                f"{found / MODELING} starts a new stage from its weights."
+            )
 
 
 def _find(config: TrainOptions, wanted: str) -> Path | None:

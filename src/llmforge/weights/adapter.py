@@ -8,7 +8,7 @@ from typing import Any
 from llmforge import hub
 from llmforge.errors import UsageError, UserError
 from llmforge.sizes import refuse_large
-from llmforge.steps import Finished, Outcome, Step, read_manifest, run_step
+from llmforge.steps import Finished, Outcome, Step, manifest_path, read_manifest, run_step
 from llmforge.weights.card import write_card
 from llmforge.weights.export import STEP, exported_tensor
 from llmforge.weights.files import (
@@ -34,12 +34,16 @@ def adapter_directory(checkpoint: Path) -> Path:
     if not checkpoint.exists():
         raise UserError(f"{checkpoint} does not exist; check the path.")
     for directory in (checkpoint / ADAPTER_FOLDER, checkpoint.parent / ADAPTER_FOLDER, checkpoint):
-        if (directory / ADAPTER_CONFIG).is_file():
+        if (directory / ADAPTER_CONFIG).is_file() and not _is_export(directory):
             return directory
     raise UserError(
         f"{checkpoint} contains no adapter: --format adapter is for trainings with --trainable lora; leave it out to "
         "export the model."
     )
+
+
+def _is_export(directory: Path) -> bool:
+    return manifest_path(directory).is_file() and read_manifest(directory).step == STEP
 
 
 def export_adapter(

@@ -4,6 +4,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -32,6 +33,17 @@ class Adapters:
     @property
     def alpha_or_default(self) -> float:
         return float(2 * self.rank if self.alpha is None else self.alpha)
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What a run that is resumed must keep of them, as JSON has it: all but the dropout."""
+        return {
+            "--lora-rank": self.rank,
+            "--lora-alpha": self.alpha_or_default,
+            "--lora-targets": sorted(self.targets),
+            "--rslora": self.stabilized,
+            "--dora": self.decomposed,
+        }
 
     @property
     def scale(self) -> float:

@@ -227,7 +227,8 @@ class NativeEngine:
 
     def state(self) -> dict[str, Any]:
         own = {"steps": self.steps, "scale": asdict(self.scale), "optimizer": self.settings.optimizer}
-        return {**own, "protected": self.settings.protect}
+        lora = self.settings.lora
+        return {**own, "protected": self.settings.protect, "adapters": lora.shape if lora else None}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.steps = int(state["steps"])
