@@ -68,9 +68,8 @@ def find_resumed(config: TrainOptions, processes: Processes, identity: Mapping[s
 def _check_adapters(found: Path, states: RunStates, config: TrainOptions) -> None:
     """Raises `UserError` for adapters of another kind than the checkpoint has, whose numbers would mean something else."""
     before, wanted = states.engine.get("adapters"), adapters(config.lora)
-    if (
-        not before or wanted is None
-    ):  # of a version that did not say, or none now, whose state is another anyway
+    # A version before did not say; and with no adapters now, the state is another anyway.
+    if not isinstance(before, dict) or wanted is None:
         return
     for flag, value in wanted.shape.items():
         if before.get(flag, value) != value:
