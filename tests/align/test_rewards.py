@@ -37,7 +37,13 @@ def test_a_reward_model_tells_pairs_apart_that_were_held_out_and_rewards_complet
     assert not found["unexpected_keys"]
     assert loaded.config.num_labels == 1
 
+    from llmforge.align.models import scores_of
     from llmforge.weights.completeness import check_complete
+
+    sequences = [[5, 6, 7], [8, 9, 10, 11, 12]]
+    together = scores_of(loaded, sequences)
+    loaded.config.pad_token_id = None  # as some reward models come
+    assert scores_of(loaded, sequences) == pytest.approx(together, abs=1e-5)
 
     with pytest.raises(UserError, match="no language model"):
         check_complete(model)

@@ -44,10 +44,10 @@ def load_policy(directory: ModelDirectory, length: int, scores: bool) -> Any:
     return _loaded(kind, directory.path, config)
 
 
-def load_reward_model(path: Path, tokenizer: Tokenizer) -> Any:
+def load_reward_model(path: Path, tokenizer: Tokenizer, length: int) -> Any:
     """The reward model in `path`, in float32 and in evaluation mode, on the GPU where there is one.
 
-    Raises `UserError` for anything but a complete model with one label and the very `tokenizer`.
+    Raises `UserError` for anything but a complete model with one label, the very `tokenizer`, and positions for `length` tokens.
     """
     if not (path / "config.json").is_file():
         raise UserError(
@@ -71,6 +71,7 @@ def load_reward_model(path: Path, tokenizer: Tokenizer) -> Any:
         raise UserError(
             f"--reward-model {path} gives {config.num_labels} labels; a reward model gives one number."
         )
+    check_length(config, path, length)
     model = _loaded(transformers.AutoModelForSequenceClassification, path, config, complete=True)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
 
@@ -163,11 +164,14 @@ def check_room(output: Path, model: Any, checkpoints: bool) -> None:
 def scores_of(model: Any, sequences: Sequence[Sequence[int]], batch: int = 8) -> list[float]:
     """What the reward `model` gives each of `sequences` of ids."""
     found: list[float] = []
+    pad = model.config.pad_token_id
+    if pad is None:  # the score is that of the last token, which padding would hide
+        pad, batch = 0, 1
     with torch.no_grad():
         for first in range(0, len(sequences), batch):
             some = sequences[first : first + batch]
             width = max(map(len, some))
-            ids = torch.full((len(some), width), model.config.pad_token_id)
+            ids = torch.full((len(some), width), pad)
             mask = torch.zeros((len(some), width), dtype=torch.long)
             for row, one in enumerate(some):
                 ids[row, : len(one)] = torch.tensor(list(one))

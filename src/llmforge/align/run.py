@@ -89,11 +89,11 @@ def _build(
     from llmforge.align.models import check_room, idle_ids, load_policy, make_tokenizer, write_model
     from llmforge.align.watch import Watch
 
-    rewards: list[Reward] = (
-        find_rewards(reward_model, sampling.rules, origin.tokenizer) if method.rows == "prompts" else []
-    )
+    longest = rows.longest + (sampling.max_new_tokens if method.rows == "prompts" else 0)
+    rewards: list[Reward] = []
+    if method.rows == "prompts":
+        rewards = find_rewards(reward_model, sampling.rules, origin.tokenizer, longest)
     transformers.set_seed(options.seed)  # a new head is random
-    longest = rows.longest + (sampling.max_new_tokens if rewards else 0)
     model = load_policy(origin, longest, method.scores)
     check_room(options.output, model, bool(options.save_interval and method.resumable))
     tokenizer = make_tokenizer(origin.tokenizer, template)
