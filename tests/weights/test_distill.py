@@ -187,6 +187,17 @@ def test_the_head_is_fitted_to_what_the_model_itself_would_lose(
             )
             torch.testing.assert_close(ours[position : position + length], expected, rtol=1e-4, atol=1e-4)
             position += int(length)
+
+    def surplus(rows: torch.Tensor) -> float:
+        """How far the new tokens are from being as probable as they are frequent."""
+        total = torch.logaddexp(states.old, torch.logsumexp(states.hidden @ rows.T, dim=1))
+        expected = (states.hidden @ rows.T - total[:, None]).exp().sum(dim=0)
+        counts = torch.bincount(states.coming[states.coming >= 0], minlength=NEW)
+        return float((torch.log((counts + 0.5) / (expected + 0.5)) * counts).abs().sum() / counts.sum())
+
+    calibrated = outputs.calibrated(states, head, bias, PLAIN)
+    assert surplus(calibrated) < 0.5 * surplus(head)
+    assert outputs.losses(states, calibrated, bias, PLAIN).mean() < ours.mean()
     fitted, figures = outputs.fit(states, head, bias, PLAIN, 0)
     assert min(figures) < figures[0] - 0.1
     anchored, _ = outputs.fit(states, head, bias, PLAIN, 0, outputs.Anchor(head, torch.eye(model.width), 1e6))
@@ -245,7 +256,8 @@ def test_a_bound_by_time_is_a_number_of_tokens_that_a_killed_run_goes_on_with(
     began = time.monotonic()
     resize(source, new_tokenizer, tmp_path / "probed", distilling(distill_minutes=5), corpus=[corpus])
     assert "300 of --distill-tokens 300 fit in 5 minutes" in capfd.readouterr().err
-    options = distilling(distill_tokens=10**8, distill_minutes=(time.monotonic() - began) / 60)
+    minutes = (time.monotonic() - began) / 60
+    options = distilling(distill_tokens=10**8, distill_output_tokens=2 * 10**8, distill_minutes=minutes)
     finish = inputs.distill_inputs
 
     def dies(*words: Any) -> Any:
@@ -264,7 +276,8 @@ def test_a_bound_by_time_is_a_number_of_tokens_that_a_killed_run_goes_on_with(
     assert 60 <= tokens < 10**8
     assert f"{tokens:,} of --distill-tokens 100,000,000 fit" in said
     assert "fit in" not in capfd.readouterr().err
-    resize(source, new_tokenizer, tmp_path / "same", distilling(distill_tokens=tokens), corpus=[corpus])
+    same = distilling(distill_tokens=tokens, distill_output_tokens=2 * tokens)
+    resize(source, new_tokenizer, tmp_path / "same", same, corpus=[corpus])
     assert (tmp_path / "same" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
 
 

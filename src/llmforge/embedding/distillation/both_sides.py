@@ -53,11 +53,11 @@ def distill(context: "InitContext", roles: Sequence[str], options: "DistillOptio
             f"--distill-layers {layers} is more than the {len(model.layers)} layers of {source.directory}; leave it out for a third."
         )
     options = replace(options, distill_layers=layers)
-    tokens = options.distill_tokens
     if options.distill_minutes is not None:
-        tokens = _within_minutes(context, model, roles, options, began)
-    context.figures["distill_tokens"] = tokens
-    made, known = _learned(context, model, roles, replace(options, distill_tokens=tokens), context.work)
+        options = options.with_tokens(_within_minutes(context, model, roles, options, began))
+    context.figures["distill_tokens"] = options.distill_tokens
+    context.figures["distill_output_tokens"] = options.output_tokens
+    made, known = _learned(context, model, roles, options, context.work)
     return {role: context.given(role, made[role].cpu().numpy(), known[role]) for role in roles}
 
 
@@ -79,7 +79,7 @@ def _within_minutes(
         time.monotonic(),
     )
     say(f"distill: the time of {few:,} tokens tells how many fit in {minutes:g} minutes")
-    _learned(context, model, roles, replace(options, distill_tokens=few), probe)
+    _learned(context, model, roles, options.with_tokens(few), probe)
     remove_tree(probe)
     spent, for_few = time.monotonic() - began, time.monotonic() - looked
     tokens = min(options.distill_tokens, int((60 * minutes - spent) * few / for_few))
@@ -108,7 +108,8 @@ def _learned(
     tied = "head" not in context.old
     wants_input = options.distill_sides != "output" and "embedding" in roles
     wants_output = options.distill_sides != "input" and ("head" in roles or tied)
-    texts = snippets.read_texts(source, target, context.reader(), options.distill_tokens)
+    most = max(options.distill_tokens, options.output_tokens)
+    texts = snippets.read_texts(source, target, context.reader(), most)
     generator = np.random.default_rng([context.options.seed, 0])
     number = target.size - source.size
     starts = {role: _by_subtokens(context, role) for role in context.old}
@@ -137,7 +138,7 @@ def _learned(
         role = "embedding" if tied else "head"
         logits_are = model.logits_are()
         running = snippets.choose_at_random(
-            snippets.cut(texts, RUNNING_LENGTH), options.distill_tokens, generator
+            snippets.cut(texts, RUNNING_LENGTH), options.output_tokens, generator
         )
         states = outputs.collect(
             model,

@@ -17,11 +17,12 @@ POSITIONS = 512  # of a step of the fit, and of old logits at a time
 PASSES = 4  # over the states, at most
 PATIENCE = 2  # passes that do not help, after which the fit ends
 HELD_OUT = 10  # every tenth snippet tells when to stop
-RATE = 0.01
+RATE, SHARED = 0.01, 0.3  # that of the row that is added to all, relative to the others
 BETAS = (0.9, 0.98)
 SHRINKAGE = 1.0  # of the mean second moment, added to that of each direction: what little text shows of the others is chance
 MORE = 1.0  # added to the logits of new tokens at the start: they come where old ones came
 CONSTANT = 1e-3  # ridge of the direction that is constant
+HALF = 0.5  # an occurrence that is added to each token
 
 
 @dataclass(frozen=True)
@@ -111,15 +112,44 @@ def first_guess(
     The source gives s_1 the probability of all that begins so; p is counted in `states`, half an occurrence added to each
     token. `firsts` [new tokens, hidden size] are the rows h(s_1), `first_ids` int64 [new tokens] the ids s_1, -1 for none.
     """
-    coming = states.coming[states.coming >= 0]
-    counts = torch.bincount(coming, minlength=len(firsts)) + 0.5
+    counts = _counts(states, len(firsts)) + HALF
     groups = torch.zeros(int(first_ids.max()) + 2).index_add_(0, first_ids + 1, counts)
     share = torch.log(counts / groups[first_ids + 1])
+    rows: torch.Tensor = firsts + (share + MORE)[:, None] / logits_are.scale * _constant(states)
+    return rows
+
+
+def calibrated(states: States, rows: torch.Tensor, bias: torch.Tensor, logits_are: Logits) -> torch.Tensor:
+    """`rows` with one number added to the logits of each new token, so that it is about as probable, summed over the places
+    of `states`, as it is frequent there.
+
+        w_t + u log((n_t + 1/2) / (sum over x of p(t | x) + 1/2)),  with n_t the occurrences of t and u as in `first_guess`
+
+    Exact where p(t | x) is small.
+    """
+    expected = torch.zeros(len(rows))
+    with torch.inference_mode():
+        for begin in range(0, len(states.hidden), POSITIONS):
+            here = slice(begin, begin + POSITIONS)
+            new = apply(states.hidden[here] @ rows.T + bias, logits_are)
+            total = torch.logaddexp(states.old[here], torch.logsumexp(new, dim=1))
+            expected += (new - total[:, None]).exp().sum(dim=0)
+    ratio = (_counts(states, len(rows)) + HALF) / (expected + HALF)
+    made: torch.Tensor = rows + torch.log(ratio)[:, None] / logits_are.scale * _constant(states)
+    return made
+
+
+def _counts(states: States, number: int) -> torch.Tensor:
+    """How often each new token comes."""
+    return torch.bincount(states.coming[states.coming >= 0], minlength=number)
+
+
+def _constant(states: States) -> torch.Tensor:
+    """u [hidden size] such that u . x is all but 1 for every state x."""
     moment = states.hidden.T @ states.hidden / len(states.hidden)
     ridge = CONSTANT * moment.diagonal().mean() * torch.eye(len(moment))
-    constant = torch.linalg.solve(moment + ridge, states.hidden.mean(dim=0))
-    rows: torch.Tensor = firsts + (share + MORE)[:, None] / logits_are.scale * constant
-    return rows
+    made: torch.Tensor = torch.linalg.solve(moment + ridge, states.hidden.mean(dim=0))
+    return made
 
 
 @dataclass(frozen=True)
@@ -155,6 +185,7 @@ def fit(
 
     The logits of old tokens stay as they are, so this is a multinomial regression, convex in the rows where the head has no
     soft cap. Steps are taken in coordinates in which the states are uncorrelated (their second moment, with its mean added to each), by Adam with linear decay; kept are the rows that are best on what was held out.
+    Without an `anchor` rows are `calibrated` before and behind, where that is better on what was held out.
     """
     known = states.some(~states.held_out)
     unseen = states.some(states.held_out) if states.held_out.any() else known
@@ -162,40 +193,50 @@ def fit(
     values, vectors = torch.linalg.eigh(moment)
     whitening = vectors * (values + SHRINKAGE * values.mean()).rsqrt()
     generator = torch.Generator().manual_seed(seed)
-    moved = torch.zeros_like(start)
-    first, second = torch.zeros_like(start), torch.zeros_like(start)
     shares = torch.bincount(known.coming[known.coming >= 0], minlength=len(start)) / len(known.coming)
 
     def judged(rows: torch.Tensor) -> float:
         return _mean(unseen, rows, bias, logits_are) + (anchor.gradient(rows, shares)[1] if anchor else 0.0)
 
-    best, figures = start, [judged(start)]
+    def better(rows: torch.Tensor) -> torch.Tensor:
+        made = calibrated(known, rows, bias, logits_are)
+        figures.append(judged(made))
+        return made if figures[-1] == min(figures) else rows
+
+    figures = [judged(start)]
+    if anchor is None:
+        start = better(start)
+    best = start
+    # The last row is what all rows move by: what one of them shows of texts with new tokens is true of the others too.
+    moved = first = second = torch.zeros(len(start) + 1, start.shape[1])
+    rates = torch.full((len(moved), 1), RATE)
+    rates[-1] *= 0 if anchor else SHARED
     steps, step = PASSES * -(-len(known.hidden) // POSITIONS), 0
     with progress("distill: head", PASSES, "passes") as advance:
         for _ in range(PASSES):
             order = torch.randperm(len(known.hidden), generator=generator)
             for begin in range(0, len(order), POSITIONS):
                 some = known.some(order[begin : begin + POSITIONS])
-                rows = (start + moved @ whitening.T).requires_grad_(True)
+                rows = (start + (moved[:-1] + moved[-1]) @ whitening.T).requires_grad_(True)
                 (gradient,) = torch.autograd.grad(losses(some, rows, bias, logits_are).mean(), rows)
                 if anchor:
                     gradient = gradient + anchor.gradient(rows.detach(), shares)[0]
-                gradient = gradient @ whitening
+                gradient = torch.cat([gradient, gradient.sum(dim=0, keepdim=True)]) @ whitening
                 step += 1
                 first = torch.lerp(gradient, first, BETAS[0])
                 second = torch.lerp(gradient.square(), second, BETAS[1])
-                rate = RATE * (1 - (step - 1) / steps)
-                moved = moved - rate * (first / (1 - BETAS[0] ** step)) / (
+                left = 1 - (step - 1) / steps
+                moved = moved - left * rates * (first / (1 - BETAS[0] ** step)) / (
                     (second / (1 - BETAS[1] ** step)).sqrt() + 1e-8
                 )
-            rows = start + moved @ whitening.T
+            rows = start + (moved[:-1] + moved[-1]) @ whitening.T
             figures.append(judged(rows))
             if figures[-1] == min(figures):
                 best = rows
             advance(1, f"{figures[-1]:.3f} nats a token")
             if min(figures[-PATIENCE:]) > min(figures):
                 break
-    return best, figures
+    return (best if anchor else better(best)), figures
 
 
 def _mean(states: States, rows: torch.Tensor, bias: torch.Tensor, logits_are: Logits) -> float:

@@ -1,7 +1,7 @@
 """New rows distilled from the source model: its hidden states, and its probabilities, of the same text in old tokens."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmforge.embedding.initializers.base import InitContext, Initializer
@@ -17,6 +17,11 @@ class DistillOptions(Options):
 
     distill_tokens: int = option(
         "For --init distill: tokens of --data that each side of the rows is learned from.", 16384, least=1
+    )
+    distill_output_tokens: int | None = option(
+        "For --init distill: tokens of --data that the output side is learned from (default: --distill-tokens).",
+        None,
+        least=1,
     )
     distill_minutes: float | None = option(
         "For --init distill: fewer tokens, so many that all takes about these minutes; how many is said and recorded.",
@@ -45,12 +50,20 @@ class DistillOptions(Options):
         least=0,
     )
 
+    @property
+    def output_tokens(self) -> int:
+        return self.distill_output_tokens or self.distill_tokens
+
+    def with_tokens(self, tokens: int) -> "DistillOptions":
+        """The same with `tokens` for the input side, and as many times more or fewer for the output side."""
+        output = max(1, tokens * self.output_tokens // self.distill_tokens)
+        return replace(self, distill_tokens=tokens, distill_output_tokens=output)
+
     def arguments(self) -> dict[str, Any]:
-        """As in the manifests of earlier versions where there is no bound by time."""
+        """As in the manifests of earlier versions where only their options are given."""
         values = super().arguments()
-        return {
-            name: value for name, value in values.items() if name != "distill_minutes" or value is not None
-        }
+        later = {"distill_minutes", "distill_output_tokens"}
+        return {name: value for name, value in values.items() if name not in later or value is not None}
 
 
 class Distill(Initializer):
