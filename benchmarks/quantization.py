@@ -137,6 +137,12 @@ def ways(moment: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, str, floa
     yield "none", "as the model is", 16, lambda _, w: w
     yield "nf4-64", "NF4, blocks of 64 (transformers' BitsAndBytesConfig)", 4.13, lambda _, w: nf4(w, 64)
     yield "nf4-32", f"{own} (`int4`)", 4.25, lambda _, w: nf4(w, BLOCK)
+    yield (
+        "nf4-32-but-down",
+        f"{own}, but down_proj, a quarter of the weights, as it is",
+        7.19,
+        lambda name, w: w if name.endswith("down_proj") else nf4(w, BLOCK),
+    )
     yield "nf4-32-fitted", f"{own}, scales by least squares", 5, lambda _, w: nf4_fitted(w, BLOCK)
     yield (
         "gptq",
