@@ -1,6 +1,7 @@
 """Every file that a command reads, damaged in every way: done, or refused in one sentence, and in no case a hang."""
 
 import contextlib
+import faulthandler
 import io
 import json
 import os
@@ -197,6 +198,7 @@ def call(words: list[str]) -> tuple[int, str]:
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(SECONDS)
+    faulthandler.dump_traceback_later(3 * SECONDS, exit=True)  # where a library does not let the alarm in
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main()
@@ -205,6 +207,7 @@ def call(words: list[str]) -> tuple[int, str]:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     finally:
         signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
         sys.argv = arguments
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -279,6 +282,21 @@ def run_attacks(project: Path, attacks: list[tuple[str, str, str, str]]) -> None
 @pytest.mark.slow
 def test_damaged_files_are_refused_in_a_sentence(project):
     run_attacks(project, random.Random(1).sample(everything(project), 80))
+
+
+def test_pipes_are_refused(project):
+    every = {
+        file: (what, file, damage, words)
+        for what, file, damage, words in everything(project)
+        if damage == "a pipe"
+    }
+    read = [
+        attack
+        for file, attack in every.items()
+        if "/" not in file or file.endswith((".arrow", ".safetensors"))
+    ]
+    assert {"hosts", "flags.yaml", "corpus.jsonl"} < {file for _, file, _, _ in read}
+    run_attacks(project, read)
 
 
 @pytest.mark.stress

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from llmforge.dataset.categories import row_categories
 from llmforge.errors import UserError
+from llmforge.sizes import refuse_special
 from llmforge.steps import MANIFEST, Manifest, fingerprint_json, read_manifest
 
 Int32 = npt.NDArray[np.int32]
@@ -238,7 +239,7 @@ def open_batches(directory: Path) -> Iterator[Batch]:
         raise UserError(f"{directory} contains no data-*.arrow file; prepare the data again.")
     for file in files:
         try:
-            opened = DataFile.of(file)
+            opened = DataFile.of(refuse_special(file))
             with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
                 yield from (Batch(batch, opened) for batch in stream)
         except pa.ArrowException as error:
