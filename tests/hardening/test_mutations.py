@@ -30,7 +30,7 @@ def truncated(file: Path) -> None:
 
 
 def flipped(file: Path) -> None:
-    data = bytearray(file.read_bytes())
+    data = bytearray(file.read_bytes() or b"A")
     place = random.Random(len(data)).randrange(len(data))
     data[place] ^= 0x41
     file.write_bytes(data)

@@ -261,6 +261,7 @@ def test_trust_remote_code_is_always_passed() -> None:
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
                 and node.func.attr in LOADERS
+                and ast.unparse(node.func.value) != "PeftModel"  # reads weights over a model that is there
             ):
                 calls += 1
                 words = {keyword.arg: keyword.value for keyword in node.keywords}
