@@ -96,7 +96,9 @@ def _tokenizer(directory: Path, tokenizer: Tokenizer) -> Iterator[str]:
         yield "there is no tokenizer that transformers loads"
         return
     try:
-        theirs = transformers.AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        theirs = transformers.AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
         text = "The cat sat. 中文的词语。 def f(x):\n    return x"
         ids = theirs(text, add_special_tokens=False)["input_ids"]
     except Exception as error:  # of any class, over any file
