@@ -66,6 +66,7 @@ def quantized_model(
         state_dict=state,
         torch_dtype=getattr(torch, dtype),
         device_map={"": device},
+        trust_remote_code=trust_remote_code,
     )
     return model.eval(), plan
 
