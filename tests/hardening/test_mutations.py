@@ -284,6 +284,21 @@ def test_damaged_files_are_refused_in_a_sentence(project):
     run_attacks(project, random.Random(1).sample(everything(project), 80))
 
 
+FOUND = (  # by the test of every damage
+    ("model/tokenizer_config.json", "surrogate", "init-tokenizer"),
+    ("data/arrow/part-00000/data-00000-of-00001.arrow", "binary", "inspect-data"),
+    ("data/arrow/part-00000/data-00000-of-00001.arrow", "truncated", "inspect-data"),
+    ("data/arrow/part-00000/data-00000-of-00001.arrow", "a directory", "inspect-data"),
+    ("run/run.json", "a pipe", "train"),
+)
+
+
+def test_damage_that_was_a_fault_is_none_any_more(project):
+    chosen = [one for one in everything(project) if (one[1], one[2], one[3].split()[0]) in FOUND]
+    assert len(chosen) == len(FOUND)
+    run_attacks(project, chosen)
+
+
 def test_pipes_are_refused(project):
     every = {
         file: (what, file, damage, words)

@@ -242,7 +242,7 @@ def open_batches(directory: Path) -> Iterator[Batch]:
             opened = DataFile.of(refuse_special(file))
             with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
                 yield from (Batch(batch, opened) for batch in stream)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{file} is damaged ({str(error).splitlines()[0]}); prepare the data again."
             ) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.errors import UserError
+from llmforge.sizes import refuse_special
 from llmforge.steps import MANIFEST, empty_directory, read_manifest, unrecorded_entries
 from llmforge.weights.files import ADAPTER_FOLDER
 
@@ -47,7 +48,7 @@ def is_training(save_dir: Path) -> bool:
 def recorded_arguments(save_dir: Path) -> dict[str, Any] | None:
     """The arguments with which the run of `save_dir` was started; None where its `run.json` is missing or damaged."""
     try:
-        run = json.loads((save_dir / RUN_FILE).read_text(encoding="utf-8"))
+        run = json.loads(refuse_special(save_dir / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     ours = isinstance(run, dict) and run.get("step") == "train" and isinstance(run.get("arguments"), dict)

@@ -158,7 +158,11 @@ def write_config(
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=2).encode()
+    except UnicodeEncodeError:  # a field that nobody reads may hold half a character
+        text = json.dumps(value, indent=2).encode()
+    path.write_bytes(text + b"\n")
 
 
 def _check_named(config: dict[str, Any], path: Path) -> None:
