@@ -158,8 +158,20 @@ def test_an_output_that_was_changed_is_not_taken_for_finished(tmp_path, source):
     ((tmp_path / "out" / "sub" / "file.txt").write_text("who"),)
     with pytest.raises(UserError, match=r"file\.txt was changed.*--overwrite"):
         run_step(step(tmp_path, source), build())
-    with pytest.raises(UserError, match="was changed after llmforge grow"):
+    with pytest.raises(UserError, match="was changed after llmforge grow .* run llmforge grow with --overwrite"):
         fingerprint(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), [("train-adapter", "train"), ("train-checkpoint", "train"), ("delta-make", "delta make")]
+)
+def test_a_changed_file_is_reported_with_the_command_as_it_is_typed(name, command, tmp_path, source):
+    run_step(step(tmp_path, source, name=name), build())
+    (tmp_path / "out" / "sub" / "file.txt").write_text("who")
+    with pytest.raises(UserError, match=f"after llmforge {command} finished .* run llmforge {command} with"):
+        fingerprint(tmp_path / "out")
+    with pytest.raises(UserError, match=f"was written by llmforge {command}; "):
+        read_manifest(tmp_path / "out", "prepare-data")
 
 
 def test_an_output_that_is_an_input_is_refused(tmp_path):

@@ -23,7 +23,7 @@ def fingerprint(path: Path, *, verify: bool = True) -> str:
     output of llmforge that was changed after it had been finished; without `verify` an output is not read: its
     manifest is believed while the sizes of its files are as recorded.
     """
-    from llmforge.steps.manifest import manifest_path, read_manifest
+    from llmforge.steps.manifest import command_of, manifest_path, read_manifest
     from llmforge.steps.verify import changed_file
 
     if not path.exists():
@@ -31,8 +31,9 @@ def fingerprint(path: Path, *, verify: bool = True) -> str:
     if manifest_path(path).is_file():
         manifest = read_manifest(path)
         if changed := changed_file(path, manifest, contents=verify):
+            command = command_of(manifest.step)
             raise UserError(
-                f"{changed} was changed after llmforge {manifest.step} finished {path}; run llmforge {manifest.step} again."
+                f"{changed} was changed after {command} finished {path}; restore it, or run {command} with --overwrite."
             )
         if not verify and "fingerprint" in manifest.outputs:
             return str(manifest.outputs["fingerprint"])

@@ -17,6 +17,12 @@ from llmforge.steps.shapes import misfit
 
 MANIFEST = "llmforge.json"
 UNFINISHED = f".{MANIFEST}.tmp"  # where `write_durably` has it until it is whole
+# Of steps with another name: the parts of a training, and the commands of a group.
+COMMANDS = {
+    **dict.fromkeys(("train-model", "train-adapter", "train-checkpoint"), "train"),
+    "delta-make": "delta make",
+    "delta-apply": "delta apply",
+}
 LARGEST = 256 << 20  # bytes; ten thousand parts of a dataset take 3 MB
 # The last lines of the file: the checksum of all that is before them.
 SEAL = re.compile(rb',\n  "checksum": "(xxh3:[0-9a-f]{32})"\n}\n\Z')
@@ -66,6 +72,11 @@ class _DamagedError(Exception):
     """Why a file is no manifest."""
 
 
+def command_of(step: str) -> str:
+    """The command of a step as it is typed, for messages."""
+    return f"llmforge {COMMANDS.get(step, step)}"
+
+
 def manifest_path(output: Path) -> Path:
     """Where the manifest of `output` lies: inside a directory, beside a file."""
     return output.with_name(f"{output.name}.{MANIFEST}") if output.is_file() else output / MANIFEST
@@ -79,7 +90,7 @@ def read_manifest(output: Path, step: str | None = None, needs: Collection[str] 
     if not output.exists():
         raise missing(output)
     if not path.is_file():
-        wanted = f"of llmforge {step}" if step else "of a finished llmforge step"
+        wanted = f"of {command_of(step)}" if step else "of a finished llmforge step"
         raise UserError(
             f"{output} is not an output {wanted} (it has no {path.name}): it is unfinished, or was not created by llmforge."
         )
@@ -91,7 +102,7 @@ def read_manifest(output: Path, step: str | None = None, needs: Collection[str] 
         ) from error
     if step is not None and manifest.step != step:
         raise UserError(
-            f"{output} was written by llmforge {manifest.step}; give an output of llmforge {step} instead."
+            f"{output} was written by {command_of(manifest.step)}; give an output of {command_of(step)} instead."
         )
     if wrong := misfit(manifest.step, manifest.outputs, manifest.metrics, needs):
         raise UserError(

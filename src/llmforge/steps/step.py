@@ -27,6 +27,7 @@ from llmforge.steps.manifest import (
     UNFINISHED,
     Input,
     Manifest,
+    command_of,
     is_manifest,
     manifest_path,
     read_manifest,
@@ -203,12 +204,12 @@ def find_finished(step: Step, inputs: Sequence[Input] | None = None) -> Finished
         return None
     if output.is_file() != step.single_file or not manifest_path(output).is_file():
         raise UserError(
-            f"{output} exists and was not written by llmforge {step.name}; choose another output or move it away."
+            f"{output} exists and was not written by {command_of(step.name)}; choose another output or move it away."
         )
     manifest = read_manifest(output)
     if manifest.step != step.name:
         raise UserError(
-            f"{output} is the output of llmforge {manifest.step}, which --overwrite does not replace; choose another "
+            f"{output} is the output of {command_of(manifest.step)}, which --overwrite does not replace; choose another "
             "output, or move it away."
         )
     if step.overwrite:
@@ -253,7 +254,7 @@ def _refuse_foreign(step: Step, output: Path, kind: type[UserError] = UserError)
         names = ", ".join(path.relative_to(output).as_posix() for path in foreign[:3])
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
         raise kind(
-            f"{output} contains files that llmforge {step.name} did not write ({names}{more}); move it away, then --overwrite "
+            f"{output} contains files that {command_of(step.name)} did not write ({names}{more}); move it away, then --overwrite "
             "replaces the rest."
         )
 
