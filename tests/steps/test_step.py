@@ -158,12 +158,15 @@ def test_an_output_that_was_changed_is_not_taken_for_finished(tmp_path, source):
     ((tmp_path / "out" / "sub" / "file.txt").write_text("who"),)
     with pytest.raises(UserError, match=r"file\.txt was changed.*--overwrite"):
         run_step(step(tmp_path, source), build())
-    with pytest.raises(UserError, match="was changed after llmforge grow .* run llmforge grow with --overwrite"):
+    with pytest.raises(
+        UserError, match=r"was changed after llmforge grow .* run llmforge grow with --overwrite"
+    ):
         fingerprint(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("name", "command"), [("train-adapter", "train"), ("train-checkpoint", "train"), ("delta-make", "delta make")]
+    ("name", "command"),
+    [("train-adapter", "train"), ("train-checkpoint", "train"), ("delta-make", "delta make")],
 )
 def test_a_changed_file_is_reported_with_the_command_as_it_is_typed(name, command, tmp_path, source):
     run_step(step(tmp_path, source, name=name), build())

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from llmforge.console import warn
 from llmforge.errors import UserError
-from llmforge.steps.manifest import read_manifest
+from llmforge.steps.manifest import command_of, read_manifest
 from llmforge.steps.verify import unrecorded_entries
 
 PLAN = ".plan"
@@ -73,12 +73,12 @@ def check_apart(output: Path, inputs: Sequence[Path], step: str) -> None:
         theirs, above_them = _identities(path)
         if ours & above_them or path.resolve() == output.resolve():
             raise UserError(
-                f"{output} is both an input and the output of llmforge {step} ({path} is there); choose another "
+                f"{output} is both an input and the output of {command_of(step)} ({path} is there); choose another "
                 "output."
             )
         if theirs & above_us and path.is_dir():
             raise UserError(
-                f"{output} would be inside {path}, which is an input of llmforge {step}; choose another output."
+                f"{output} would be inside {path}, which is an input of {command_of(step)}; choose another output."
             )
 
 

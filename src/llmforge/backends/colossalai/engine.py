@@ -180,7 +180,9 @@ class ColossalEngine(ABC):
             weights = {name: weights.get(name, self.untrained.get(name)) for name in self.names.saved}  # type: ignore[misc]
         mine = self.world.rank == self.cut.owner
         state = {name: copy_to_cpu(tensor) for name, tensor in self._state().items()} if mine else None
-        return ColossalSnapshot(weights, state, self.world.rank, self.saving, adapter=adapter)
+        return ColossalSnapshot(
+            weights=weights, state=state, group=self.saving, adapter=adapter, rank=self.world.rank
+        )
 
     def load_state(self, directory: Path) -> None:
         from safetensors.torch import load_file

@@ -146,12 +146,12 @@ class NativeEngine:
             weights = storage.named_as_in_files(self.causal, self._copied_weights())
             average = storage.named_as_in_files(self.causal, self._copied_average())
         return NativeSnapshot(
-            weights,
-            self._copied_state(),
-            self._background_group(),
-            average,
-            self.average is not None,
-            self._copied_adapter(),
+            weights=weights,
+            state=self._copied_state(),
+            group=self._background_group(),
+            adapter=self._copied_adapter(),
+            average=average,
+            averaged=self.average is not None,
         )
 
     def load_state(self, directory: Path) -> None:

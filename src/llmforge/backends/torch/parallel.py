@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from llmforge.backends.base import LossSums, MicroBatch, World
-from llmforge.backends.common import attention, storage
+from llmforge.backends.common import attention
 from llmforge.backends.common.memory import fits_gathered
 from llmforge.backends.common.model import empty_model, load_model
 from llmforge.backends.common.processes import TIMEOUT, over_ranks
@@ -133,12 +133,12 @@ class FSDPEngine(_Distributed):
     def snapshot(self) -> NativeSnapshot:
         shapes = {name: tuple(tensor.shape) for name, tensor in self._weights().items()}
         return SharedSnapshot(
-            self._copied_weights(),
-            self._copied_state(),
-            self._background_group(),
-            self._copied_average(),
-            self.average is not None,
-            self._copied_adapter(),
+            weights=self._copied_weights(),
+            state=self._copied_state(),
+            group=self._background_group(),
+            adapter=self._copied_adapter(),
+            average=self._copied_average(),
+            averaged=self.average is not None,
             shapes=shapes,
             world=self.world,
             causal=self.causal,
@@ -198,8 +198,7 @@ class SharedSnapshot(NativeSnapshot):
     causal: Any  # for the names of its files alone
 
     def bytes(self) -> int:
-        mine = storage.bytes_of(self.weights, self.average, self.state)
-        return over_ranks(mine, dist.ReduceOp.SUM, self.group)
+        return over_ranks(self.bytes_here(), dist.ReduceOp.SUM, self.group)
 
     def write_model(self, directory: Path) -> None:
         self._write(self.weights, directory)

@@ -2,44 +2,30 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from llmforge.backends.common import storage
-from llmforge.backends.common.peft_files import PeftAdapter
-from llmforge.backends.common.processes import agree, over_ranks
+from llmforge.backends.common.processes import over_ranks
+from llmforge.backends.common.snapshot import CommonSnapshot
 
 
-@dataclass(frozen=True)
-class NativeSnapshot:
-    """Copies on the CPU: of the weights, their `average` and the `adapter` (on the main rank), and of this rank's share of
-    the state.
-    """
+@dataclass(frozen=True, kw_only=True)
+class NativeSnapshot(CommonSnapshot):
+    """Holds the moving `average` of the weights as well (on the main rank); `averaged`: whether one is kept."""
 
-    weights: dict[str, torch.Tensor]
     state: dict[str, torch.Tensor]
-    group: Any = None
     average: dict[str, torch.Tensor] = field(default_factory=dict)
     averaged: bool = False
-    adapter: PeftAdapter | None = None
 
-    @property
-    def adapted(self) -> bool:
-        return self.adapter is not None
-
-    def agree(self, fine: bool) -> bool:
-        return fine if self.group is None else agree(fine, self.group)
+    def bytes_here(self) -> int:
+        return super().bytes_here() + storage.bytes_of(self.average)
 
     def bytes(self) -> int:
         # Every rank has all of the state, and the main rank the weights too.
-        mine = storage.bytes_of(self.weights, self.average, self.state)
+        mine = self.bytes_here()
         return mine if self.group is None else over_ranks(mine, dist.ReduceOp.MAX, self.group)
-
-    def write_model(self, directory: Path) -> None:
-        if self.weights:
-            storage.write_weights(self.weights, directory)
 
     def write_average(self, directory: Path) -> None:
         if self.average:
@@ -47,7 +33,3 @@ class NativeSnapshot:
 
     def write_state(self, directory: Path) -> None:
         storage.save_sharded(self.state, directory, self.group)
-
-    def write_adapter(self, directory: Path) -> None:
-        if self.adapter:
-            self.adapter.write(directory)
