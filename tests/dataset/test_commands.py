@@ -21,7 +21,7 @@ from .test_prepare import corpus
 Prepare = Callable[..., Any]
 
 
-def test_the_ancestors_command_works_as_it_is(llmforge: Any, tmp_path: Path, byte_level: Path) -> None:
+def test_colossal_llamas_command_works_as_it_is(llmforge: Any, tmp_path: Path, byte_level: Path) -> None:
     write_jsonl(tmp_path / "zh/x.jsonl", corpus(50))
     write_jsonl(tmp_path / "en/x.jsonl", corpus(50, seed=1))
     llmforge(

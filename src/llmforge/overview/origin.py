@@ -9,21 +9,18 @@ from llmforge.overview.training import Training
 from llmforge.report.blocks import Block, Heading, Paragraph, Table
 from llmforge.report.numbers import short
 from llmforge.steps import Manifest
-from llmforge.weights.lineage import Ancestor
+from llmforge.weights.lineage import PARTS, Artifact
 
 MOST_CATEGORIES = 50
-INSIDE = frozenset(
-    {"train-model", "train-adapter", "train-checkpoint"}
-)  # parts of a training, which is shown itself
 
 
 def origin(trainings: Iterable[Training]) -> list[Block]:
     """The steps before the trainings, what they began with, and each dataset by category."""
-    found: dict[tuple[Path, str], Ancestor] = {}
+    found: dict[tuple[Path, str], Artifact] = {}
     for training in trainings:
-        for one in training.ancestors():
+        for one in training.artifacts():
             found.setdefault((one.path.resolve(), one.fingerprint), one)
-    made = [(one, one.manifest) for one in found.values() if one.manifest and one.manifest.step not in INSIDE]
+    made = [(one, one.manifest) for one in found.values() if one.manifest and one.manifest.step not in PARTS]
     made.sort(key=lambda pair: pair[1].created)
     blocks: list[Block] = []
     if made:

@@ -13,7 +13,7 @@ from llmforge.overview.metrics import Metrics, read_metrics
 from llmforge.sizes import refuse_large
 from llmforge.steps import Manifest, manifest_path, read_manifest
 from llmforge.train.save_dir import ABANDONED, BOARD, CHECKPOINT, is_training, recorded_arguments
-from llmforge.weights.lineage import Ancestor, lineage
+from llmforge.weights.lineage import Artifact, lineage
 from llmforge.yaml_file import read_yaml
 
 METRICS = "metrics.jsonl"
@@ -48,16 +48,16 @@ class Training:
     abandoned: list[Abandoned]
     problems: list[str]
 
-    def ancestors(self) -> list[Ancestor]:
+    def artifacts(self) -> list[Artifact]:
         """The steps behind it, as far as they can be found, and what they began with."""
         if self.manifest:
             return lineage(self.path)
         given = [self.config.get("model"), *_list(self.config.get("data"))]
-        found: dict[tuple[Path, str], Ancestor] = {}
+        found: dict[tuple[Path, str], Artifact] = {}
         for word in given:
             if isinstance(word, str):
                 root = _root(Path(word))
-                for one in lineage(root) or [Ancestor(root, "", None)]:
+                for one in lineage(root) or [Artifact(root, "", None)]:
                     found.setdefault((one.path, one.fingerprint), one)
         return list(found.values())
 

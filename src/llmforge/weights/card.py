@@ -7,7 +7,7 @@ from typing import Any
 
 from llmforge.hub import name_of
 from llmforge.report.markdown import cell, code
-from llmforge.weights.lineage import Ancestor, lineage
+from llmforge.weights.lineage import Artifact, lineage
 from llmforge.weights.vocabulary import Vocabulary
 
 CARD = "README.md"
@@ -37,9 +37,9 @@ def write_card(
     """Writes the card of the model exported from `model` to `output`. `parameters` counts them all. With `adapter_of` it is
     that of an adapter for the model of this name.
     """
-    ancestors = lineage(model)
-    made = [ancestor for ancestor in ancestors if ancestor.manifest is not None]
-    origins = [ancestor for ancestor in ancestors if ancestor.manifest is None]
+    artifacts = lineage(model)
+    made = [artifact for artifact in artifacts if artifact.manifest is not None]
+    origins = [artifact for artifact in artifacts if artifact.manifest is None]
     sources = [path for path in map(_source_model, made) if path is not None]
     front = [
         "---",
@@ -81,8 +81,8 @@ def write_card(
     ]
     if not made:
         lines += ["No manifest of llmforge was found with the model, so its steps are unknown.", ""]
-    for ancestor in made:
-        lines += _section(ancestor)
+    for artifact in made:
+        lines += _section(artifact)
     if origins:
         lines += ["### Original inputs", "", "| input | fingerprint |", "| --- | --- |"]
         lines += [
@@ -93,13 +93,13 @@ def write_card(
     (output / CARD).write_text("\n".join(lines), encoding="utf-8")
 
 
-def _source_model(ancestor: Ancestor) -> str | None:
-    manifest = ancestor.manifest
+def _source_model(artifact: Artifact) -> str | None:
+    manifest = artifact.manifest
     return manifest.inputs[0].path if manifest and manifest.step == "init-model" and manifest.inputs else None
 
 
-def _section(ancestor: Ancestor) -> list[str]:
-    manifest = ancestor.manifest
+def _section(artifact: Artifact) -> list[str]:
+    manifest = artifact.manifest
     assert manifest is not None
     outputs = {
         key: value
@@ -107,7 +107,7 @@ def _section(ancestor: Ancestor) -> list[str]:
         if key not in ("files", "checksums", "fingerprint")
     }
     rows = [
-        ("fingerprint", ancestor.fingerprint),
+        ("fingerprint", artifact.fingerprint),
         *_flat("", manifest.arguments),
         *_flat("output ", outputs),
         *_flat("metric ", manifest.metrics),
