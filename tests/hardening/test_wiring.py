@@ -64,15 +64,16 @@ def test_what_is_given_counts_and_is_worked_from_afterwards(read):
     assert steps[7].inputs == {"base": "base", "model": "t2/modeling"}
 
 
-def test_a_gguf_file_is_no_model_to_work_from(read):
+@pytest.mark.parametrize("form", ["gguf", "adapter"])
+def test_a_gguf_file_or_an_adapter_is_no_model_to_work_from(read, form):
     steps = read(
         "- init-model: {model: base, tokenizer: k, output: g}\n"
         "- train: {data: d, output: t}\n"
         "- export: {output: e}\n"
-        "- export: {output: e.gguf, format: gguf}\n"
+        f"- export: {{output: other-1, format: {form}}}\n"
         "- evaluate: {data: texts}\n"
         "- generate: {prompt: x}\n"
-        "- export: {output: other.gguf, format: gguf, checkpoint: t0}\n"
+        f"- export: {{output: other-2, format: {form}, checkpoint: t0}}\n"
         "- export: {output: e2}\n"
         "- train: {data: d, output: t3}\n"
     )

@@ -6,6 +6,7 @@ from llmforge.options import Option
 
 # A measurement or a page is read by people; that a step makes one says nothing of what the next one works on.
 FOR_PEOPLE = frozenset({"table", "text", "page"})
+NO_MODELS = (["gguf"], ["adapter"])  # formats of export that llama.cpp and peft load, and no command here
 
 
 class Wiring:
@@ -36,9 +37,7 @@ class Wiring:
         given = [(one, texts[one.name][0]) for one in declared if texts.get(one.name)]
         self._results |= {text: None for one, text in given if one.writes in ("table", "text")}
         written = [(one.writes, text) for one, text in given if one.writes and one.writes not in FOR_PEOPLE]
-        if not written or texts.get("format") == [
-            "gguf"
-        ]:  # llama.cpp loads such a file; no command here does
+        if not written or texts.get("format") in NO_MODELS:
             return
         self._last.update({one.reads: text for one, text in given if one.reads and one.reads != "models"})
         for kind, text in written:
