@@ -117,6 +117,28 @@ def test_an_unfinished_training_is_shown_as_far_as_it_is(tmp_path: Path) -> None
     assert "| zh, last, % | 30.0 |" in text
 
 
+def test_trainings_on_preferences_are_finished_and_have_their_own_figures(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "preferred"
+    path.mkdir(parents=True)
+    lines = [{"step": n, "epoch": n / 4, "loss": 1 / n, "rewards/margins": n / 2, "kl": 0.1} for n in (1, 2)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metrics = {"steps": 2, "data": {"read": 9, "used": 8}, "heldout": {"accuracy": 0.75}, "largest_kl": 0.1}
+    made = Manifest("train-preferences", {"method": "dpo"}, [Input("tuned", "f")], metrics=metrics)
+    write_manifest(manifest_path(path), made)
+    text = write([tmp_path / "out"], tmp_path / "r.md")
+    assert "| started from | tuned |" in text
+    assert "| records used | 8 of 9 |" in text
+    assert "| held-out pairs in which the chosen answer wins | 0.7500 |" in text
+    assert "| --method | dpo |" in text
+    assert "| preferred | 0.5 at 1 | 0.5 at 1 | 1 at 2 | 1 at 2 |" in text
+    assert not [word for word in ("not finished", "could not be read", "## Cost") if word in text]
+    make_training(tmp_path / "out" / "stage")
+    text = write([tmp_path / "out"], tmp_path / "r.md")
+    assert "|  | stage |" in text
+    assert "|  | preferred |" in text
+    assert "by tokens" not in text
+
+
 def test_several_are_shown_side_by_side_by_the_tokens_they_read(tmp_path: Path) -> None:
     make_training(tmp_path / "out" / "a", finished=True)
     make_training(tmp_path / "out" / "deeper" / "b", steps=10)
@@ -235,11 +257,12 @@ def test_a_recipe_reports_what_its_steps_made(tmp_path: Path) -> None:
         "- generate: {prompt: x, output: s.txt, model: m}\n- generate: {prompt: x, model: m}\n"
         "- evaluate: {data: x, model: m, output: e.json}\n"
         "- compare-tokenizers: {tokenizer: m, data: x, output: c.md}\n"
+        "- train-preferences: {method: reward, data: x, model: m, output: w}\n"
         "- report: {output: r.html}\n- report: {output: r.md, paths: t1}\n"
     )
     steps = read_recipe(tmp_path / "r.yaml", [], SPELLINGS)
-    assert steps[6].words == ("report", "t1", "t2", "s.txt", "e.json", "--output", "r.html")
-    assert steps[7].words == ("report", "t1", "--output", "r.md")
+    assert steps[7].words == ("report", "t1", "t2", "s.txt", "e.json", "w", "--output", "r.html")
+    assert steps[8].words == ("report", "t1", "--output", "r.md")
     (tmp_path / "r.yaml").write_text("steps:\n- report: {output: r.html}\n")
     with pytest.raises(
         UserError, match=r"step 1 \(report\): DIR... is missing. No step before it wrote a result"

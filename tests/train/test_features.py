@@ -37,7 +37,9 @@ def test_layer_ranges_train_those_layers_alone(train: Train, tiny_model: Path, t
     assert "model.norm.weight" not in names
 
 
-def test_colossal_llamas_freeze_flag_trains_embeddings(train: Train, tiny_model: Path, tmp_path: Path) -> None:
+def test_colossal_llamas_freeze_flag_trains_embeddings(
+    train: Train, tiny_model: Path, tmp_path: Path
+) -> None:
     train(freeze_non_embeds_params=True, max_steps=2)
     assert changed(tiny_model, tmp_path / "run" / "modeling") == {"model.embed_tokens.weight"}
 

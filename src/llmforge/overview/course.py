@@ -32,7 +32,7 @@ CHARTS = (
 
 
 def course(trainings: Mapping[str, Training]) -> list[Block]:
-    """All of it, of trainings by their names."""
+    """Figures, options, curves and costs of trainings by their names."""
     return [
         Heading("Trainings"),
         _summary(trainings),
@@ -41,8 +41,6 @@ def course(trainings: Mapping[str, Training]) -> list[Block]:
         *_curves(trainings),
         Heading("Cost"),
         *_cost(trainings),
-        Heading("Events"),
-        *_events(trainings),
     ]
 
 
@@ -85,7 +83,7 @@ def _summary(trainings: Mapping[str, Training]) -> Table:
     rows: list[tuple[str, Callable[[Training, dict[str, Any]], str]]] = [
         ("directory", lambda one, _: str(one.path)),
         ("state", lambda one, _: state(one)),
-        ("started from", lambda one, _: _text(one.value("model"))),
+        ("started from", lambda one, _: one.start or ""),
         ("data", lambda one, _: _text(one.value("data"))),
         ("held-out data", lambda one, _: _text(one.value("eval_data"))),
         ("trained", lambda one, _: _text(one.value("trainable"))),
@@ -187,7 +185,8 @@ def _curves(trainings: Mapping[str, Training]) -> list[Block]:
     return blocks or [Paragraph("There are no metrics yet.")]
 
 
-def _events(trainings: Mapping[str, Training]) -> list[Block]:
+def events(trainings: Mapping[str, Training]) -> list[Block]:
+    """Starts, resumes, skipped steps, and what could not be read."""
     rows = []
     for name, one in trainings.items():
         found = figures(one)

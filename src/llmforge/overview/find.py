@@ -39,7 +39,7 @@ class Found:
             kinds[manifest.step].append((path, manifest))
         elif strict:
             raise UserError(
-                f"{path} is an output of llmforge {manifest.step}; give those of train, evaluate or generate."
+                f"{path} is an output of llmforge {manifest.step}; give those of train, train-preferences, evaluate or generate."
             )
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from llmforge.errors import UserError
-from llmforge.overview.course import course, figures
+from llmforge.overview.course import course, events, figures
 from llmforge.overview.find import Found, find
 from llmforge.overview.options import ReportOptions
 from llmforge.overview.origin import origin
+from llmforge.overview.preferences import measured, preferences
 from llmforge.overview.results import comparisons, samples
 from llmforge.overview.training import Training, holds_training, read_training
 from llmforge.report import html, markdown
@@ -30,7 +31,9 @@ def report(options: ReportOptions) -> dict[str, Any]:
     write_report(output, page(title, _blocks(found, trainings)), COMMAND, "--output")
     return {
         "output": output,
-        "trainings": {name: {"path": one.path, **figures(one)} for name, one in trainings.items()},
+        "trainings": {
+            name: {"path": one.path, **figures(one), **measured(one)} for name, one in trainings.items()
+        },
         "comparisons": len(found.tables),
         "texts": len(found.texts),
     }
@@ -38,10 +41,15 @@ def report(options: ReportOptions) -> dict[str, Any]:
 
 def _blocks(found: Found, trainings: dict[str, Training]) -> list[Block]:
     blocks: list[Block] = []
+    preferred = {name: one for name, one in trainings.items() if one.preferences}
+    if others := {name: one for name, one in trainings.items() if not one.preferences}:
+        blocks += course(others)
+    at = next((number for number, block in enumerate(blocks) if block == Heading("Curves")), len(blocks))
+    blocks[at:at] = origin(trainings.values())
+    if preferred:
+        blocks += preferences(preferred)
     if trainings:
-        blocks += course(trainings)
-        at = next(number for number, block in enumerate(blocks) if block == Heading("Curves"))
-        blocks[at:at] = origin(trainings.values())
+        blocks += [Heading("Events"), *events(trainings)]
     blocks += comparisons(found.tables)
     blocks += samples(found.texts)
     if found.problems:

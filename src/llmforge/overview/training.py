@@ -13,7 +13,7 @@ from llmforge.overview.metrics import Metrics, read_metrics
 from llmforge.sizes import refuse_large
 from llmforge.steps import Manifest, manifest_path, read_manifest
 from llmforge.train.save_dir import ABANDONED, BOARD, CHECKPOINT, is_training, recorded_arguments
-from llmforge.weights.lineage import Artifact, lineage
+from llmforge.weights.lineage import TRAININGS, Artifact, lineage
 from llmforge.yaml_file import read_yaml
 
 METRICS = "metrics.jsonl"
@@ -61,6 +61,19 @@ class Training:
                     found.setdefault((one.path, one.fingerprint), one)
         return list(found.values())
 
+    @property
+    def preferences(self) -> bool:
+        """Whether `train-preferences` wrote it."""
+        return self.manifest is not None and self.manifest.step != "train"
+
+    @property
+    def start(self) -> str | None:
+        """The model it started from, None where it is not known."""
+        if given := self.value("model"):
+            return str(given)
+        inputs = self.manifest.inputs if self.manifest else []
+        return inputs[0].name or inputs[0].path if inputs else None
+
     def value(self, name: str) -> Any:
         """An option of the training, None where it is not known."""
         return self.config.get(name, self.arguments.get(name))
@@ -77,9 +90,12 @@ def read_training(path: Path) -> Training:
     manifest = None
     if manifest_path(path).is_file():
         try:
-            manifest = read_manifest(path, "train")
+            manifest = read_manifest(path)
         except UserError as error:
             problems.append(str(error))
+    if manifest and manifest.step not in TRAININGS:
+        problems.append(f"{path} was written by llmforge {manifest.step}, not by a training.")
+        manifest = None
     arguments = manifest.arguments if manifest else recorded_arguments(path)
     if arguments is None:
         problems.append(f"{path / 'run.json'} is missing or damaged.")

@@ -33,6 +33,7 @@ class Wiring:
             self._add_training(output)
             return
         if texts.get("method") == ["reward"]:  # a reward model is no model to go on with
+            self._results[texts["output"][0]] = None
             return
         given = [(one, texts[one.name][0]) for one in declared if texts.get(one.name)]
         self._results |= {text: None for one, text in given if one.writes in ("table", "text")}

@@ -6,7 +6,6 @@ from pathlib import Path
 from llmforge.errors import UserError
 from llmforge.steps import Input, Manifest, manifest_path, read_manifest
 
-
 TRAININGS = ("train", "train-preferences")
 PARTS = ("train-model", "train-adapter", "train-checkpoint")  # steps that write into a training's directory
 
