@@ -180,7 +180,7 @@ def test_comparisons_and_samples_stand_beside_trainings(tmp_path: Path) -> None:
     text = write([table, before, after], tmp_path / "r.md")
     assert "| base | 1.2500 | 0.500 |" in text
     assert text.index("once") < text.index("old text") < text.index("new text")
-    assert "base (the likeliest tokens)" in text
+    assert "base (greedy)" in text
 
 
 def test_models_that_cannot_be_compared_are_not_a_fault(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from llmforge.options import Debug
 if TYPE_CHECKING:
     from llmforge.evaluate.chat import Conversation
 
-CONVERSATION = 1024  # tokens before an answer for which --memory-limit leaves room
+CONVERSATION = 1024  # tokens before an answer that --memory-limit reserves memory for
 HELP = "/reset begins anew, /save FILE writes the conversation (.json), /quit or the end of input ends."
 
 

@@ -20,13 +20,13 @@ CHARTS = (
     ("loss_by_category", "Training loss by category", "nats per token"),
     ("loss_by_token", "Training loss on old and new tokens", "nats per token"),
     (HELD_OUT, "Held-out data", "bits per byte"),
-    ("task_accuracy", "Tasks", "part of questions right"),
+    ("task_accuracy", "Tasks", "accuracy"),
     ("learning_rate", "Learning rate", "learning rate"),
     ("gradient_norm", "Gradient norm before clipping", "L2 norm"),
     ("new_row_norm", "Mean norm of new embedding rows", "L2 norm"),
     ("new_tokens_never_seen", "New tokens never seen", "tokens"),
     ("tokens_per_second", "Throughput", "tokens per second"),
-    (UTILIZATION, "MFU", "part of the peak"),
+    (UTILIZATION, "MFU", "fraction of the peak"),
     ("peak_memory_bytes", "Peak memory", "bytes"),
 )
 
@@ -114,10 +114,10 @@ def _cost(trainings: Mapping[str, Training]) -> list[Block]:
         ("MFU, mean, %", lambda _, found: _percent(found["mfu"])),
         ("peak memory of a process, GB", lambda _, found: _gigabytes(found["peak_memory_bytes"])),
         (
-            "steps taken again after resumes",
+            "steps repeated after resumes",
             lambda one, _: _shown(sum(x.metrics.steps for x in one.abandoned)),
         ),
-        ("time of these steps", lambda one, _: _lost(one)),
+        ("time of the repeated steps", lambda one, _: _lost(one)),
     ]
     note = Paragraph(
         "Steps alone: loading, evaluations and saving are not recorded, nor are steps that a kill left without a checkpoint."
@@ -137,7 +137,7 @@ def _options(trainings: Mapping[str, Training]) -> list[Block]:
             rows.append([one.flag, *(_text(value) for value in values)])
     if not rows:
         return []
-    text = "Options that are not those of every training by default, and decide its result."
+    text = "Options that decide the result and differ from their defaults in at least one training."
     return [
         Heading("Options", 3),
         Paragraph(text),

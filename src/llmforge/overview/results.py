@@ -56,8 +56,8 @@ def _texts(path: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _drawn(manifest: Manifest) -> str:
-    heat = manifest.arguments.get("temperature")
-    return f"temperature {short(heat)}" if isinstance(heat, int | float) and heat else "the likeliest tokens"
+    value = manifest.arguments.get("temperature")
+    return f"temperature {short(value)}" if isinstance(value, int | float) and value else "greedy"
 
 
 def _cut(text: str) -> str:

@@ -113,10 +113,10 @@ def _up(low: float, high: float, log: bool, name: str) -> list[str]:
 def _span(values: Sequence[float]) -> tuple[float, float]:
     """The range of an axis: that of `values`, or something around them where they are all but one."""
     low, high = min(values), max(values)
-    room = abs(high) * 1e-6 or 1e-6
-    if high - low < room:
-        room = abs(high) * 0.1 or 1.0
-        return low - room, high + room
+    margin = abs(high) * 1e-6 or 1e-6
+    if high - low < margin:
+        margin = abs(high) * 0.1 or 1.0
+        return low - margin, high + margin
     return low, high
 
 
