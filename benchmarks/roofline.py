@@ -16,8 +16,8 @@ from typing import Any
 from transformers import LlamaConfig
 
 from llmforge.backends.common.devices import by_name, head_chunk
-from llmforge.train.plan import Shape, read_shape
 from llmforge.train.roofline import floor_seconds, step_parts
+from llmforge.train.shape import Shape, read_shape
 from llmforge.weights.directory import ModelDirectory
 
 TOKENS = 16_384

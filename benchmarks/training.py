@@ -216,7 +216,8 @@ def predict(model: Path, micro: int, threads: int) -> dict[str, float]:
     import torch
 
     from llmforge.backends.common.devices import this_device
-    from llmforge.train.plan import memory, read_shape
+    from llmforge.train.plan import memory
+    from llmforge.train.shape import read_shape
 
     torch.set_num_threads(threads)
     shape = read_shape(ModelDirectory(model))

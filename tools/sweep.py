@@ -156,7 +156,7 @@ def refusal(kind: str, config: Any, work: Path) -> str:
     from llmforge.embedding.options import ResizeOptions
     from llmforge.embedding.resize import resize
     from llmforge.errors import UserError
-    from llmforge.train.plan import read_shape
+    from llmforge.train.shape import read_shape
     from llmforge.weights.directory import ModelDirectory
 
     directory = work / f"{kind}-configuration"

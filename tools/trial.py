@@ -182,7 +182,7 @@ class Trial:
             assert torch.equal(one, other), name
 
     def plan(self) -> None:
-        from llmforge.train.plan import read_shape
+        from llmforge.train.shape import read_shape
         from llmforge.weights.directory import ModelDirectory
 
         counted, real = read_shape(ModelDirectory(self.grown)).parameters, plain(self.grown).num_parameters()

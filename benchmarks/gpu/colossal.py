@@ -28,7 +28,7 @@ from llmforge.backends.common.settings import Settings
 from llmforge.backends.common.trainable import parse
 from llmforge.backends.torch.engine import NativeEngine
 from llmforge.train.batches import Groups, make_micro_batch
-from llmforge.train.plan import read_shape
+from llmforge.train.shape import read_shape
 from llmforge.weights.directory import ModelDirectory
 
 ENGINES = ("native", "zero2", "zero2_cpu", "gemini", "gemini_auto", "3d")

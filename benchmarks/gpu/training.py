@@ -34,7 +34,7 @@ from llmforge.backends.common.settings import Settings
 from llmforge.backends.common.trainable import parse
 from llmforge.backends.torch.engine import NativeEngine
 from llmforge.train.batches import Groups, make_micro_batch
-from llmforge.train.plan import read_shape
+from llmforge.train.shape import read_shape
 from llmforge.weights.directory import ModelDirectory
 
 OLD_SHARE, WARM = 0.46, 2  # of 69,104 ids, 32,000 are old

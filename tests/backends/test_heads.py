@@ -12,7 +12,7 @@ from llmforge.backends.common import attention, attention_check
 from llmforge.backends.common.attention import NAMES
 from llmforge.backends.common.model import CausalLoss, load_model
 from llmforge.errors import UserError
-from llmforge.train.plan import read_shape
+from llmforge.train.shape import read_shape
 from llmforge.weights.architecture import check_supported
 from llmforge.weights.config import load_config, read_config
 from llmforge.weights.directory import ModelDirectory

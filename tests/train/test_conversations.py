@@ -15,6 +15,21 @@ TEMPLATE = (
 )
 
 
+def prepare(llmforge: Any, model: Path, folder: Path, length: int) -> None:
+    """Packs `c.jsonl` of `folder` into `data` by `t.jinja`, all in it."""
+    command = [
+        "prepare-data",
+        "--data",
+        folder / "c.jsonl",
+        "--tokenizer",
+        model,
+        "--output",
+        folder / "data",
+    ]
+    command += ["--max-length", length, "--bins", 1]
+    llmforge(*command, "--format", "chat", "--chat-template", folder / "t.jinja")
+
+
 def test_the_loss_of_packed_conversations_is_that_of_each_alone(
     llmforge: Any, make_tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -33,18 +48,7 @@ def test_the_loss_of_packed_conversations_is_that_of_each_alone(
         for i in range(0, 36, 4)
     ]
     (tmp_path / "c.jsonl").write_text("".join(json.dumps({"messages": c}) + "\n" for c in conversations))
-    llmforge(
-        *(
-            "prepare-data",
-            "--data",
-            tmp_path / "c.jsonl",
-            "--tokenizer",
-            model,
-            "--output",
-            tmp_path / "data",
-        ),
-        *("--max-length", 512, "--bins", 1, "--format", "chat", "--chat-template", tmp_path / "t.jinja"),
-    )
+    prepare(llmforge, model, tmp_path, 512)
     rows = json.loads((tmp_path / "data" / "llmforge.json").read_text())["metrics"]["rows"]
     llmforge(
         *("train", "--model", model, "--data", tmp_path / "data", "--output", tmp_path / "out"),
@@ -93,17 +97,7 @@ def test_a_model_follows_a_rule_that_its_answers_taught(
         for question in asked[:400]:
             answer = {"role": "assistant", "content": said(WORDS[:5]) + "!"}
             file.write(json.dumps({"messages": [{"role": "user", "content": question}, answer]}) + "\n")
-    command = [
-        "prepare-data",
-        "--data",
-        tmp_path / "c.jsonl",
-        "--tokenizer",
-        model,
-        "--output",
-        tmp_path / "data",
-    ]
-    command += ["--max-length", 128, "--bins", 1, "--format", "chat", "--chat-template", tmp_path / "t.jinja"]
-    llmforge(*command)
+    prepare(llmforge, model, tmp_path, 128)
     command = ["train", "--model", model, "--data", tmp_path / "data", "--output", tmp_path / "out"]
     command += ["--num-epochs", 4, "--learning-rate", 1e-2, "--micro-batch-size", 4, "--seed", 1]
     llmforge(*command, "--mixed-precision", "fp32", "--save-interval", 0)

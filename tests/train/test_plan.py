@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,21 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmforge.backends.base import MicroBatch
+from llmforge.backends.build import adapters
 from llmforge.backends.common import attention
 from llmforge.backends.common.devices import KNOWN, gpu_device
+from llmforge.backends.common.lora import Lora
 from llmforge.backends.common.model import CausalLoss, load_model
 from llmforge.backends.common.settings import PRECISIONS
 from llmforge.backends.torch.memory_saving import keep_less
-from llmforge.errors import UsageError
+from llmforge.errors import UsageError, UserError
+from llmforge.train.lora_options import LoraOptions
 from llmforge.train.options import TrainOptions
-from llmforge.train.plan import activations, make_plan, read_shape
+from llmforge.train.plan import activations, make_plan
 from llmforge.train.roofline import floor_seconds, step_parts
+from llmforge.train.shape import read_shape
 from llmforge.weights.directory import ModelDirectory
+from llmforge.weights.modules import empty_causal
 
 
 def test_counts_are_those_of_the_run(
@@ -111,6 +117,35 @@ def test_flops_of_what_is_frozen_are_not_counted(tiny_model: Path) -> None:
     assert embeddings == pytest.approx(2 * forward + 2 * 336 * 32)
 
 
+@pytest.mark.parametrize(
+    "lora",
+    [LoraOptions(lora_rank=3), LoraOptions(lora_rank=2, lora_targets=["down_proj", "q_proj"], dora=True)],
+)
+def test_adapters_are_counted_as_peft_makes_them(
+    lora: LoraOptions, tiny_model: Path, tiny_data: Path
+) -> None:
+    source, device = ModelDirectory(tiny_model), KNOWN["h100"]
+    config = TrainOptions(
+        model=tiny_model, data=[tiny_data], output=Path("unused"), trainable="lora", lora=lora
+    )
+    causal, wanted = empty_causal(source.config, tiny_model), adapters(lora)
+    assert wanted is not None
+    Lora(causal, wanted, 0)
+    made = sum(p.numel() for p in causal.parameters() if p.requires_grad)
+    plan = make_plan(config, source, device)
+    assert plan.trained_parameters == made > 0
+    assert plan.memory["optimizer"] == 8 * made
+    other = TrainOptions(
+        model=tiny_model,
+        data=[tiny_data],
+        output=Path("unused"),
+        trainable="lora",
+        lora=replace(lora, lora_targets=["c_attn"]),
+    )
+    with pytest.raises(UserError, match="--lora-targets c_attn"):
+        make_plan(other, source, device)
+
+
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "head_dim": 16}
 LATENT = {
     "n_routed_experts": 4,
@@ -192,6 +227,8 @@ def test_the_command_prints_a_plan(llmforge: Any, tiny_model: Path, tiny_data: P
     made = json.loads(llmforge(*words, "a100-80gb", "--json").stdout)
     assert made["memory_bytes"] == sum(made["memory"].values())
     assert made["tokens_per_second"] > 0
+    lora = json.loads(llmforge(*words, "h100", "--trainable", "lora", "--lora-rank", 2, "--json").stdout)
+    assert 0 < lora["trained_parameters"] < made["trained_parameters"]
     refused = llmforge(*words, "abacus", code=2)
     assert "--device abacus" in refused.stderr
 

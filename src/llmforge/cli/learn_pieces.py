@@ -9,7 +9,7 @@ from llmforge.options import Result
 from llmforge.tokenizer.options import LearnPiecesOptions
 
 if TYPE_CHECKING:
-    from llmforge.train.plan import Shape
+    from llmforge.train.shape import Shape
 
 
 @example(
@@ -52,7 +52,7 @@ def _shape(options: LearnPiecesOptions) -> "Shape | None":
     if not options.curve or not (options.model or (options.tokenizer / "config.json").is_file()):
         return None
     from llmforge import hub
-    from llmforge.train.plan import read_shape
+    from llmforge.train.shape import read_shape
     from llmforge.weights.directory import ModelDirectory
 
     model = hub.local(options.model, "model") if options.model else options.tokenizer

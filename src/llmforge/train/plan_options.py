@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from llmforge.options import Options, group, option, same_as
+from llmforge.train.lora_options import LoraOptions
 from llmforge.train.options import TrainOptions
 from llmforge.train.rates import RateOptions
 from llmforge.train.retention import RetentionOptions
@@ -23,6 +24,9 @@ class PlanOptions(Options):
     processes: int = option("Number of devices.", 1, least=1)
     plugin: str = same_as(TrainOptions, "plugin")
     trainable: str = same_as(TrainOptions, "trainable")
+    lora_rank: int | None = same_as(LoraOptions, "lora_rank")
+    lora_targets: list[str] = same_as(LoraOptions, "lora_targets")
+    dora: bool = same_as(LoraOptions, "dora")
     mixed_precision: Literal["auto", "bf16", "fp16", "fp32"] = same_as(TrainOptions, "mixed_precision")
     micro_batch_size: int = same_as(TrainOptions, "micro_batch_size")
     gradient_accumulation_steps: int = same_as(TrainOptions, "gradient_accumulation_steps")
@@ -40,9 +44,7 @@ class PlanOptions(Options):
 
     def training(self) -> TrainOptions:
         """The training that is planned."""
-        own = {
-            one.name: getattr(self, one.name)
-            for one in fields(self)
-            if one.name not in ("device", "processes")
-        }
-        return TrainOptions(output=Path("unused"), **own)
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        lora = LoraOptions(**{one.name: own.pop(one.name) for one in fields(LoraOptions) if one.name in own})
+        del own["device"], own["processes"]
+        return TrainOptions(output=Path("unused"), lora=lora, **own)

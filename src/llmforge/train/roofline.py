@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from llmforge.backends.common.devices import Device
 
 if TYPE_CHECKING:
-    from llmforge.train.plan import Shape
+    from llmforge.train.shape import Shape
 
 FLOAT32 = 4
 

@@ -29,6 +29,7 @@ from llmforge.train.resolved import write_config
 from llmforge.train.resume import find_resumed
 from llmforge.train.sampler import Sampler
 from llmforge.train.save_dir import MODELING
+from llmforge.train.shape import read_shape
 from llmforge.train.source_text import SourceText
 from llmforge.weights.directory import ModelDirectory
 from llmforge.weights.vocabulary import Vocabulary
@@ -137,7 +138,7 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
         text.batches() if text and not resumed else None,
     )
     preflight.check_embeddings(engine.embedding_norms(), words, start)
-    shape = plan.read_shape(start)
+    shape = read_shape(start)
     visible = plan.visible_keys(data, config.cross_document_attention)
     flops_per_token = plan.step_flops(shape, config, visible)
     if world.is_main:

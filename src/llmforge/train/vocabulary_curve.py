@@ -8,7 +8,7 @@ training from scratch).
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llmforge.train.plan import Shape
+from llmforge.train.shape import Shape
 
 MANTISSAS = (1, 2, 5)
 HEADER = ("new tokens", "tokens/char", "tokens", "FLOPs/char", "head", "embeddings")

@@ -2,7 +2,7 @@
 adapter as peft reads it beside it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,22 +32,7 @@ class Lora:
             raise UserError("--trainable lora needs peft: pip install 'llmforge[lora]'.") from None
         self.causal, self.wanted, self.scale = causal, wanted, wanted.scale
         before = storage.unique_state(causal)
-        head = [n for n, m in causal.named_modules() if m is causal.get_output_embeddings()]
-        linear = {
-            n.rsplit(".", 1)[-1]
-            for n, m in causal.named_modules()
-            if isinstance(m, torch.nn.Linear) and n not in head
-        }
-        if not linear:
-            raise UserError(
-                f"--trainable lora adapts linear layers, and a {causal.config.model_type} model has none (its layers are "
-                "of another kind); use --trainable all or layers such as 0-3."
-            )
-        if unknown := sorted(set(wanted.targets) - linear):
-            raise UserError(
-                f"--lora-targets {unknown[0]}: the model has no linear layer of this name; it has {', '.join(sorted(linear))}."
-            )
-        self.targets = sorted(wanted.targets or linear)
+        self.targets = adapted_names(wanted.targets, linear_layers(causal), causal.config.model_type)
         torch.manual_seed(seed)
         made: dict[torch.nn.Module, torch.Tensor] = {}
         hook = register_module_parameter_registration_hook(
@@ -156,6 +141,29 @@ class Lora:
             configuration(self.wanted, self.targets, settings.model.path, tables, rows),
             {peft_name(name): tensor for name, tensor in trained.items()},
         )
+
+
+def linear_layers(causal: Any) -> dict[str, list[torch.nn.Linear]]:
+    """The linear layers of `causal` but the head, by the last parts of their names."""
+    found: dict[str, list[torch.nn.Linear]] = {}
+    for name, module in causal.named_modules():
+        if isinstance(module, torch.nn.Linear) and module is not causal.get_output_embeddings():
+            found.setdefault(name.rsplit(".", 1)[-1], []).append(module)
+    return found
+
+
+def adapted_names(targets: Sequence[str], linear: Collection[str], kind: str) -> list[str]:
+    """Which of the layers `linear` (last parts of names) of a model of type `kind` get adapters: `targets`, or all."""
+    if not linear:
+        raise UserError(
+            f"--trainable lora adapts linear layers, and a {kind} model has none (its layers are "
+            "of another kind); use --trainable all or layers such as 0-3."
+        )
+    if unknown := sorted(set(targets) - set(linear)):
+        raise UserError(
+            f"--lora-targets {unknown[0]}: the model has no linear layer of this name; it has {', '.join(sorted(linear))}."
+        )
+    return sorted(set(targets or linear))
 
 
 def _magnitude(module: Any) -> torch.Tensor:
