@@ -64,6 +64,13 @@ def test_grpo_raises_the_reward_of_the_rules_near_the_starting_model(
     assert not list(tmp_path.glob("*far*"))
 
 
+def test_ppo_runs_with_one_update_a_step(train: Callable[..., Any], tmp_path: Path, rules: Path) -> None:
+    pytest.importorskip("trl.experimental.ppo")
+    data = make_pairs(tmp_path / "pairs.jsonl", 4)
+    made = train("ppo", "out", data, rules=rules, ppo_epochs=1, max_steps=1, **SAMPLED)
+    assert made.manifest.metrics["steps"] == 1
+
+
 @pytest.mark.parametrize("steps", [2, pytest.param(24, marks=pytest.mark.stress)])
 def test_ppo_raises_the_reward_of_the_rules_near_the_starting_model(
     train: Callable[..., Any], tmp_path: Path, rules: Path, steps: int

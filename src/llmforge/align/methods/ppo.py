@@ -2,6 +2,7 @@
 until version 1.12: it was removed in 1.13.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -64,11 +65,15 @@ class Ppo(Method):
             return {"input_ids": torch.tensor(ids)}
 
         rewarded = _Rewarded(context, width)
+        epochs = context.options.of(PpoOptions).ppo_epochs
+        updates = epochs * shared["gradient_accumulation_steps"]
 
         class Trainer(PPOTrainer):  # type: ignore[misc]  # TRL has no types here
             """TRL's, which says its KL divergence per token, too."""
 
             def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+                if math.isnan(logs["val/ratio_var"]) and updates == 1:
+                    del logs["val/ratio_var"]  # the variance over the updates of a step
                 logs["objective/kl_per_token"] = logs["objective/kl"] / max(1.0, rewarded.mean_length)
                 super().log(logs, start_time)
 
@@ -82,7 +87,7 @@ class Ppo(Method):
             args=PPOConfig(
                 **shared,
                 total_episodes=batch * shared["max_steps"],
-                num_ppo_epochs=context.options.of(PpoOptions).ppo_epochs,
+                num_ppo_epochs=epochs,
                 kl_coef=context.beta,
                 response_length=sampling.max_new_tokens,
                 temperature=sampling.temperature,
