@@ -50,6 +50,11 @@ def test_a_rule_rewards_what_its_line_says(tmp_path: Path, rule: str, text: str,
         ("rules: [{repeats: 0}]", "from 1 on"),
         ("rules: [{regex: a, reward: .nan}]", "must be a number"),
         ("rules: [{regex: a, reward: true}]", "must be a number"),
+        ("rules: [{regex: a, reward: .inf}]", "must be a number from -1e.09 to 1e.09"),
+        (f"rules: [{{regex: a, reward: {10**400}}}]", "must be a number"),
+        ("rules: [{length: {near: .inf}}]", "near must be a number"),
+        (f"rules: [{{regex: '{'(' * 5000}{')' * 5000}'}}]", "nested too deeply"),
+        ("rules: [{regex: a}]\nmax_kl: 1", "nothing beside it"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_sentence_that_names_it(tmp_path: Path, text: str, why: str) -> None:

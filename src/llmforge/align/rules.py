@@ -26,6 +26,7 @@ from llmforge.yaml_file import read_yaml
 
 UNITS = ("characters", "words", "tokens")
 SECONDS = 5.0  # for one pattern on one text
+LARGEST = 1e9  # rewards are float32 in training
 # How well a completion, its text and its number of tokens, keeps a rule: 0 to 1.
 Rule = Callable[[str, int], float]
 
@@ -43,9 +44,10 @@ class Rules:
 
 def read_rules(file: Path) -> Rules:
     """The rules of `file`; `UserError` names the rule that is none."""
-    stated = read_yaml(file, "--rules").get("rules")
-    if not isinstance(stated, list) or not stated:
-        raise UserError(f'--rules {file} needs a list "rules" with at least one rule.')
+    given = read_yaml(file, "--rules")
+    stated = given.get("rules")
+    if not isinstance(stated, list) or not stated or len(given) > 1:
+        raise UserError(f'--rules {file} needs a list "rules" with at least one rule, and nothing beside it.')
     made = []
     for number, one in enumerate(stated, 1):
         place = f"--rules {file}, rule {number}"
@@ -67,8 +69,8 @@ def _length(place: str, stated: Any) -> Rule:
     unit = stated.get("unit", "characters")
     if unit not in UNITS:
         raise UserError(f"{place}: unit {unit} must be one of {', '.join(UNITS)}.")
-    least = _number(place, "least", stated.get("least", 0))
-    most = _number(place, "most", stated.get("most", math.inf))
+    least = _number(place, "least", stated["least"]) if "least" in stated else 0.0
+    most = _number(place, "most", stated["most"]) if "most" in stated else math.inf
     near = _number(place, "near", stated["near"]) if "near" in stated else None
     if least > most or (near is not None and near <= 0):
         raise UserError(f"{place}: length has least above most, or near 0 or less.")
@@ -142,6 +144,8 @@ def _pattern(place: str, stated: Any) -> Any:
         return regex.compile(stated)
     except regex.error as error:
         raise UserError(f"{place}: {stated!r} is no regular expression ({error}).") from None
+    except RecursionError:
+        raise UserError(f"{place}: the pattern is nested too deeply; simplify it.") from None
 
 
 def _timed(place: str, search: Callable[[], Any]) -> Any:
@@ -154,6 +158,6 @@ def _timed(place: str, search: Callable[[], Any]) -> Any:
 
 
 def _number(place: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-        raise UserError(f"{place}: {name} must be a number.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
+        raise UserError(f"{place}: {name} must be a number from {-LARGEST:g} to {LARGEST:g}.")
     return float(value)
