@@ -26,7 +26,8 @@ LABELS = {
 def preferences(trainings: Mapping[str, Training]) -> list[Block]:
     """All of them side by side, by their names."""
     facts = [_facts(one) for one in trainings.values()]
-    names = dict.fromkeys(name for own in facts for name in own)
+    known = dict.fromkeys(name for own in facts for name in own)
+    names = sorted(known, key=lambda name: name.startswith("--"))  # options last
     rows = [[name, *(own.get(name, "") for own in facts)] for name in names]
     blocks: list[Block] = [Heading("Trainings on preferences"), Table(["", *trainings], rows)]
     for figures, title, axis in CHARTS:
