@@ -12,7 +12,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from llmforge.errors import InterruptionError, UserError
-from llmforge.train.callbacks.metrics import METRICS, Board, Lines, cut_metrics
+from llmforge.train.callbacks.metrics import Board, Lines, cut_metrics
+from llmforge.train.save_dir import METRICS
 
 TENSORBOARD = "tensorboard"
 # No figures of a step; and TRL counts tokens from a resume on.

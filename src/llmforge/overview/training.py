@@ -1,7 +1,6 @@
 """The directory of a training: what is known of it, whether it has ended or not. Nothing here imports torch."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -12,12 +11,9 @@ from llmforge.errors import UserError
 from llmforge.overview.metrics import Metrics, read_metrics
 from llmforge.sizes import refuse_large
 from llmforge.steps import Manifest, manifest_path, read_manifest
-from llmforge.train.save_dir import ABANDONED, BOARD, CHECKPOINT, is_training, recorded_arguments
+from llmforge.train.save_dir import ABANDONED, BOARD, CHECKPOINT, METRICS, is_training, recorded_arguments
 from llmforge.weights.lineage import TRAININGS, Artifact, lineage
 from llmforge.yaml_file import read_yaml
-
-METRICS = "metrics.jsonl"
-STEP = re.compile(r"step-(\d+)\Z")
 
 
 @dataclass(frozen=True)
@@ -160,8 +156,8 @@ def _abandoned(path: Path) -> Abandoned:
 
 
 def _step_of(name: str) -> int:
-    match = STEP.search(name)
-    return int(match[1]) if match else 0
+    match = CHECKPOINT.search(name)
+    return int(match[2]) if match else 0
 
 
 def _root(path: Path) -> Path:

@@ -9,7 +9,6 @@ Nothing that is no checkpoint of llmforge is deleted, and no symbolic link is fo
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -21,14 +20,11 @@ from llmforge.errors import UserError
 from llmforge.steps import read_manifest, remove_tree, unrecorded_entries
 from llmforge.steps.manifest import write_durably
 from llmforge.steps.verify import changed_file
-from llmforge.train.save_dir import MODELS
+from llmforge.train.save_dir import ABANDONED, CHECKPOINT, METRICS, UNFINISHED
 from llmforge.train.states import read_schedule, read_states
 
-CHECKPOINT = re.compile(r"epoch-(\d+)_step-(\d+)")
-HIDDEN = re.compile(rf"\.(?:{CHECKPOINT.pattern}|{'|'.join(MODELS)})\.(?:partial|removed|replaced)")
 STEP = "train-checkpoint"
-ABANDONED = re.compile(r"abandoned-(\d+)")
-MOVING, RECORD, METRICS = "moving.json", "abandoned.json", "metrics.jsonl"
+MOVING, RECORD = "moving.json", "abandoned.json"
 
 
 def checkpoints(save_dir: Path) -> list[Path]:
@@ -141,7 +137,7 @@ def _not_of_this_run(save_dir: Path, resumed: Path | None) -> Iterator[Path]:
         ):
             yield path
     for path in save_dir.iterdir():
-        if HIDDEN.fullmatch(path.name) and (path.is_symlink() or not path.is_dir()):
+        if UNFINISHED.fullmatch(path.name) and (path.is_symlink() or not path.is_dir()):
             yield path
 
 
@@ -170,7 +166,7 @@ def remove_old(save_dir: Path, keep: int, written: Path) -> None:
 def remove_partial(save_dir: Path) -> None:
     """Deletes what an interrupted save or deletion left behind."""
     for path in save_dir.iterdir():
-        if HIDDEN.fullmatch(path.name) and not path.is_symlink() and path.is_dir():
+        if UNFINISHED.fullmatch(path.name) and not path.is_symlink() and path.is_dir():
             remove_tree(path)
 
 

@@ -20,17 +20,18 @@ MODELS = (
     ADAPTER_FOLDER,
 )  # what a checkpoint holds to be used, and the end of a run beside it
 CONFIG_FILE = "train-config"  # what --config-file names is written by
-CHECKPOINT = re.compile(r"epoch-\d+_step-\d+")
+METRICS = "metrics.jsonl"
+CHECKPOINT = re.compile(r"epoch-(\d+)_step-(\d+)")
 UNFINISHED = re.compile(rf"\.(?:{CHECKPOINT.pattern}|{'|'.join(MODELS)})\.(?:partial|removed|replaced)")
 FILES = re.compile(
     rf"{re.escape(RUN_FILE)}|{re.escape(MANIFEST)}|config\.yaml|metrics\.jsonl|bad_rows\.jsonl"
     r"|\.wandb-id|\.ranks|\.(?:run\.json|metrics\.jsonl|llmforge\.json|config\.yaml|\.ranks)\.tmp"
 )
-ABANDONED = re.compile(r"abandoned-\d+")
-RECORDS = ("abandoned.json", "moving.json", "metrics.jsonl", ".moving.json.tmp")
+ABANDONED = re.compile(r"abandoned-(\d+)")
+RECORDS = ("abandoned.json", "moving.json", METRICS, ".moving.json.tmp")
 # Whether each is a directory.
 ENTRIES = {
-    **dict.fromkeys((RUN_FILE, MANIFEST, "config.yaml", "metrics.jsonl", "bad_rows.jsonl"), False),
+    **dict.fromkeys((RUN_FILE, MANIFEST, "config.yaml", METRICS, "bad_rows.jsonl"), False),
     **dict.fromkeys((*MODELS, "tensorboard", "wandb"), True),
 }
 BOARD = "events.out.tfevents."

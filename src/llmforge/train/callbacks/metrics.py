@@ -13,8 +13,9 @@ from typing import Any
 from llmforge.console import warn
 from llmforge.errors import UserError
 from llmforge.train.callbacks.base import Callback, Stage
+from llmforge.train.save_dir import METRICS
 
-METRICS, WANDB_ID = "metrics.jsonl", ".wandb-id"
+WANDB_ID = ".wandb-id"
 
 
 def cut_metrics(file: Path, steps: int) -> None:
