@@ -125,3 +125,6 @@ def test_files_that_hold_no_such_records_are_refused_by_what_they_hold(
     ):
         with pytest.raises(UserError, match=f"the first is .*{name}.*: .*{why}"):
             read_rows([tmp_path / name], "pairs", made, 60, max_rejected=1.0)
+        with pytest.raises(UserError, match=f"more than 1 %.*{name}.*: .*{why}") as found:
+            read_rows([tmp_path / name], "pairs", made, 60, max_rejected=0.01)
+        assert "--text-field" not in str(found.value)  # which train-preferences has not

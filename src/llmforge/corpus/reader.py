@@ -120,17 +120,12 @@ class Reader:
         where = ", ".join(map(printable, self.inputs))
         if not account.read:
             raise UserError(f"{where}: no documents found.")
-        lost, share = (
-            account.rejected.total(),
-            MAX_REJECTED if self.max_rejected is None else self.max_rejected,
-        )
+        lost = account.rejected.total()
+        share = MAX_REJECTED if self.max_rejected is None else self.max_rejected
         if lost > share * account.read:
             more = "" if self.max_rejected is None else ", or allow more by --max-rejected"
-            field = (
-                " If their text is in another field, give --text-field."
-                if ": no '" in str(account.first)
-                else ""
-            )
+            texts = not self.options.conversations and ": no '" in account.first
+            field = " If their text is in another field, give --text-field." if texts else ""
             raise UserError(
                 f"{lost:,} of {account.read:,} documents cannot be used, more than {100 * share:.4g} %; the first is "
                 f"{account.first}. Correct or remove such lines{more}.{field}"
