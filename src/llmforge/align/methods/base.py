@@ -52,6 +52,19 @@ class Method(ABC):
         return {}
 
 
+def pair_figures(margins: Any) -> dict[str, float]:
+    """Of the `margins` (rows,) of chosen over rejected answers: the mean `loss` -log sigmoid(margin); `accuracy`, the fraction
+    above 0, those of 0 counting half; and the mean `margin`.
+    """
+    import numpy as np
+
+    return {
+        "loss": float(np.logaddexp(0, -margins).mean()),
+        "accuracy": float(((margins > 0) + 0.5 * (margins == 0)).mean()),
+        "margin": float(margins.mean()),
+    }
+
+
 @dataclass(frozen=True)
 class Context:
     """What a method may use.

@@ -5,7 +5,7 @@ model, whose log-probabilities are computed once.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmforge.align.methods.base import Context, Method
+from llmforge.align.methods.base import Context, Method, pair_figures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,9 +53,7 @@ class Dpo(Method):
         )
 
     def measure(self, trainer: Any, context: Context) -> dict[str, float]:
-        """`loss`; `accuracy`, the share of pairs whose chosen answer gained more than the rejected one, ties counting half; and
-        the mean `margin` of the rewards.
-        """
+        """Those of pairs, of the implicit rewards of both answers."""
         import numpy as np
 
         dataset = trainer.eval_dataset
@@ -65,12 +63,7 @@ class Dpo(Method):
                 log_probabilities(trainer, dataset, context.options.micro_batch_size), REFERENCE, strict=True
             )
         )
-        margins = context.beta * (chosen - rejected)
-        return {
-            "loss": float(np.logaddexp(0, -margins).mean()),
-            "accuracy": float(((margins > 0) + 0.5 * (margins == 0)).mean()),
-            "margin": float(margins.mean()),
-        }
+        return pair_figures(context.beta * (chosen - rejected))
 
 
 def log_probabilities(trainer: Any, dataset: Any, batch_size: int) -> "npt.NDArray[np.float64]":

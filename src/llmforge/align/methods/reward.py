@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llmforge.align.methods.base import Context, Method
+from llmforge.align.methods.base import Context, Method, pair_figures
 
 
 class Reward(Method):
@@ -23,7 +23,7 @@ class Reward(Method):
         )
 
     def measure(self, trainer: Any, context: Context) -> dict[str, float]:
-        """`accuracy`, the share of pairs whose chosen answer has the higher score, ties counting half; and `loss`."""
+        """Those of pairs, of the scores of both answers."""
         import numpy as np
 
         from llmforge.align.models import scores_of
@@ -34,12 +34,7 @@ class Reward(Method):
         chosen, rejected = (
             np.array(scores_of(model, dataset[name], batch)) for name in ("chosen_ids", "rejected_ids")
         )
-        margins = chosen - rejected
-        return {
-            "loss": float(np.logaddexp(0, -margins).mean()),
-            "accuracy": float(((margins > 0) + 0.5 * (margins == 0)).mean()),
-            "margin": float(margins.mean()),
-        }
+        return pair_figures(chosen - rejected)
 
 
 def _whole(dataset: Any) -> Any:
