@@ -66,12 +66,13 @@ def group(kind: type[T], *, argument: str = "", **defaults: Any) -> T:
     return made
 
 
-def same_as(kind: type, name: str) -> Any:
-    """The field `name` of the option class `kind` once more."""
+def same_as(kind: type, name: str, **changed: Any) -> Any:
+    """The field `name` of the option class `kind` once more, `changed` in what `option` takes beside the default."""
     (entry,) = (entry for entry in fields(kind) if entry.name == name)
+    metadata = {**entry.metadata, **changed}
     if entry.default_factory is not MISSING:
-        return field(default_factory=entry.default_factory, metadata=entry.metadata)
-    return field(default=entry.default, metadata=entry.metadata)
+        return field(default_factory=entry.default_factory, metadata=metadata)
+    return field(default=entry.default, metadata=metadata)
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,26 @@ from typing import Any, Literal, TypeVar
 
 from llmforge.align.methods import described, methods, option_groups
 from llmforge.align.methods.base import Method
-from llmforge.dataset.options import parse_share
+from llmforge.dataset.options import PrepareOptions
 from llmforge.errors import UsageError
-from llmforge.options import OVERWRITE, SEED, TEXTS_HELP, Options, group, option, options_of, value_of
+from llmforge.options import (
+    OVERWRITE,
+    SEED,
+    TEXTS_HELP,
+    Options,
+    group,
+    option,
+    options_of,
+    same_as,
+    value_of,
+)
+from llmforge.train.options import TrainOptions
 
 T = TypeVar("T", bound=Options)
 MethodOptions = option_groups()
 SAMPLERS = " and ".join(name for name, one in methods().items() if one.rows == "prompts")
 RUN, BATCHES, OPTIMIZER, SAMPLING, SAVING = (
-    "The run",
+    "The run",  # the first three as of train
     "Batches",
     "Optimizer and schedule",
     f"Sampling and rewards ({SAMPLERS})",
@@ -74,34 +85,27 @@ class PreferenceOptions(Options):
         panel=RUN,
         decides=False,
     )
-    max_rejected: float = option(
-        "Fraction of unusable records above which the command fails.",
-        0.01,
+    max_rejected: float = same_as(
+        PrepareOptions,
+        "max_rejected",
+        text="Fraction of unusable records above which the command fails.",
         panel=RUN,
-        parse=parse_share,
-        metavar="SHARE",
-        shown="1%",
-        decides=False,
     )
     seed: int = option(SEED, 42, panel=RUN)
-    num_epochs: int = option("Number of epochs.", 1, panel=RUN, least=1)
-    max_steps: int | None = option(
-        "Stop after this number of optimizer steps; the schedule ends there too.", None, panel=RUN, least=1
-    )
+    num_epochs: int = same_as(TrainOptions, "num_epochs")
+    max_steps: int | None = same_as(TrainOptions, "max_steps")
 
     micro_batch_size: int = option(
         f"Pairs, or prompts of {SAMPLERS}, per forward pass.", 4, panel=BATCHES, least=1
     )
-    gradient_accumulation_steps: int = option("Forward passes per optimizer step.", 1, panel=BATCHES, least=1)
+    gradient_accumulation_steps: int = same_as(TrainOptions, "gradient_accumulation_steps", argument="")
     max_length: int = option(
         f"Longest prompt with its answer, in tokens (prompt alone for {SAMPLERS}); longer records are rejected, none is cut.",
         1024,
         panel=BATCHES,
         least=2,
     )
-    gradient_checkpointing: bool = option(
-        "Recompute activations instead of keeping them.", False, panel=BATCHES
-    )
+    gradient_checkpointing: bool = same_as(TrainOptions, "gradient_checkpointing", panel=BATCHES, argument="")
 
     learning_rate: float | None = option(
         f"Peak learning rate (default: {', '.join(f'{one.learning_rate:g} for {name}' for name, one in methods().items())}).",
@@ -114,7 +118,7 @@ class PreferenceOptions(Options):
     )
     warmup_steps: int = option("Number of warmup steps.", 0, panel=OPTIMIZER, least=0)
     weight_decay: float = option("Weight decay.", 0.0, panel=OPTIMIZER, least=0)
-    gradient_clipping: float = option("Maximum gradient norm; 0 for none.", 1.0, panel=OPTIMIZER, least=0)
+    gradient_clipping: float = same_as(TrainOptions, "gradient_clipping")
     beta: float | None = option(
         "Weight of staying close to the starting model (default: "
         f"{', '.join(f'{one.beta:g} for {name}' for name, one in methods().items() if one.beta is not None)}).",
