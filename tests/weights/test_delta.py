@@ -88,6 +88,17 @@ def test_any_bits(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     same_files(where / "target", where / "back")
 
 
+@pytest.mark.parametrize("side", ["base", "model"])
+def test_a_model_with_nan_is_refused(side: str, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    sides = {name: tiny_model(name=name, seed=seed) for seed, name in enumerate(("base", "model"))}
+    values = tensors(sides[side])
+    values["model.embed_tokens.weight"][5] = np.nan
+    save_file(values, sides[side] / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"embed_tokens.weight contains NaN or infinity in 1 of"):
+        delta.make(DeltaMakeOptions(sides["base"], sides["model"], tmp_path / "delta"))
+    assert not (tmp_path / "delta").exists()
+
+
 def test_another_base_is_refused_before_anything_is_written(
     tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

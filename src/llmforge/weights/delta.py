@@ -44,12 +44,21 @@ class Entry:
 
 
 def make(options: DeltaMakeOptions) -> Finished:
-    """Writes the difference of `options.model` from `options.base` as the step directory `options.output`."""
+    """Writes the difference of `options.model` from `options.base` as the step directory `options.output`.
+
+    Raises `UserError` where one of them is incomplete, or holds NaN or infinity.
+    """
     base, model, output = options.base, options.model, options.output
     step = Step(MAKE, output, options.arguments(), [base, model], options.overwrite)
-    return run_step(
-        step, lambda partial: write_delta(partial, output, check_complete(base), check_complete(model))
-    )
+
+    def build(partial: Path) -> Outcome:
+        both = check_complete(base), check_complete(model)
+        for weights in both:
+            for tensor in weights.tensors.values():
+                tensor.check_finite()
+        return write_delta(partial, output, *both)
+
+    return run_step(step, build)
 
 
 def apply(options: DeltaApplyOptions) -> Finished:
