@@ -4,15 +4,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from llmforge.backends.common.trainable import parse
 from llmforge.errors import UsageError
 from llmforge.options import Options, option
 
 PANEL = "What is trained"
-
-
-def trains_adapters(trainable: str) -> bool:
-    """Whether `--trainable` names adapters, without torch, which reading all of it would import."""
-    return "lora" in (word.strip() for word in trainable.split(","))
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class LoraOptions(Options):
             "--lora-dropout": self.lora_dropout != 0,
             "--dora": self.dora,
         }
-        adapted = trains_adapters(trainable)
+        adapted = parse(trainable).lora
         if adapted and self.lora_rank is None:
             raise UsageError(f"--trainable {trainable} needs --lora-rank.")
         if not adapted and any(given.values()):

@@ -5,6 +5,7 @@ from typing import Any
 
 from llmforge.backends.common import optimizers
 from llmforge.backends.common.rates import Rates
+from llmforge.backends.common.trainable import parse
 from llmforge.errors import UsageError
 from llmforge.options import Options, option, options_of
 
@@ -40,14 +41,16 @@ class RateOptions(Options):
                 f"{next(iter(given.values()))} contradicts --optimizer {optimizer}, which has one learning rate; use "
                 "--optimizer adamw."
             )
-        words = {word.strip() for word in trainable.split(",")}
-        tables = words & {"embeddings", "new-embeddings"}
-        trains_tables = bool(tables) or words == {"all"}
+        wanted = parse(trainable)
+        trained = {
+            "layers": wanted.inside_layers or wanted.lora,
+            "embeddings": wanted.everything or wanted.embeddings,
+        }
         for name, flag in given.items():
-            if not (words - tables if name == "layer_lr_decay" else trains_tables):
-                what = "layers" if name == "layer_lr_decay" else "embeddings"
+            what = "layers" if name == "layer_lr_decay" else "embeddings"
+            if not trained[what]:
                 raise UsageError(f"{flag} contradicts --trainable {trainable}, which trains no {what}.")
-        if {"embedding_lr", "new_embedding_lr"} <= given.keys() and "new-embeddings" in words:
+        if {"embedding_lr", "new_embedding_lr"} <= given.keys() and wanted.new_rows_only:
             raise UsageError(
                 f"--embedding-lr contradicts --trainable {trainable}, which trains rows of new tokens alone; give "
                 "--new-embedding-lr."

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmforge.backends.common.trainable import parse
 from llmforge.errors import UsageError
 from llmforge.options import Options, option, options_of
 
@@ -55,17 +56,17 @@ class RetentionOptions(Options):
 
     def check(self, trainable: str, largest_rate: float) -> None:
         """Raises `UsageError` for what `--trainable` or the largest learning rate of any group makes impossible."""
-        words = {word.strip() for word in trainable.split(",")}
-        if self.ema is not None and "lora" in words:
+        wanted = parse(trainable)
+        if self.ema is not None and wanted.lora:
             raise UsageError(
                 f"--ema contradicts --trainable {trainable}, whose adapters are merged wherever weights are saved; use llmforge "
                 "merge on its checkpoints."
             )
-        if self.l2_to_start is not None and words <= {"lora", "new-embeddings"}:
+        if self.l2_to_start is not None and not wanted.source_weights:
             raise UsageError(
                 f"--l2-to-start contradicts --trainable {trainable}, which trains no weight of the source itself; leave it out."
             )
-        if self.protect_source and words <= {"lora", "embeddings", "new-embeddings"}:
+        if self.protect_source and not wanted.inside_layers:
             raise UsageError(
                 f"--protect-source contradicts --trainable {trainable}, which trains no matrix of the layers; leave it out."
             )

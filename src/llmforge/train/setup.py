@@ -14,13 +14,13 @@ from llmforge.backends.base import Engine, World
 from llmforge.backends.build import build_engine, choose_device
 from llmforge.backends.common.heartbeats import Heartbeats
 from llmforge.backends.common.processes import Processes, join_processes
+from llmforge.backends.common.trainable import parse
 from llmforge.console import say
 from llmforge.dataset.packed import PackedDataset
 from llmforge.tokenizer import Tokenizer
 from llmforge.train import branch, plan, preflight
 from llmforge.train.batches import Groups
 from llmforge.train.holdout import Holdout
-from llmforge.train.lora_options import trains_adapters
 from llmforge.train.mixture import describe
 from llmforge.train.options import TrainOptions
 from llmforge.train.questions import Questions
@@ -101,7 +101,7 @@ def set_up(config: TrainOptions, source: ModelDirectory, ranks: Ranks) -> Setup:
     text = SourceText(kept, loaded.fingerprint) if kept else None
     if text:
         identity["text to protect"] = text.data.fingerprint
-    adapted = trains_adapters(config.trainable)
+    adapted = parse(config.trainable).lora
     if config.retention.needs_start or adapted:
         identity["start"] = processes.from_main(lambda: source.fingerprint)
     mine = facts(config, source.path, identity)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from llmforge.backends.backend import Backend, Sharding, Verdict, refuse_options_of_3d
 from llmforge.backends.colossalai import rules
+from llmforge.backends.common.trainable import parse
 from llmforge.backends.requirements import broken, flash_attention, numbers
 from llmforge.errors import UsageError, UserError
 
@@ -46,10 +47,10 @@ class ColossalBackend(Backend):
     def _check_common(self, options: Any) -> None:
         if options.compile:
             raise UsageError(f"--compile contradicts --plugin {self.name}; use ddp or fsdp.")
-        words = {word.strip() for word in options.trainable.split(",")}
-        if "lora" in words and self.name in (rules.GEMINI, rules.GEMINI_AUTO, rules.HYBRID):
+        wanted = parse(options.trainable)
+        if wanted.lora and self.name in (rules.GEMINI, rules.GEMINI_AUTO, rules.HYBRID):
             raise UsageError(f"--trainable lora contradicts --plugin {self.name}; use zero2 or torch_ddp.")
-        if {"lora", "new-embeddings"} <= words:
+        if wanted.lora and wanted.embeddings:
             raise UsageError(
                 f"--trainable {options.trainable} contradicts --plugin {self.name}; use native, ddp or fsdp."
             )

@@ -1,13 +1,13 @@
-"""Which parameters a stage trains, and which rows of the embeddings."""
+"""Which parameters a stage trains, and which rows of the embeddings. Imports no torch to read `--trainable`."""
 
 import re
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from llmforge.errors import UsageError
-from llmforge.weights.modules import decoder_layers
+
+if TYPE_CHECKING:
+    import torch
 
 ALL, EMBEDDINGS, NEW_EMBEDDINGS, LORA = "all", "embeddings", "new-embeddings", "lora"
 _RANGE = re.compile(r"(\d+)?(-)?(\d+)?")
@@ -22,6 +22,16 @@ class Trainable:
     new_rows_only: bool = False
     lora: bool = False
     layers: tuple[tuple[int, int | None], ...] = ()
+
+    @property
+    def inside_layers(self) -> bool:
+        """Whether weights of the layers themselves are trained, adapters not counted."""
+        return self.everything or bool(self.layers)
+
+    @property
+    def source_weights(self) -> bool:
+        """Whether any weight of the source is trained: not with adapters and rows of new tokens alone."""
+        return self.inside_layers or (self.embeddings and not self.new_rows_only)
 
 
 def parse(text: str) -> Trainable:
@@ -64,6 +74,8 @@ def freeze(model: Any, trainable: Trainable) -> None:
     """
     if trainable.lora:
         return
+    from llmforge.weights.modules import decoder_layers
+
     embeddings = {id(p) for p in embedding_parameters(model).values()}
     layers = decoder_layers(model)
     chosen: set[int] = set()
@@ -80,14 +92,18 @@ def freeze(model: Any, trainable: Trainable) -> None:
         )
 
 
-def embedding_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+def embedding_parameters(model: Any) -> "dict[str, torch.nn.Parameter]":
     """Name to parameter of the input embeddings and the output head; one entry where they are tied."""
     wanted = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in wanted}
 
 
-def linear_matrices(model: Any) -> dict[str, torch.nn.Linear]:
+def linear_matrices(model: Any) -> "dict[str, torch.nn.Linear]":
     """The linear layers inside the decoder layers, by the names of their weights."""
+    import torch
+
+    from llmforge.weights.modules import decoder_layers
+
     inside = {id(module) for layer in decoder_layers(model) for module in layer.modules()}
     return {
         f"{name}.weight": module

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmforge.backends.common.optimizers import adamw
 from llmforge.backends.common.optimizers.base import Optimizer
+from llmforge.backends.common.trainable import parse
 from llmforge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ class Muon(Optimizer):
             raise UsageError(f"--optimizer muon needs torch 2.9 or newer; this is {version('torch')}.")
         if options.plugin != "auto":
             self.check_backend(options.plugin)
-        words = {word.strip() for word in options.trainable.split(",")}
-        if words <= {"lora", "embeddings", "new-embeddings"}:
+        if not parse(options.trainable).inside_layers:
             raise UsageError(
                 f"--optimizer muon contradicts --trainable {options.trainable}: it is for the matrices of layers, of which "
                 "none is trained; use --optimizer adamw."
