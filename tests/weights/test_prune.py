@@ -85,6 +85,18 @@ def test_every_architecture_is_pruned_and_grows_to_its_size_again(
         assert read_manifest(pruned).metrics["verified"] == 0
 
 
+def test_a_model_with_a_second_table_of_tokens_is_refused(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Gemma 3n, which the oldest transformers lacks, has one that is found by the ids too, so logits would change."""
+    source = tiny_model()
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "vocab_size_per_layer_input": OLD_SIZE}))
+    data = written(tmp_path / "data.jsonl", TEXTS[:1])
+    with pytest.raises(UserError, match="has a second embedding of every token"):
+        pruning(source, tmp_path / "out", data, num_tokens=30)
+
+
 def test_what_cannot_be_pruned_is_refused_in_a_sentence(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:

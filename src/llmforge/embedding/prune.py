@@ -21,9 +21,14 @@ from llmforge.tokenizer.inside import Inside
 from llmforge.tokenizer.loading import from_definition
 from llmforge.tokenizer.pruning import Renumbering, protected, pruned_definition, removal_order
 from llmforge.tokenizer.verify import sentencepiece_ids
-from llmforge.weights.architecture import check_supported, find_vocabulary_tensors, with_vocabulary_size
+from llmforge.weights.architecture import (
+    check_one_table,
+    check_supported,
+    find_vocabulary_tensors,
+    with_vocabulary_size,
+)
 from llmforge.weights.completeness import check_complete
-from llmforge.weights.config import read_config, refuse_own_code, stating_tied
+from llmforge.weights.config import load_config, read_config, refuse_own_code, stating_tied
 from llmforge.weights.files import GENERATION_CONFIG, copy_code, copy_legal_files, write_configs, write_json
 from llmforge.weights.read import open_weights
 from llmforge.weights.tensor import BLOCK_BYTES, Tensor, write_all
@@ -53,10 +58,14 @@ def prune(options: PruneOptions, data: Sequence[Path], keep_data: Sequence[Path]
 def _build(
     partial: Path, before: Tokenizer, options: PruneOptions, data: Sequence[Path], keep_data: Sequence[Path]
 ) -> Outcome:
-    model = options.model
-    if model and options.verify and not options.trust_remote_code:
-        refuse_own_code(model)
-    kept = protected(before) | ({i for i in _named_ids(model) if i < before.size} if model else set())
+    model, kept = options.model, protected(before)
+    if model:
+        if options.verify and not options.trust_remote_code:
+            refuse_own_code(model)
+        check_supported(read_config(model), model)
+        check_one_table(load_config(model, options.trust_remote_code), model)
+        vocabulary(model)  # refused here if it has fewer rows than ids, and not after all texts were read
+        kept |= {i for i in _named_ids(model) if i < before.size}
     if keep_data:
         kept |= set(np.flatnonzero(_uses(before, keep_data, options.reading)).tolist())
     counts = _uses(before, data, options.reading)
@@ -184,7 +193,6 @@ def _prune_model(
 ) -> Vocabulary:
     """Writes the model of `source` without the rows of tokens that left; all others keep their bytes and their order."""
     config = read_config(source)
-    check_supported(config, source)
     weights = check_complete(source, trust_remote_code)
     tensors = find_vocabulary_tensors(weights, config, trust_remote_code)
     old = vocabulary(source)

@@ -286,6 +286,17 @@ def check_supported(config: dict[str, Any], directory: Path) -> None:
     raise UserError(f"{directory}: a {kind} model {what}; supported are {SUPPORTED}.")
 
 
+def check_one_table(config: Any, directory: Path) -> None:
+    """Raises `UserError` where tokens have rows in another table than the embedding and the head, by transformers'
+    configuration `config`.
+    """
+    if getattr(config.get_text_config(), "vocab_size_per_layer_input", None):
+        raise UserError(
+            f"{directory}: a {config.model_type} model has a second embedding of every token, for its layers, whose rows llmforge "
+            "does not remove; prune the tokenizer of another model."
+        )
+
+
 def check_length(config: Any, directory: Path, length: int) -> None:
     """Raises `UserError` where documents of `length` tokens are longer than the positions of the model, by
     transformers' configuration `config`.
