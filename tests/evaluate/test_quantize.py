@@ -124,6 +124,22 @@ def test_contradictions_are_refused(tiny_model: Path) -> None:
         FormatOptions(format="gguf", quantize="int8")
 
 
+def test_a_transformers_that_computes_on_gpus_only_is_named(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    import transformers
+
+    export(tiny_model, tmp_path / "out", FormatOptions(quantize="int4"), checksums=False)
+    monkeypatch.setattr(transformers, "__version__", "4.52.4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for model, kind in ((tiny_model, "int4"), (tmp_path / "out", None)):
+        with pytest.raises(
+            UserError, match=r"needs transformers 4\.53 or newer on a CPU, and this is 4\.52\.4"
+        ):
+            loaded(model, kind)
+
+
 def test_weights_that_are_nan_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
@@ -162,11 +178,9 @@ def _tiny(name: str, tmp_path: Path, tiny_model: Path) -> Path:
     return tmp_path / name
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
-def test_other_layouts_are_rounded_too(name: str, kind: str, tiny_model: Path, tmp_path: Path) -> None:
+def check_rounded(model: Path, kind: str, tmp_path: Path) -> None:
     import torch
 
-    model = _tiny(name, tmp_path, tiny_model)
     export(model, tmp_path / "out", FormatOptions(quantize=kind), checksums=False)  # type: ignore[arg-type]
     ours, theirs = logits(loaded(model, kind)), logits(loaded(tmp_path / "out", None))
     torch.testing.assert_close(ours[..., : theirs.shape[-1]], theirs, rtol=0, atol=1e-4)
@@ -174,10 +188,19 @@ def test_other_layouts_are_rounded_too(name: str, kind: str, tiny_model: Path, t
     assert 0 < (whole - ours).abs().mean() < 0.3 * whole.abs().mean()
 
 
-def test_experts_that_transformers_joins_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_other_layouts_are_rounded_too(name: str, kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    check_rounded(_tiny(name, tmp_path, tiny_model), kind, tmp_path)
+
+
+def test_experts_are_rounded_or_refused_where_transformers_joins_them(
+    kind: str, tiny_model: Path, tmp_path: Path
+) -> None:
     import transformers
 
-    if int(transformers.__version__.split(".")[0]) < 5:
-        pytest.skip("transformers 4 joins no experts")
+    model = _tiny("mixtral", tmp_path, tiny_model)
+    if int(transformers.__version__.split(".")[0]) < 5:  # which keeps a linear layer for each
+        check_rounded(model, kind, tmp_path)
+        return
     with pytest.raises(UserError, match="are in linear layers that bitsandbytes knows"):
-        loaded(_tiny("mixtral", tmp_path, tiny_model), "int4")
+        loaded(model, kind)

@@ -48,6 +48,7 @@ def quantized_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    require_library(f"--quantize {kind}", computes=True)
     config = load_config(directory, trust_remote_code)
     plan = make_plan(directory, config, weights, kind, trust_remote_code)
     state: dict[str, torch.Tensor] = {}
@@ -85,7 +86,7 @@ def stored_model(directory: Path, dtype: str, device: "torch.device", trust_remo
     import torch
     from transformers import AutoModelForCausalLM
 
-    require_library(f"{directory} is quantized by bitsandbytes, and")
+    require_library(f"{directory} is quantized by bitsandbytes, and", computes=True)
     config = load_config(directory, trust_remote_code)
     config.quantization_config = {**config.quantization_config, "bnb_4bit_compute_dtype": dtype}
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -12,6 +12,7 @@ from llmforge.weights.quantization.rounding import BLOCK, Layout, layout
 from llmforge.weights.read import Weights
 from llmforge.weights.tensor import Tensor
 
+ON_CPU = (4, 53)  # the first that lets bitsandbytes compute on a CPU without Intel's extension of torch
 LEAST = 0.5  # of the weights outside of embedding and head, below which the model would not become smaller
 
 
@@ -104,14 +105,28 @@ def make_plan(
     if rounded < LEAST * inner:
         raise UserError(
             f"--quantize {kind}: only {rounded / max(inner, 1):.0%} of the weights of {directory} are in linear layers that "
-            "bitsandbytes knows (experts of a mixture are not); leave --quantize out."
+            "bitsandbytes knows, by the names that transformers has for them (experts of a mixture are not, nor the text part of "
+            "a multimodal Gemma 3); leave --quantize out."
         )
     return Plan(kind, matrices, tuple(kept))
 
 
-def require_library(what: str) -> None:
-    """Raises `UserError` that `what` needs bitsandbytes where it is not installed."""
+def require_library(what: str, computes: bool = False) -> None:
+    """Raises `UserError` that `what` needs bitsandbytes where it is not installed, or, where `what` computes with it, a newer
+    transformers than is installed.
+    """
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise UserError(f"{what} needs the package bitsandbytes: pip install 'llmforge[quantize]'.") from None
+    if not computes:
+        return
+    import torch
+    import transformers
+
+    version = transformers.__version__
+    if tuple(map(int, version.split(".")[:2])) < ON_CPU and not torch.cuda.is_available():
+        raise UserError(
+            f"{what} needs transformers {'.'.join(map(str, ON_CPU))} or newer on a CPU, and this is {version}: pip install -U "
+            "transformers."
+        )
