@@ -8,7 +8,7 @@ import torch
 
 from llmforge.cli.generate import write_part
 from llmforge.errors import UsageError, UserError
-from llmforge.evaluate.generation import _Draw, _processors, check_room, continue_ids, text_after
+from llmforge.evaluate.generation import _Draw, _processors, check_positions, continue_ids, text_after
 from llmforge.evaluate.models import load_model
 from llmforge.evaluate.options import GenerateOptions, SamplingOptions
 from llmforge.evaluate.prompts import read_prompts
@@ -114,9 +114,9 @@ def test_more_tokens_than_positions_are_refused(loaded):
     with pytest.raises(
         UserError, match="more than the 256 positions of tiny-llama; give at most --max-new-tokens 6"
     ):
-        check_room(loaded, 250, 10)
+        check_positions(loaded, 250, 10)
     with pytest.raises(UserError, match="shorten it"):
-        check_room(loaded, 300, 10)
+        check_positions(loaded, 300, 10)
 
 
 def test_generated_text_reaches_the_terminal_without_control_characters(capsys):

@@ -34,7 +34,7 @@ from llmforge.weights.read import open_weights
 from llmforge.weights.tensor import BLOCK_BYTES, Tensor, write_all
 from llmforge.weights.verify import verify_pruned
 from llmforge.weights.vocabulary import Vocabulary, vocabulary
-from llmforge.weights.write import NewTensor, room_for, write_weights
+from llmforge.weights.write import NewTensor, enough_disk_space, write_weights
 
 STEP = "prune-vocabulary"
 LIST = "pruned.jsonl"
@@ -208,7 +208,7 @@ def _prune_model(
     ]
     rows = Vocabulary(int(stays[: old.source].sum()), int(stays[: old.size].sum()), int(stays.sum()))
     made = with_vocabulary_size(stating_tied(_renumbered(config, ids), tensors.tied), rows.padded)
-    with room_for(output, sum(tensor.size for shard in shards for tensor in shard)):
+    with enough_disk_space(output, sum(tensor.size for shard in shards for tensor in shard)):
         write_weights(partial, shards, STEP)
         write_configs(partial, made, source)
         generation = partial / GENERATION_CONFIG

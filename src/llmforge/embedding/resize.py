@@ -29,7 +29,7 @@ from llmforge.weights.floats import Float32, from_float32
 from llmforge.weights.modules import empty_causal
 from llmforge.weights.tensor import Tensor, write_all
 from llmforge.weights.vocabulary import Vocabulary
-from llmforge.weights.write import NewTensor, room_for, write_weights
+from llmforge.weights.write import NewTensor, enough_disk_space, write_weights
 
 STEP = "init-model"
 WORK = ".work"
@@ -131,7 +131,7 @@ def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
     ]
     if options.untie:
         shards[-1].append(resized[names["head"]])
-    with room_for(output, sum(tensor.size for shard in shards for tensor in shard)):
+    with enough_disk_space(output, sum(tensor.size for shard in shards for tensor in shard)):
         write_weights(partial, shards, STEP)
         write_configs(
             partial, with_vocabulary_size(stating_tied(config, tensors.tied), vocabulary.padded), source_dir

@@ -75,7 +75,7 @@ def end_ids(loaded: Loaded) -> list[int]:
     return sorted({one for one in ids if isinstance(one, int) and 0 <= one < loaded.tokenizer.size})
 
 
-def check_room(loaded: Loaded, length: int, new: int, what: str = "the prompt") -> None:
+def check_positions(loaded: Loaded, length: int, new: int, what: str = "the prompt") -> None:
     """Raises `UserError` where `length` tokens and `new` ones are more than the model has positions."""
     limit = positions(loaded.model.config)
     if limit and length + new > limit:

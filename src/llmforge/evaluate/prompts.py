@@ -35,14 +35,14 @@ def generate_text(
 
     Special tokens that the prompt spells are text, as everywhere.
     """
-    from llmforge.evaluate.generation import check_room, continue_ids, text_after
+    from llmforge.evaluate.generation import check_positions, continue_ids, text_after
     from llmforge.evaluate.models import load_model
     from llmforge.evaluate.streaming import TextStream, visible
 
     tokens = len(prompt.encode()) + 1 + sampling.max_new_tokens
     loaded = load_model(directory, sampling.dtype, trust_remote_code, sampling.memory, tokens)
     ids = [*loaded.start_ids, *loaded.tokenizer.encode([prompt])[0].tolist()]
-    check_room(loaded, len(ids), sampling.max_new_tokens)
+    check_positions(loaded, len(ids), sampling.max_new_tokens)
     if write is None:
         (new,) = continue_ids(loaded, [ids], sampling)
         loaded.tell_memory()
@@ -89,7 +89,7 @@ def generate_all(
     the seed `sampling.seed + n`.
     """
     prompts = read_prompts(file)
-    from llmforge.evaluate.generation import check_room, continue_ids, text_after
+    from llmforge.evaluate.generation import check_positions, continue_ids, text_after
     from llmforge.evaluate.models import load_model
     from llmforge.evaluate.streaming import visible
 
@@ -100,7 +100,7 @@ def generate_all(
     flat, offsets = loaded.tokenizer.encode([one.text for one in prompts])
     ids = [[*loaded.start_ids, *flat[offsets[i] : offsets[i + 1]].tolist()] for i in range(len(prompts))]
     for one, prompt in zip(ids, prompts, strict=True):
-        check_room(loaded, len(one), sampling.max_new_tokens, f"{prompt.place}: the prompt")
+        check_positions(loaded, len(one), sampling.max_new_tokens, f"{prompt.place}: the prompt")
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
     found: dict[int, str] = {}
     with progress("generate", len(ids), "prompts") as advance:

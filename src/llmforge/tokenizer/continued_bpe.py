@@ -127,10 +127,10 @@ class _Corpus:
         missing = self.token[waiting] - self.rules.first_missing
         return int(self.weight.sum() + self.weight[waiting] @ (self.rules.takes[missing] - 1))
 
-    def round(self, room: int) -> list[tuple[str, int]] | None:
-        """At most `room` new pieces with frequencies (none if known ones were joined); None at the end."""
+    def round(self, most: int) -> list[tuple[str, int]] | None:
+        """At most `most` new pieces with frequencies (none if known ones were joined); None at the end."""
         keys, counts, where, which, least = self._frequent_pairs()
-        found = self._take_characters(least, room)
+        found = self._take_characters(least, most)
         chosen = np.flatnonzero(counts >= least)
         chosen = chosen[np.lexsort((keys[chosen], -counts[chosen]))]
         if not len(chosen):
@@ -144,7 +144,7 @@ class _Corpus:
         target = np.full(len(chosen), -1, dtype=np.int64)
         # The best pair is always made: it falls short only if it overlaps itself, as in "aaa".
         for i in np.flatnonzero((actual >= least) | (np.arange(len(chosen)) == 0)).tolist():
-            if len(found) >= room:
+            if len(found) >= most:
                 break
             target[i] = self._id_of(self._joined(int(keys[chosen[i]])), int(actual[i]), found)
         where, ranks = where[target[ranks] >= 0], ranks[target[ranks] >= 0]
@@ -194,10 +194,10 @@ class _Corpus:
         self.pieces.append(piece)
         return len(self.pieces) - 1
 
-    def _take_characters(self, least: int, room: int) -> list[tuple[str, int]]:
+    def _take_characters(self, least: int, most: int) -> list[tuple[str, int]]:
         """The missing characters that are worth a piece now, the most frequent first."""
         worth = np.flatnonzero((self.gain >= least) & (self.gain > 0))
-        worth = worth[np.argsort(-self.gain[worth], kind="stable")][:room]
+        worth = worth[np.argsort(-self.gain[worth], kind="stable")][:most]
         taken = worth + self.rules.first_missing
         found = [(self.pieces[i], int(n)) for i, n in zip(taken, self.times[worth], strict=True)]
         self.active[taken] = True

@@ -31,7 +31,7 @@ from llmforge.train.schedule import Schedule
 from llmforge.train.states import SCHEDULE, STATES
 from llmforge.weights.config import portable, read_config
 from llmforge.weights.files import ADAPTER_FOLDER, ADAPTER_STEP, LEGAL_FILES, TOKENIZER_FILES
-from llmforge.weights.write import room_for
+from llmforge.weights.write import enough_disk_space
 
 MODEL_STEP = "train-model"
 
@@ -145,7 +145,7 @@ def link_model(model: Path, target: Path) -> None:
         _clear(partial)
         partial.mkdir()
         files = sorted(model.iterdir())
-        with room_for(target, sum(file.stat().st_size for file in files)):
+        with enough_disk_space(target, sum(file.stat().st_size for file in files)):
             for file in files:
                 shutil.copyfile(file, partial / file.name)
     publish(partial, target)

@@ -24,7 +24,7 @@ from llmforge.weights.options import FormatOptions
 from llmforge.weights.read import open_weights
 from llmforge.weights.verify import verify_adapter
 from llmforge.weights.vocabulary import Vocabulary
-from llmforge.weights.write import room_for, write_weights
+from llmforge.weights.write import enough_disk_space, write_weights
 
 
 def adapter_directory(checkpoint: Path) -> Path:
@@ -74,7 +74,7 @@ def _build(partial: Path, output: Path, adapter: Path, options: FormatOptions) -
     tensors = open_weights(adapter, ADAPTER_WEIGHTS).tensors.values()
     planned = [exported_tensor(tensor, tensor.rows, options.dtype) for tensor in tensors]
     parameters = sum(math.prod(tensor.shape) for tensor in planned)
-    with room_for(output, sum(tensor.size for tensor in planned)):
+    with enough_disk_space(output, sum(tensor.size for tensor in planned)):
         write_weights(partial, [planned], STEP, ADAPTER_WEIGHTS)
         copy_file(adapter / ADAPTER_CONFIG, partial)
         copy_tokenizer(adapter, partial)

@@ -25,7 +25,7 @@ from llmforge.weights.floats import BYTES, STORAGE, Array, from_float32, storage
 from llmforge.weights.options import DeltaApplyOptions, DeltaMakeOptions
 from llmforge.weights.read import Weights, open_weights
 from llmforge.weights.tensor import BLOCK_BYTES, Tensor, write_all
-from llmforge.weights.write import NewTensor, room_for, write_weights
+from llmforge.weights.write import NewTensor, enough_disk_space, write_weights
 
 MAKE, APPLY = "delta-make", "delta-apply"
 RECORD, STEM = "delta.json", "delta"
@@ -89,7 +89,7 @@ def write_delta(partial: Path, output: Path, base: Weights, target: Weights) -> 
         return NewTensor(tensor.name, _unsigned(tensor.dtype), tensor.shape, tensor.size, write)
 
     shards = [[difference(target.tensors[name]) for name in shard] for shard in target.shards]
-    with room_for(output, target.size):
+    with enough_disk_space(output, target.size):
         write_weights(partial, shards, MAKE, STEM)
         copy_side_files(target.directory, partial)
         record = {
@@ -134,7 +134,7 @@ def write_tuned(partial: Path, output: Path, base_dir: Path, delta_dir: Path) ->
         return NewTensor(tensor.name, entry.dtype, tensor.shape, tensor.size, write)
 
     shards = [[tuned(delta.tensors[name]) for name in shard] for shard in delta.shards]
-    with room_for(output, delta.size):
+    with enough_disk_space(output, delta.size):
         write_weights(partial, shards, APPLY)
         copy_side_files(delta_dir, partial)
     return Outcome(metrics={"tensors": len(entries)})

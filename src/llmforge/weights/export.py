@@ -20,7 +20,7 @@ from llmforge.weights.tensor import Tensor, write_all
 from llmforge.weights.verify import verify_export
 from llmforge.weights.vllm import reasons_against
 from llmforge.weights.vocabulary import Vocabulary, check_fits
-from llmforge.weights.write import NewTensor, packed, room_for, write_weights
+from llmforge.weights.write import NewTensor, enough_disk_space, packed, write_weights
 
 STEP = "export"
 
@@ -95,7 +95,7 @@ def _build(
         config.pop("dtype", None)
     if plan is not None:
         config["quantization_config"] = plan.settings(dtype)
-    with room_for(output, sum(tensor.size for tensor in planned)):
+    with enough_disk_space(output, sum(tensor.size for tensor in planned)):
         write_weights(partial, packed(planned, options.max_shard_bytes), STEP)
         write_configs(partial, config, model)
         copy_tokenizer(model, partial)

@@ -26,7 +26,7 @@ from llmforge.weights.merging.base import Method, Rows
 from llmforge.weights.options import MergeOptions
 from llmforge.weights.read import Weights
 from llmforge.weights.tensor import BLOCK_BYTES, Tensor, write_all
-from llmforge.weights.write import NewTensor, packed, room_for, write_weights
+from llmforge.weights.write import NewTensor, enough_disk_space, packed, write_weights
 
 STEP = "merge"
 SHARD_BYTES = 5_000_000_000
@@ -130,7 +130,7 @@ def _build(
     if dtype:
         config = {**config, "torch_dtype": options.dtype}
         config.pop("dtype", None)
-    with room_for(options.output, sum(tensor.size for tensor in planned)):
+    with enough_disk_space(options.output, sum(tensor.size for tensor in planned)):
         write_weights(partial, packed(planned, SHARD_BYTES), STEP)
         write_configs(partial, config, giver.directory.path)
         for copy in (copy_tokenizer, copy_code, copy_legal_files):

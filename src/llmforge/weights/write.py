@@ -112,22 +112,22 @@ def _write_file(path: Path, shard: Sequence[NewTensor], advance: Callable[..., N
 
 
 @contextmanager
-def room_for(output: Path, size: int) -> Iterator[None]:
+def enough_disk_space(output: Path, size: int) -> Iterator[None]:
     """Refuses `output`, which needs `size` bytes, where there is less free space, and turns a disk that fills up meanwhile
     into the same sentence.
     """
 
-    def no_room(why: str) -> UserError:
+    def too_little(why: str) -> UserError:
         return UserError(
             f"not enough disk space for {output}: it needs {size / 1e9:.3f} GB and {free_bytes(output.parent) / 1e9:.3f} GB are free "
             f"({why}); free some, or choose another output."
         )
 
     if free_bytes(output.parent) < size:
-        raise no_room("nothing was written")
+        raise too_little("nothing was written")
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise no_room((error.strerror or "").lower()) from error
+        raise too_little((error.strerror or "").lower()) from error

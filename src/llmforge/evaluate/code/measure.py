@@ -10,7 +10,7 @@ import numpy as np
 
 from llmforge.evaluate.code.problems import CodeTask, Problem
 from llmforge.evaluate.code.sandbox import Ran, Sandbox
-from llmforge.evaluate.generation import check_room, continue_ids, text_after
+from llmforge.evaluate.generation import check_positions, continue_ids, text_after
 from llmforge.evaluate.models import Loaded
 from llmforge.evaluate.options import CodeOptions, SamplingOptions
 from llmforge.evaluate.streaming import visible
@@ -70,7 +70,7 @@ def complete(
     flat, offsets = loaded.tokenizer.encode([problem.prompt for problem in problems])
     ids = [[*loaded.start_ids, *flat[offsets[i] : offsets[i + 1]].tolist()] for i in range(len(problems))]
     for problem, one in zip(problems, ids, strict=True):
-        check_room(loaded, len(one), sampling.max_new_tokens, f"{problem.place}: the prompt")
+        check_positions(loaded, len(one), sampling.max_new_tokens, f"{problem.place}: the prompt")
     count = options.code_samples
     wanted = [(i, j) for i in sorted(range(len(ids)), key=lambda i: -len(ids[i])) for j in range(count)]
     found: list[list[str]] = [[""] * count for _ in problems]

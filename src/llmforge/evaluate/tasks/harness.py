@@ -143,7 +143,7 @@ def _model(loaded: Any, scorer: Any, advance: Callable[..., None]) -> Any:
     from lm_eval.api.model import LM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    from llmforge.evaluate.generation import check_room, continue_ids, text_after
+    from llmforge.evaluate.generation import check_positions, continue_ids, text_after
     from llmforge.evaluate.streaming import visible
     from llmforge.evaluate.tasks.likelihood import Row
     from llmforge.weights.architecture import positions
@@ -188,7 +188,7 @@ def _model(loaded: Any, scorer: Any, advance: Callable[..., None]) -> Any:
                 )
                 ids = [*loaded.tokenizer.prefix_ids, *loaded.tokenizer.encode([text])[0].tolist()]
                 ids = ids or list(loaded.start_ids)
-                check_room(loaded, len(ids), sampling.max_new_tokens, place(request))
+                check_positions(loaded, len(ids), sampling.max_new_tokens, place(request))
                 (new,) = continue_ids(loaded, [ids], sampling)
                 made.append(visible(text_after(loaded, ids, new), sampling.stop))
                 advance(1)

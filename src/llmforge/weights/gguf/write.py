@@ -29,7 +29,7 @@ from llmforge.weights.gguf.vocabulary import tokenizer_fields
 from llmforge.weights.options import GGUF_SUFFIX, FormatOptions
 from llmforge.weights.tensor import BLOCK_BYTES, Tensor
 from llmforge.weights.vocabulary import Vocabulary, check_fits
-from llmforge.weights.write import room_for
+from llmforge.weights.write import enough_disk_space
 
 Q8_0, Q8_0_ELEMENTS, Q8_0_BYTES = "Q8_0", 32, 34  # a scale of 2 bytes and 32 numbers of 1 byte
 FILE_TYPES = {"F32": 0, "F16": 1, Q8_0: 7, "BF16": 32}  # llama.cpp's llama_ftype
@@ -139,7 +139,7 @@ def _build(path: Path, output: Path, model: Path, options: FormatOptions) -> Out
             rows = vocabulary.size if name in tensors.names() else tensor.rows
             parts.append(_part(own, tensor, rows, wanted, kind, config))
     extra = extra_tensors(config)
-    with room_for(output, sum(part.size for part in parts)):
+    with enough_disk_space(output, sum(part.size for part in parts)):
         _write(
             path, output.stem, kind, {**values, "vocab_size": vocabulary.size}, fields, parts, extra, wanted
         )
