@@ -151,8 +151,8 @@ def write_model(model: Any, directory: Path, origin: ModelDirectory, template: s
     finish_model(directory, files, outputs)
 
 
-def check_room(output: Path, model: Any, checkpoints: bool) -> None:
-    """Refuses an `output` for whose model, and two checkpoints with AdamW's two moments, there is no room on the disk."""
+def check_space(output: Path, model: Any, checkpoints: bool) -> None:
+    """Refuses an `output` where the disk has not enough space for the model, and two checkpoints with AdamW's two moments."""
     size = 4 * sum(parameter.numel() for parameter in model.parameters()) * (7 if checkpoints else 1)
     if free_bytes(output.parent) < size:
         raise UserError(

@@ -86,7 +86,7 @@ def _build(
     import transformers
 
     datasets.disable_progress_bars()
-    from llmforge.align.models import check_room, idle_ids, load_policy, make_tokenizer, write_model
+    from llmforge.align.models import check_space, idle_ids, load_policy, make_tokenizer, write_model
     from llmforge.align.watch import Watch
 
     longest = rows.longest + (sampling.max_new_tokens if method.rows == "prompts" else 0)
@@ -95,7 +95,7 @@ def _build(
         rewards = find_rewards(reward_model, sampling.rules, origin.tokenizer, longest)
     transformers.set_seed(options.seed)  # a new head is random
     model = load_policy(origin, longest, method.scores)
-    check_room(options.output, model, bool(options.save_interval and method.resumable))
+    check_space(options.output, model, bool(options.save_interval and method.resumable))
     tokenizer = make_tokenizer(origin.tokenizer, template)
     work = partial / "work"
     work.mkdir(exist_ok=True)
