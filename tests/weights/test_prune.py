@@ -97,6 +97,19 @@ def test_a_model_with_a_second_table_of_tokens_is_refused(
         pruning(source, tmp_path / "out", data, num_tokens=30)
 
 
+def test_a_model_with_code_of_its_own_is_pruned_without_running_it(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tiny_model()
+    config = json.loads((source / "config.json").read_text())
+    own = {"model_type": "of-its-own", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (source / "config.json").write_text(json.dumps({**config, **own}))
+    (source / "code.py").write_text("raise SystemExit('the code was run')")
+    data = written(tmp_path / "data.jsonl", TEXTS[:1])
+    pruning(source, tmp_path / "out", data, num_tokens=30)
+    assert (tmp_path / "out" / "code.py").is_file()
+
+
 def test_what_cannot_be_pruned_is_refused_in_a_sentence(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:

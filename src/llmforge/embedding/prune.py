@@ -28,7 +28,7 @@ from llmforge.weights.architecture import (
     with_vocabulary_size,
 )
 from llmforge.weights.completeness import check_complete
-from llmforge.weights.config import load_config, read_config, refuse_own_code, stating_tied
+from llmforge.weights.config import read_config, refuse_own_code, stating_tied
 from llmforge.weights.files import GENERATION_CONFIG, copy_code, copy_legal_files, write_configs, write_json
 from llmforge.weights.read import open_weights
 from llmforge.weights.tensor import BLOCK_BYTES, Tensor, write_all
@@ -62,8 +62,9 @@ def _build(
     if model:
         if options.verify and not options.trust_remote_code:
             refuse_own_code(model)
-        check_supported(read_config(model), model)
-        check_one_table(load_config(model, options.trust_remote_code), model)
+        config = read_config(model)
+        check_supported(config, model)
+        check_one_table(config, model)
         vocabulary(model)  # refused here if it has fewer rows than ids, and not after all texts were read
         kept |= {i for i in _named_ids(model) if i < before.size}
     if keep_data:

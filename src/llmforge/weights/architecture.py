@@ -286,14 +286,13 @@ def check_supported(config: dict[str, Any], directory: Path) -> None:
     raise UserError(f"{directory}: a {kind} model {what}; supported are {SUPPORTED}.")
 
 
-def check_one_table(config: Any, directory: Path) -> None:
-    """Raises `UserError` where tokens have rows in another table than the embedding and the head, by transformers'
-    configuration `config`.
-    """
-    if getattr(config.get_text_config(), "vocab_size_per_layer_input", None):
+def check_one_table(config: dict[str, Any], directory: Path) -> None:
+    """Raises `UserError` where, by `config` as in the file, tokens have rows in another table than embedding and head."""
+    kind = config.get("model_type")
+    if kind == "gemma3n_text" or config.get("vocab_size_per_layer_input"):
         raise UserError(
-            f"{directory}: a {config.model_type} model has a second embedding of every token, for its layers, whose rows llmforge "
-            "does not remove; prune the tokenizer of another model."
+            f"{directory}: a {kind} model has a second embedding of every token, for its layers, whose rows llmforge does not "
+            "remove; give another model, or --tokenizer to prune the tokenizer alone."
         )
 
 

@@ -3,8 +3,7 @@
 python -m llmforge.weights.verify SOURCE WRITTEN IDS [int8|int4] [trust-remote-code] [base=MODEL]
 
 prints the largest difference of their logits. IDS is a JSON file: ids of texts for each, and the ids of the source that the
-written model has, null for the first ones. With a base,
-WRITTEN is an adapter for it.
+written model has, null for the first ones. With a base, WRITTEN is an adapter for it.
 """
 
 import gc
