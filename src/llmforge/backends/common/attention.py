@@ -263,9 +263,8 @@ def flash3(
         window_size=(-1, -1) if terms.window is None else (terms.window - 1, 0),
         softcap=terms.softcap or 0.0,
     )
-    made: torch.Tensor = (
-        attended[0] if isinstance(attended, tuple) else attended
-    )  # some versions add the sums
+    # Some versions also return the logarithms of the softmax's denominators.
+    made: torch.Tensor = attended[0] if isinstance(attended, tuple) else attended
     return made.view(rows, length, heads, -1)
 
 

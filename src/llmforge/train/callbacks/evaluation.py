@@ -44,9 +44,8 @@ class Evaluation(Callback):
         """Adds the measurement to `figures`. True where the run was asked to stop before its end."""
         self.unmeasured = None
         found = self._measured("")
-        if (
-            found and self.run.config.retention.ema is not None and self.run.position.step
-        ):  # at 0 it is the weights
+        # Before the first step the average is the weights.
+        if found and self.run.config.retention.ema is not None and self.run.position.step:
             with self.run.engine.averaged():
                 average = self._measured(" by the moving average")
             found = average and found | {f"ema_{name}": value for name, value in average.items()}
