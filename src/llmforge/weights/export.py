@@ -15,7 +15,7 @@ from llmforge.weights.files import copy_code, copy_legal_files, copy_tokenizer, 
 from llmforge.weights.floats import NAMES, STORAGE, all_finite, from_float32
 from llmforge.weights.options import FormatOptions
 from llmforge.weights.quantization.plan import make_plan
-from llmforge.weights.quantization.write import rounded_tensors
+from llmforge.weights.quantization.write import Rounder
 from llmforge.weights.tensor import Tensor, write_all
 from llmforge.weights.verify import verify_export
 from llmforge.weights.vllm import reasons_against
@@ -78,6 +78,7 @@ def _build(
         plan = make_plan(model, made, weights, options.quantize, trust_remote_code)
     stored = next(name for name, short in NAMES.items() if short == tensors.embedding.dtype)
     dtype = stored if options.dtype == "stored" else options.dtype
+    rounder = Rounder(plan, dtype) if plan is not None else None
     planned: list[NewTensor] = []
     parameters = 0
     for name, tensor in weights.tensors.items():
@@ -85,8 +86,8 @@ def _build(
             continue
         rows = vocabulary.size if name in roles else tensor.rows
         parameters += rows * math.prod(tensor.shape[1:])
-        if plan is not None and name in plan.matrices:
-            planned += rounded_tensors(tensor, plan, dtype)
+        if rounder is not None and name in rounder.plan.matrices:
+            planned += rounder.tensors(tensor)
         else:
             planned.append(exported_tensor(tensor, rows, options.dtype))
     config = with_vocabulary_size(stating_tied(config, tensors.tied), vocabulary.size)
