@@ -95,6 +95,8 @@ def test_a_model_with_a_second_table_of_tokens_is_refused(
     data = written(tmp_path / "data.jsonl", TEXTS[:1])
     with pytest.raises(UserError, match="has a second embedding of every token"):
         pruning(source, tmp_path / "out", data, num_tokens=30)
+    with pytest.raises(UserError, match="has a second embedding of every token"):
+        resize(source, source, tmp_path / "resized", ResizeOptions())
 
 
 def test_a_model_with_code_of_its_own_is_pruned_without_running_it(

@@ -17,6 +17,7 @@ from llmforge.steps import Finished, Outcome, Step, remove_tree, run_step
 from llmforge.tokenizer import Tokenizer, load
 from llmforge.weights.architecture import (
     VocabularyTensors,
+    check_one_table,
     check_supported,
     find_vocabulary_tensors,
     with_vocabulary_size,
@@ -86,6 +87,7 @@ def _build(partial: Path, output: Path, context: InitContext) -> Outcome:
     model = ModelDirectory(source_dir)
     config = model.stated
     check_supported(config, source_dir)
+    check_one_table(config, source_dir)
     if not needs_own_code(config):
         empty_causal(model.config, source_dir)
     elif any(one.runs_model for one in options.chosen().values()) and not context.trust_remote_code:

@@ -291,8 +291,8 @@ def check_one_table(config: dict[str, Any], directory: Path) -> None:
     kind = config.get("model_type")
     if kind == "gemma3n_text" or config.get("vocab_size_per_layer_input"):
         raise UserError(
-            f"{directory}: a {kind} model has a second embedding of every token, for its layers, whose rows llmforge does not "
-            "remove; give another model, or --tokenizer to prune the tokenizer alone."
+            f"{directory}: a {kind} model has a second embedding of every token, for its layers, whose rows llmforge neither "
+            "adds nor removes; give another model, or prune the tokenizer alone (prune-vocabulary --tokenizer)."
         )
 
 
